@@ -1,0 +1,44 @@
+"""The typed errors of the package. Each message is one line: what was wrong, what was got, what to do.
+
+``modeling`` is self-contained and defines its own two, which are listed here beside the others.
+"""
+
+from ldm_hf.modeling.spaces_ldm import InvalidValueError, UnsupportedSpaceError
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DatasetFormatError",
+    "EnvironmentFailure",
+    "InvalidValueError",
+    "LDMError",
+    "UnknownEnvironmentError",
+    "UnsupportedSpaceError",
+]
+
+
+class LDMError(Exception):
+    """Base of every error that the package raises for its user to act on."""
+
+
+class UnknownEnvironmentError(LDMError, KeyError):
+    """No environment has this id; the message suggests the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # KeyError would print the repr of its message.
+
+
+class EnvironmentFailure(LDMError, RuntimeError):
+    """An environment could not be made or broke while it ran."""
+
+
+class DatasetFormatError(LDMError, ValueError):
+    """A dataset file that is truncated, damaged, foreign or of another version; the message names the path."""
+
+
+class CheckpointError(LDMError, RuntimeError):
+    """A checkpoint or model folder that cannot be read or written; the message names the path."""
+
+
+class ConfigError(LDMError, ValueError):
+    """A setting that cannot be used; the message names the setting, the value and what is allowed."""

@@ -1,0 +1,290 @@
+"""The transition tokenizer: trajectories and spaces to the tensors of ``LDMModel``, and its bins back to actions.
+
+Shapes: B rows of a batch, T transitions of a row, S observation slots, A action slots; S and A are those of the widest
+environment of the batch.
+
+**Alignment.** Token t holds the observation at t and the action, reward and done signal of t-1. The first token of a
+sequence has none: its done signal is ``START`` and its action and reward contribute nothing. The label at t is the
+reference action for the observation at t. ``LDMProcessor.align`` is the one place where this shift happens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from .quantization_ldm import mu_law_decode, mu_law_encode
+from .spaces_ldm import (
+    CONTINUOUS,
+    DISCRETE,
+    IMAGE_SIZE,
+    MAX_ACTION_SLOTS,
+    MAX_OBSERVATION_SLOTS,
+    NUM_BINS,
+    InvalidValueError,
+    SlotLayout,
+)
+
+NOT_DONE, TERMINATED, TRUNCATED, START = 0, 1, 2, 3
+"""Done signals; ``START`` marks the first token of a sequence, which has no transition before it."""
+
+IGNORE_INDEX = -100
+"""Label of a slot or a transition that the loss leaves out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """T consecutive transitions of one stream of one environment, as they are stored on disk: nothing is shifted.
+
+    Row t holds what was observed, the action taken there, and what that action brought.
+
+    Attributes:
+        observations: slots, float32 of shape (T, S).
+        images: uint8 of shape (T, image_size, image_size, 3), or None.
+        actions: slots of the action that was taken, float32 of shape (T, A).
+        rewards: float32 of shape (T,).
+        terminated, truncated: bool of shape (T,).
+        reference_actions: slots of the reference action, the training target, float32 of shape (T, A); None in rollout.
+    """
+
+    observations: np.ndarray
+    images: np.ndarray | None
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    reference_actions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __getitem__(self, rows: slice) -> "Transitions":
+        parts = (None if part is None else part[rows] for part in vars(self).values())
+        return Transitions(*parts)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """T transition tokens of one environment, aligned: what the model reads, before padding to a batch.
+
+    Attributes:
+        observations: float32 of shape (T, S).
+        images: uint8 of shape (T, image_size, image_size, 3), or None.
+        previous_actions: float32 of shape (T, A); the first row is not read where ``previous_dones`` is ``START``.
+        previous_rewards: float32 of shape (T,).
+        previous_dones: int64 of shape (T,): ``NOT_DONE``, ``TERMINATED``, ``TRUNCATED`` or ``START``.
+        reference_actions: float32 of shape (T, A), or None.
+    """
+
+    observation_layout: SlotLayout
+    action_layout: SlotLayout
+    observations: np.ndarray
+    images: np.ndarray | None
+    previous_actions: np.ndarray
+    previous_rewards: np.ndarray
+    previous_dones: np.ndarray
+    reference_actions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.previous_rewards)
+
+
+class LDMProcessor(ProcessorMixin):
+    """Turns observations, actions and rewards of any supported environment into model inputs, and bins into actions.
+
+    Args:
+        num_bins: bins of a continuous value and symbols of a discrete one (paper section 4.3: 1024).
+        mu, max_value: mu and M of the mu-law (paper section 4.3: 100 and 256).
+        max_observation_slots, max_action_slots: limits of a space (paper section 4.3: 128 and 28).
+        image_size: side in pixels to which images are brought (paper section 4.3: 64).
+
+    Example:
+        >>> inputs = processor(observations, actions, rewards, terminated, truncated, env.observation_space, env.action_space)
+        >>> model(**inputs).logits.shape  # (1, T, A, num_bins)
+    """
+
+    attributes: list[str] = []
+
+    def __init__(
+        self,
+        num_bins: int = NUM_BINS,
+        mu: float = 100.0,
+        max_value: float = 256.0,
+        max_observation_slots: int = MAX_OBSERVATION_SLOTS,
+        max_action_slots: int = MAX_ACTION_SLOTS,
+        image_size: int = IMAGE_SIZE,
+    ):
+        self.num_bins = num_bins
+        self.mu = mu
+        self.max_value = max_value
+        self.max_observation_slots = max_observation_slots
+        self.max_action_slots = max_action_slots
+        self.image_size = image_size
+        super().__init__()
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that ``collate`` makes for the model."""
+        return [
+            "observations",
+            "observation_kinds",
+            "images",
+            "image_rows",
+            "previous_actions",
+            "action_kinds",
+            "previous_rewards",
+            "previous_dones",
+            "action_bins",
+            "labels",
+        ]
+
+    def observation_layout(self, space: Any) -> SlotLayout:
+        """The slots of an observation space, Gymnasium or JSON; raises ``UnsupportedSpaceError`` if it does not fit."""
+        return SlotLayout.of(
+            space,
+            role="observation",
+            max_slots=self.max_observation_slots,
+            num_bins=self.num_bins,
+            image_size=self.image_size,
+        )
+
+    def action_layout(self, space: Any) -> SlotLayout:
+        """The slots of an action space, Gymnasium or JSON; raises ``UnsupportedSpaceError`` if it does not fit."""
+        return SlotLayout.of(space, role="action", max_slots=self.max_action_slots, num_bins=self.num_bins)
+
+    def action_bins(self, layout: SlotLayout) -> np.ndarray:
+        """The lowest and highest bin that each action slot may take, int64 of shape (A, 2)."""
+        low = np.where(layout.kinds == CONTINUOUS, self.encode(layout.low), 0)
+        high = np.where(layout.kinds == CONTINUOUS, self.encode(layout.high), layout.cardinality - 1)
+        return np.stack([low, high], -1)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Mu-law bins of continuous values, int64 of the same shape."""
+        tensor = torch.from_numpy(np.asarray(values, np.float32))
+        return mu_law_encode(tensor, self.mu, self.max_value, self.num_bins).numpy()
+
+    def decode(self, bins: np.ndarray) -> np.ndarray:
+        """The value in the middle of each mu-law bin, float32 of the same shape."""
+        return mu_law_decode(torch.from_numpy(np.asarray(bins)), self.mu, self.max_value, self.num_bins).numpy()
+
+    def decode_action(self, layout: SlotLayout, bins: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The action that chosen bins of shape (A,) stand for, and its slots, float32 of shape (A,)."""
+        bins = np.asarray(bins)[: layout.num_slots]
+        slots = np.where(layout.kinds == CONTINUOUS, self.decode(bins), bins).astype(np.float32)
+        slots = np.clip(slots, layout.low, layout.high).astype(np.float32)
+        return layout.unflatten(slots), slots
+
+    def align(self, transitions: Transitions, observation_layout: SlotLayout, action_layout: SlotLayout) -> TokenSequence:
+        """Shift actions, rewards and done signals by one: token t carries those of t-1, the first token ``START``."""
+        done = np.where(transitions.terminated, TERMINATED, np.where(transitions.truncated, TRUNCATED, NOT_DONE))
+        return TokenSequence(
+            observation_layout,
+            action_layout,
+            transitions.observations,
+            transitions.images,
+            previous_actions=_shift(transitions.actions, 0),
+            previous_rewards=_shift(transitions.rewards, 0),
+            previous_dones=_shift(done.astype(np.int64), START),
+            reference_actions=transitions.reference_actions,
+        )
+
+    def collate(self, sequences: Sequence[TokenSequence]) -> BatchFeature:
+        """Stack sequences of any environments and lengths; shorter and narrower ones are padded at the end.
+
+        Padding changes nothing for the others: padded slots are ``ABSENT``, padded transitions come after all real ones
+        (attention is causal) and their labels are ``IGNORE_INDEX``.
+        """
+        rows, length = len(sequences), max(map(len, sequences))
+        num_observations = max(sequence.observation_layout.num_slots for sequence in sequences)
+        num_actions = max(sequence.action_layout.num_slots for sequence in sequences)
+        batch = {
+            "observations": np.zeros((rows, length, num_observations), np.float32),
+            "observation_kinds": np.zeros((rows, num_observations), np.int64),
+            "previous_actions": np.zeros((rows, length, num_actions), np.float32),
+            "action_kinds": np.zeros((rows, num_actions), np.int64),
+            "previous_rewards": np.zeros((rows, length), np.float32),
+            "previous_dones": np.full((rows, length), START, np.int64),
+            "action_bins": np.zeros((rows, num_actions, 2), np.int64),
+        }
+        if any(sequence.reference_actions is not None for sequence in sequences):
+            batch["labels"] = np.full((rows, length, num_actions), IGNORE_INDEX, np.int64)
+        for row, sequence in enumerate(sequences):
+            steps = len(sequence)
+            observed, acted = sequence.observation_layout.num_slots, sequence.action_layout.num_slots
+            batch["observations"][row, :steps, :observed] = sequence.observations
+            batch["observation_kinds"][row, :observed] = sequence.observation_layout.kinds
+            batch["previous_actions"][row, :steps, :acted] = sequence.previous_actions
+            batch["action_kinds"][row, :acted] = sequence.action_layout.kinds
+            batch["previous_rewards"][row, :steps] = sequence.previous_rewards
+            batch["previous_dones"][row, :steps] = sequence.previous_dones
+            batch["action_bins"][row, :acted] = self.action_bins(sequence.action_layout)
+            if sequence.reference_actions is not None:
+                batch["labels"][row, :steps, :acted] = self._labels(sequence)
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return BatchFeature({**tensors, **self._images(sequences, length)})
+
+    def __call__(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminated: Any,
+        truncated: Any,
+        observation_space: Any,
+        action_space: Any,
+        reference_actions: Any = None,
+    ) -> BatchFeature:
+        """Model inputs (and labels, given reference actions) of one trajectory of T transitions, as a batch of one.
+
+        Args:
+            observations, actions, reference_actions: values of the spaces, every array with a leading axis of length T.
+            rewards, terminated, truncated: what each action brought, length T.
+            observation_space, action_space: Gymnasium spaces, or their JSON.
+        """
+        observation_layout = self.observation_layout(observation_space)
+        action_layout = self.action_layout(action_space)
+        slots, images = observation_layout.flatten(observations, batched=True)
+        transitions = Transitions(
+            slots,
+            images,
+            action_layout.flatten(actions, batched=True)[0],
+            np.asarray(rewards, np.float32),
+            np.asarray(terminated, bool),
+            np.asarray(truncated, bool),
+            None if reference_actions is None else action_layout.flatten(reference_actions, batched=True)[0],
+        )
+        return self.collate([self.align(transitions, observation_layout, action_layout)])
+
+    def _labels(self, sequence: TokenSequence) -> np.ndarray:
+        layout, values = sequence.action_layout, sequence.reference_actions
+        assert values is not None
+        low, high = self.action_bins(layout).T
+        discrete = layout.kinds == DISCRETE
+        outside = discrete & ((values < low) | (values > high))
+        if outside.any():
+            step, slot = map(int, np.argwhere(outside)[0])
+            raise InvalidValueError(
+                f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is none of the {high[slot] + 1} choices"
+            )
+        # A continuous action just outside its bounds belongs to the bin at the bound: the environment clips it too.
+        return np.where(discrete, values.astype(np.int64), np.clip(self.encode(values), low, high))
+
+    def _images(self, sequences: Sequence[TokenSequence], length: int) -> dict[str, torch.Tensor]:
+        """Pictures of those rows that have some, channels first, and which rows these are."""
+        rows = [row for row, sequence in enumerate(sequences) if sequence.images is not None]
+        if not rows:
+            return {}
+        images = np.zeros((len(rows), length, self.image_size, self.image_size, 3), np.uint8)
+        for index, row in enumerate(rows):
+            images[index, : len(sequences[row])] = sequences[row].images
+        return {"images": torch.from_numpy(images).permute(0, 1, 4, 2, 3), "image_rows": torch.tensor(rows)}
+
+
+def _shift(array: np.ndarray, first: int) -> np.ndarray:
+    shifted = np.empty_like(array)
+    shifted[0] = first
+    shifted[1:] = array[:-1]
+    return shifted
