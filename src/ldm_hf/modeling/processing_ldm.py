@@ -177,6 +177,22 @@ class LDMProcessor(ProcessorMixin):
         slots = np.clip(slots, layout.low, layout.high).astype(np.float32)
         return layout.unflatten(slots), slots
 
+    def describe_rows(
+        self, observation_layouts: Sequence[SlotLayout], action_layouts: Sequence[SlotLayout]
+    ) -> dict[str, torch.Tensor]:
+        """What the model must know of each row's spaces: the kinds of its slots and the bins of its actions."""
+        rows = len(observation_layouts)
+        num_observations = max((layout.num_slots for layout in observation_layouts), default=0)
+        num_actions = max((layout.num_slots for layout in action_layouts), default=0)
+        observation_kinds = torch.zeros(rows, num_observations, dtype=torch.int64)
+        action_kinds = torch.zeros(rows, num_actions, dtype=torch.int64)
+        action_bins = torch.zeros(rows, num_actions, 2, dtype=torch.int64)
+        for row, (observed, acted) in enumerate(zip(observation_layouts, action_layouts, strict=True)):
+            observation_kinds[row, : observed.num_slots] = torch.from_numpy(observed.kinds)
+            action_kinds[row, : acted.num_slots] = torch.from_numpy(acted.kinds)
+            action_bins[row, : acted.num_slots] = torch.from_numpy(self.action_bins(acted))
+        return {"observation_kinds": observation_kinds, "action_kinds": action_kinds, "action_bins": action_bins}
+
     def align(self, transitions: Transitions, observation_layout: SlotLayout, action_layout: SlotLayout) -> TokenSequence:
         """Shift actions, rewards and done signals by one: token t carries those of t-1, the first token ``START``."""
         done = np.where(transitions.terminated, TERMINATED, np.where(transitions.truncated, TRUNCATED, NOT_DONE))
@@ -197,34 +213,30 @@ class LDMProcessor(ProcessorMixin):
         Padding changes nothing for the others: padded slots are ``ABSENT``, padded transitions come after all real ones
         (attention is causal) and their labels are ``IGNORE_INDEX``.
         """
-        rows, length = len(sequences), max(map(len, sequences))
-        num_observations = max(sequence.observation_layout.num_slots for sequence in sequences)
-        num_actions = max(sequence.action_layout.num_slots for sequence in sequences)
+        described = self.describe_rows(
+            [sequence.observation_layout for sequence in sequences], [sequence.action_layout for sequence in sequences]
+        )
+        shape = (len(sequences), max(map(len, sequences)))
+        num_observations, num_actions = (described[name].shape[1] for name in ("observation_kinds", "action_kinds"))
         batch = {
-            "observations": np.zeros((rows, length, num_observations), np.float32),
-            "observation_kinds": np.zeros((rows, num_observations), np.int64),
-            "previous_actions": np.zeros((rows, length, num_actions), np.float32),
-            "action_kinds": np.zeros((rows, num_actions), np.int64),
-            "previous_rewards": np.zeros((rows, length), np.float32),
-            "previous_dones": np.full((rows, length), START, np.int64),
-            "action_bins": np.zeros((rows, num_actions, 2), np.int64),
+            "observations": np.zeros((*shape, num_observations), np.float32),
+            "previous_actions": np.zeros((*shape, num_actions), np.float32),
+            "previous_rewards": np.zeros(shape, np.float32),
+            "previous_dones": np.full(shape, START, np.int64),
         }
         if any(sequence.reference_actions is not None for sequence in sequences):
-            batch["labels"] = np.full((rows, length, num_actions), IGNORE_INDEX, np.int64)
+            batch["labels"] = np.full((*shape, num_actions), IGNORE_INDEX, np.int64)
         for row, sequence in enumerate(sequences):
             steps = len(sequence)
             observed, acted = sequence.observation_layout.num_slots, sequence.action_layout.num_slots
             batch["observations"][row, :steps, :observed] = sequence.observations
-            batch["observation_kinds"][row, :observed] = sequence.observation_layout.kinds
             batch["previous_actions"][row, :steps, :acted] = sequence.previous_actions
-            batch["action_kinds"][row, :acted] = sequence.action_layout.kinds
             batch["previous_rewards"][row, :steps] = sequence.previous_rewards
             batch["previous_dones"][row, :steps] = sequence.previous_dones
-            batch["action_bins"][row, :acted] = self.action_bins(sequence.action_layout)
             if sequence.reference_actions is not None:
                 batch["labels"][row, :steps, :acted] = self._labels(sequence)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return BatchFeature({**tensors, **self._images(sequences, length)})
+        return BatchFeature({**tensors, **described, **self._images(sequences, shape[1])})
 
     def __call__(
         self,

@@ -1,0 +1,1 @@
+"""Training: one file of settings, one loop on Accelerate, checkpoints that continue bit for bit."""

@@ -1,0 +1,148 @@
+"""The settings of a training run, read from YAML and from the command line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm_hf.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides what a training run computes.
+
+    Attributes:
+        data: folder of datasets, as ``ldm quickstart`` and the dataset builder write them.
+        output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
+        model: name of a preset, or a model folder or Hub name to go on from.
+        model_overrides: fields of ``LDMConfig`` that differ from the preset.
+        environments: ids to train on; by default all under ``data``.
+        weights: how often environments are drawn: ``uniform``, ``size`` (by transitions), or weights by id.
+        context_length: transitions of a training sequence; by default the model's.
+        steps: optimizer steps.
+        batch_size: sequences of an optimizer step, over all processes and accumulation steps.
+        accumulation_steps: forward passes of an optimizer step on each process.
+        learning_rate, betas, epsilon: of AdamW (paper section 4.4; constant by default).
+        weight_decay: of AdamW, for matrices only.
+        warmup_steps: steps of linear warm-up.
+        decay_fraction: share of the steps, at the end, in which the learning rate falls linearly to zero.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: ``auto`` is bf16 on accelerators that have it and float32 elsewhere; or ``bf16``, ``fp32``.
+        seed: of the weights and of the order of the data.
+        num_workers: loader processes of each training process; any number gives the same batches.
+        cache_gib: decoded chunks that each loader process keeps, in GiB.
+        log_every, checkpoint_every: in steps.
+        keep_checkpoints: how many checkpoints are kept.
+        log_with: an Accelerate tracker: ``tensorboard``, ``wandb``, ..., or ``none``.
+    """
+
+    data: str
+    output: str
+    model: str = "nano"
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    environments: list[str] | None = None
+    weights: str | dict[str, float] = "uniform"
+    context_length: int | None = None
+    steps: int = 1000
+    batch_size: int = 16
+    accumulation_steps: int = 1
+    learning_rate: float = 2.5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "auto"
+    seed: int = 0
+    num_workers: int = 0
+    cache_gib: float = 0.5
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_with: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        at_least_one = ("steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context_length is not None and self.context_length < 2:
+            raise ConfigError(f"context_length must be at least 2, got {self.context_length}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
+        if isinstance(self.weights, str) and self.weights not in ("uniform", "size"):
+            raise ConfigError(f"weights must be uniform, size or a number for each id, got {self.weights!r}")
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "TrainingConfig":
+        """Read a YAML file and apply ``name=value`` settings, values in YAML (``environments=[a, b]``).
+
+        Raises:
+            ConfigError: the file cannot be read, a name is unknown (with a suggestion), or a value has the wrong type.
+        """
+        values = {} if path is None else _read_mapping(path)
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            if not equals:
+                raise ConfigError(f"a setting reads name=value, got {override!r}")
+            values[name.strip()] = yaml.safe_load(text)
+        return cls.from_mapping(values, where="the command line" if path is None else str(path))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "the settings") -> "TrainingConfig":
+        """Check names and types of settings and build the configuration; raises ``ConfigError``."""
+        fields = typing.get_type_hints(cls)
+        for name in values:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
+                raise ConfigError(f"{where} sets {name!r}, which is no setting{hint}")
+        missing = [name for name in ("data", "output") if name not in values]
+        if missing:
+            raise ConfigError(f"{where} must set {' and '.join(missing)}")
+        return cls(**{name: _typed(name, value, fields[name]) for name, value in values.items()})
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML that ``load`` reads."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = dataclasses.asdict(self)
+        path.write_text(yaml.safe_dump({**values, "betas": list(self.betas)}, sort_keys=False))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML settings: {reason}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings as 'name: value', got {type(values).__name__}")
+    return values
+
+
+def _typed(name: str, value: Any, expected: Any) -> Any:
+    """The value as the field's type, where nothing is lost by it: 1 for 1.0, "2.5e-4" (which YAML reads as text)."""
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if plain is float and isinstance(value, int | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if plain is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
+            return tuple(_typed(name, part, kind) for part, kind in zip(value, typing.get_args(option), strict=True))
+        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+            return value
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ConfigError(f"{name} must be {wanted}, got {value!r}")

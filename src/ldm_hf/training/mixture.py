@@ -1,0 +1,170 @@
+"""The training mixture: which sequence of which environment comes when, as a pure function of (seed, counter).
+
+Sequence number i of a run is decided by the seed and by i alone, so a run continues exactly from a number, for any number
+of loader workers, and another number of processes goes on where the last one stopped.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.errors import ConfigError
+from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence, Transitions
+
+_SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
+_SCHEDULE, _CHUNKS, _OFFSET = range(3)  # separate random streams
+
+
+class Mixture(Dataset[TokenSequence]):
+    """Sequences of ``context_length`` transitions, drawn from environments by weight; ``mixture[i]`` is the i-th.
+
+    Environments take turns in shuffled rounds. Each visit to an environment takes its next chunk, every chunk once an
+    epoch in shuffled order, and crops it at a random offset. Shorter chunks are taken whole.
+
+    Args:
+        datasets: the environments.
+        processor: aligns the transitions.
+        context_length: transitions of a sequence.
+        weights: ``uniform``, ``size`` (by transitions), or a weight for each environment id.
+        seed: of every choice.
+        cache_bytes: decoded chunks that are kept in memory.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[EnvironmentDataset],
+        processor: LDMProcessor,
+        *,
+        context_length: int,
+        weights: str | Mapping[str, float] = "uniform",
+        seed: int = 0,
+        cache_bytes: int = 2**29,
+    ):
+        self._datasets = list(datasets)
+        self._processor = processor
+        self._context_length = context_length
+        self._seed = seed
+        self._layouts = [
+            (processor.observation_layout(data.observation_space), processor.action_layout(data.action_space))
+            for data in self._datasets
+        ]
+        self._turns = _turns_of_a_round(_weights(self._datasets, weights))
+        self._cache = _ChunkCache(cache_bytes)
+        self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        environment, chunk, start = self.locate(number)
+        transitions = self._cache.get(self._datasets[environment], environment, chunk)
+        return self._processor.align(transitions[start : start + self._context_length], *self._layouts[environment])
+
+    def locate(self, number: int) -> tuple[int, int, int]:
+        """Where sequence ``number`` comes from: environment index, chunk index, first transition in the chunk."""
+        index, turn = divmod(number, int(self._turns.sum()))
+        if index not in self._rounds:
+            self._rounds = {index: self._round(index)}  # One round is enough: sequences are asked for in order.
+        order, ranks = self._rounds[index]
+        environment = int(order[turn])
+        visit = index * int(self._turns[environment]) + int(ranks[turn])
+        chunk = self._chunk_of(environment, visit)
+        room = int(self._datasets[environment].chunk_lengths[chunk]) - self._context_length
+        start = int(self._random(_OFFSET, environment, visit).integers(room + 1)) if room > 0 else 0
+        return environment, chunk, start
+
+    def _round(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The environment of each turn of a round, and how many turns it had before in that round."""
+        order = np.repeat(np.arange(len(self._turns)), self._turns)
+        order = self._random(_SCHEDULE, index).permutation(order)
+        by_environment = np.argsort(order, kind="stable")
+        ranks = np.empty_like(order)
+        ranks[by_environment] = np.concatenate([np.arange(turns) for turns in self._turns])
+        return order, ranks
+
+    def _chunk_of(self, environment: int, visit: int) -> int:
+        epoch, position = divmod(visit, self._datasets[environment].num_chunks)
+        if environment not in self._epochs or self._epochs[environment][0] != epoch:
+            order = self._random(_CHUNKS, environment, epoch).permutation(self._datasets[environment].num_chunks)
+            self._epochs[environment] = (epoch, order)
+        return int(self._epochs[environment][1][position])
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, *key))
+
+
+class SequenceNumbers(Sampler[list[int]]):
+    """The batches of one process: in step s, the processes share sequences s x batch_size to (s+1) x batch_size - 1.
+
+    Args:
+        steps: range of optimizer steps.
+        batch_size: sequences of an optimizer step, over all processes.
+        accumulation_steps: batches into which a process cuts its share.
+        rank, world_size: of the process.
+    """
+
+    def __init__(self, steps: range, batch_size: int, accumulation_steps: int, rank: int, world_size: int):
+        pieces = accumulation_steps * world_size
+        if batch_size % pieces:
+            raise ConfigError(
+                f"batch_size {batch_size} cannot be shared by {world_size} processes "
+                f"in {accumulation_steps} accumulation steps: it must be a multiple of {pieces}"
+            )
+        self._steps = steps
+        self._batch_size = batch_size
+        self._starts = range(rank * batch_size // pieces, batch_size, world_size * batch_size // pieces)
+        self._size = batch_size // pieces
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            for start in self._starts:
+                first = step * self._batch_size + start
+                yield list(range(first, first + self._size))
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._starts)
+
+
+class _ChunkCache:
+    """The chunks that were used last, up to a number of bytes."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._used = 0
+        self._chunks: OrderedDict[tuple[int, int], tuple[Transitions, int]] = OrderedDict()
+
+    def get(self, data: EnvironmentDataset, environment: int, chunk: int) -> Transitions:
+        key = (environment, chunk)
+        if key in self._chunks:
+            self._chunks.move_to_end(key)
+            return self._chunks[key][0]
+        transitions = data.chunk(chunk)
+        size = sum(part.nbytes for part in vars(transitions).values() if part is not None)
+        self._chunks[key] = (transitions, size)
+        self._used += size
+        while self._used > self._limit and len(self._chunks) > 1:
+            _, (_, dropped) = self._chunks.popitem(last=False)
+            self._used -= dropped
+        return transitions
+
+
+def _weights(datasets: Sequence[EnvironmentDataset], weights: str | Mapping[str, float]) -> np.ndarray:
+    if weights == "uniform":
+        return np.ones(len(datasets))
+    if weights == "size":
+        return np.array([data.num_transitions for data in datasets], float)
+    assert not isinstance(weights, str)
+    ids = [data.environment for data in datasets]
+    if set(ids) != set(weights) or min(weights.values()) <= 0:
+        differing = sorted(set(ids) ^ set(weights))
+        raise ConfigError(f"weights must name each environment once, with a positive number; look at {differing or weights}")
+    return np.array([weights[environment] for environment in ids], float)
+
+
+def _turns_of_a_round(weights: np.ndarray) -> np.ndarray:
+    """How many turns each environment has in a round: whole numbers, at least 1, near to the weights."""
+    if (weights == weights[0]).all():
+        return np.ones(len(weights), np.int64)
+    shares = weights / weights.sum() * len(weights) * _SLOTS_PER_ENVIRONMENT
+    return np.maximum(1, np.rint(shares)).astype(np.int64)
