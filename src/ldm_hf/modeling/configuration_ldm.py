@@ -59,6 +59,11 @@ class LDMConfig(LlamaConfig):
     slot_embedding_size: int = 256
     image_size: int = IMAGE_SIZE
 
+    @staticmethod
+    def presets() -> list[str]:
+        """The names that ``preset`` knows."""
+        return list(_PRESETS)
+
     @classmethod
     def preset(cls, name: str, **overrides: object) -> "LDMConfig":
         """The configuration of a named size, any field overridden.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_ldm import LDMConfig
 from .quantization_ldm import mu_law_decode, mu_law_encode
 from .spaces_ldm import (
     CONTINUOUS,
@@ -124,6 +125,18 @@ class LDMProcessor(ProcessorMixin):
         self.max_action_slots = max_action_slots
         self.image_size = image_size
         super().__init__()
+
+    @classmethod
+    def for_config(cls, config: LDMConfig) -> "LDMProcessor":
+        """The processor of models with this configuration."""
+        return cls(
+            config.num_bins,
+            config.mu,
+            config.max_value,
+            config.max_observation_slots,
+            config.max_action_slots,
+            config.image_size,
+        )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -1,0 +1,51 @@
+"""Writing files and folders so that a crash, a kill or a full disk never leaves half of one under its final name."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_MARK = ".partial-"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write a file or folder to; it takes its place when the block succeeds.
+
+    When the block raises, what was written is removed and what stood at ``path`` before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        publish(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Move a finished file or folder to its final name, replacing what is there."""
+    if path.is_dir():
+        # A folder cannot be renamed over another: the old one steps aside first.
+        aside = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+        path.rename(aside)
+        temporary.rename(path)
+        remove(aside)
+    else:
+        os.replace(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder that nobody else is writing to."""
+    for path in folder.glob(f"*{_MARK}*"):
+        remove(path)
