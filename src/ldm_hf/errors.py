@@ -12,6 +12,7 @@ __all__ = [
     "EnvironmentFailure",
     "InvalidValueError",
     "LDMError",
+    "StorageError",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
 ]
@@ -42,3 +43,10 @@ class CheckpointError(LDMError, RuntimeError):
 
 class ConfigError(LDMError, ValueError):
     """A setting that cannot be used; the message names the setting, the value and what is allowed."""
+
+
+class StorageError(LDMError, OSError):
+    """A file that cannot be written, for want of space mostly; what was there before is untouched."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""

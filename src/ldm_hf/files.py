@@ -1,12 +1,16 @@
 """Writing files and folders so that a crash, a kill or a full disk never leaves half of one under its final name."""
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from ldm_hf.errors import StorageError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MARK = ".partial-"
 
 
@@ -15,12 +19,19 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write a file or folder to; it takes its place when the block succeeds.
 
     When the block raises, what was written is removed and what stood at ``path`` before is still there.
+
+    Raises:
+        StorageError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
         publish(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise StorageError(f"{path} cannot be written: {error.strerror}; what was there before is untouched") from error
     finally:
         remove(temporary)
 

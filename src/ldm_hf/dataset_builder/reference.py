@@ -1,0 +1,191 @@
+"""Reference policies: a trained policy that acts deterministically on batches, kept as safetensors and JSON."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from ldm_hf.dataset_builder.candidates import Candidate, algorithm_class
+from ldm_hf.errors import CheckpointError
+from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
+
+FORMAT = 1
+_NORMALIZER = "normalizer."
+_PLAIN = "observation"
+_ACTIVATIONS = {"Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "ELU": torch.nn.ELU}
+
+
+class ReferencePolicy:
+    """A policy of Stable-Baselines3 with the observation statistics that it was trained with.
+
+    Args:
+        policy: the network.
+        description: what rebuilds it: algorithm, policy name and arguments, as JSON data.
+        statistics: mean and variance by key of a ``Dict`` space, or under one name; empty without normalisation.
+        clip, epsilon: of the normalisation.
+    """
+
+    def __init__(
+        self,
+        policy: BasePolicy,
+        description: dict[str, Any],
+        statistics: dict[str, tuple[np.ndarray, np.ndarray]],
+        clip: float = 10.0,
+        epsilon: float = 1e-8,
+    ):
+        self._policy = policy
+        self._policy.set_training_mode(False)
+        self._description = description
+        self._statistics = statistics
+        self._clip = clip
+        self._epsilon = epsilon
+
+    def act(self, observations: Any) -> np.ndarray:
+        """Deterministic actions of shape (N, ...) for N observations (arrays with a leading axis, or a dict of them).
+
+        Box actions are clipped to their bounds, as Stable-Baselines3 does before it steps an environment.
+        """
+        actions, _ = self._policy.predict(self._normalize(observations), deterministic=True)
+        return actions
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+        """``act`` as Stable-Baselines3's ``evaluate_policy`` calls it."""
+        return self.act(observation), state
+
+    def save(self, folder: Path) -> None:
+        """Write ``policy.safetensors`` and ``policy.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.contiguous() for name, value in self._policy.state_dict().items()}
+        for key, (mean, variance) in self._statistics.items():
+            tensors[f"{_NORMALIZER}{key}.mean"] = torch.from_numpy(np.array(mean))
+            tensors[f"{_NORMALIZER}{key}.variance"] = torch.from_numpy(np.array(variance))
+        save_file(tensors, folder / "policy.safetensors")
+        record = {"format": FORMAT, **self._description, "clip": self._clip, "epsilon": self._epsilon}
+        (folder / "policy.json").write_text(json.dumps(record, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ReferencePolicy":
+        """Rebuild a policy from its folder; nothing is unpickled.
+
+        Raises:
+            CheckpointError: the files are missing, damaged or of another format.
+        """
+        try:
+            record = json.loads((folder / "policy.json").read_text())
+            tensors = load_file(folder / "policy.safetensors")
+        except Exception as error:  # safetensors has an error class of its own beside OSError and ValueError
+            raise CheckpointError(f"{folder} holds no readable policy: {' '.join(str(error).split())}") from error
+        if record.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{folder} has another policy format than {FORMAT}")
+        clip, epsilon = record.pop("clip"), record.pop("epsilon")
+        statistics = {}
+        for name in [name for name in tensors if name.startswith(_NORMALIZER) and name.endswith(".mean")]:
+            key = name.removeprefix(_NORMALIZER).removesuffix(".mean")
+            variance = tensors.pop(f"{_NORMALIZER}{key}.variance")
+            statistics[key] = (tensors.pop(name).numpy(), variance.numpy())
+        policy = _build_policy(record)
+        policy.load_state_dict(tensors)
+        return cls(policy, record, statistics, clip, epsilon)
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm, candidate: Candidate, normalizer: VecNormalize | None) -> "ReferencePolicy":
+        """The current policy of a trained algorithm."""
+        description = {
+            "algorithm": candidate.algorithm,
+            "policy": _policy_name(model.env.observation_space if model.env else model.observation_space),
+            "policy_arguments": _policy_arguments(model, candidate),
+            "observation_space": space_to_json(model.policy.observation_space),
+            "action_space": space_to_json(model.policy.action_space),
+        }
+        if normalizer is None:
+            return cls(model.policy, description, {})
+        running = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {_PLAIN: normalizer.obs_rms}
+        statistics = {key: (values.mean.copy(), values.var.copy()) for key, values in running.items()}
+        return cls(model.policy, description, statistics, normalizer.clip_obs, normalizer.epsilon)
+
+    def _normalize(self, observations: Any) -> Any:
+        if not self._statistics:
+            return observations
+        if not isinstance(observations, dict):
+            return self._normalized(observations, _PLAIN)
+        return {key: self._normalized(part, key) for key, part in observations.items()}
+
+    def _normalized(self, values: np.ndarray, key: str) -> np.ndarray:
+        if key not in self._statistics:
+            return values
+        mean, variance = self._statistics[key]
+        scaled = (values - mean) / np.sqrt(variance + self._epsilon)
+        return np.clip(scaled, -self._clip, self._clip).astype(np.float32)
+
+
+def train_policy(
+    venv: VecEnv, candidate: Candidate, *, timesteps: int, seed: int, progress: Callable[[int], None]
+) -> ReferencePolicy:
+    """Train a candidate on environments and return its final policy.
+
+    Args:
+        venv: the environments; their number is the candidate's.
+        candidate: what to train.
+        timesteps: budget in transitions; algorithms finish the rollout that they are in.
+        seed: of everything random; the same seed gives the same policy on one thread.
+        progress: called at every step with the number of transitions so far.
+    """
+    normalizer = VecNormalize(venv, gamma=candidate.hyperparameters.get("gamma", 0.99)) if candidate.normalize else None
+    env = normalizer or venv
+    arguments = {**candidate.hyperparameters}
+    if "policy_kwargs" in arguments:
+        arguments["policy_kwargs"] = _resolve(arguments["policy_kwargs"])
+    model = algorithm_class(candidate.algorithm)(
+        _policy_name(env.observation_space), env, seed=seed, device="cpu", **arguments
+    )
+    model.learn(timesteps, callback=_Progress(progress))
+    return ReferencePolicy.of(model, candidate, normalizer)
+
+
+class _Progress(BaseCallback):
+    def __init__(self, report: Callable[[int], None]):
+        super().__init__()
+        self._report = report
+
+    def _on_step(self) -> bool:
+        self._report(self.num_timesteps)
+        return True
+
+
+def _policy_name(space: Any) -> str:
+    if type(space).__name__ == "Dict":
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def _policy_arguments(model: BaseAlgorithm, candidate: Candidate) -> dict[str, Any]:
+    arguments = dict(candidate.hyperparameters.get("policy_kwargs", {}))
+    if getattr(model, "use_sde", False):
+        arguments["use_sde"] = True
+    return arguments
+
+
+def _resolve(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Policy arguments with the activation's name replaced by its class."""
+    if "activation_fn" not in arguments:
+        return dict(arguments)
+    return {**arguments, "activation_fn": _ACTIVATIONS[arguments["activation_fn"]]}
+
+
+def _build_policy(record: dict[str, Any]) -> BasePolicy:
+    policy_class = algorithm_class(record["algorithm"]).policy_aliases[record["policy"]]
+    arguments = _resolve(record["policy_arguments"])
+    if "lr_schedule" in inspect.signature(policy_class).parameters:
+        arguments["lr_schedule"] = lambda _: 0.0
+    spaces = (space_from_json(record[name]) for name in ("observation_space", "action_space"))
+    return policy_class(*spaces, **arguments)
