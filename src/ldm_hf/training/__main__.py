@@ -1,6 +1,10 @@
 """``accelerate launch -m ldm_hf.training --config FILE [--set name=value ...]``."""
 
+import typer
+
 from ldm_hf.cli import run_command, train
 
 if __name__ == "__main__":
-    run_command(train)
+    single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    single.command()(train)
+    run_command(single)

@@ -1,0 +1,131 @@
+"""The ``ldm`` command. Whatever it needs is imported when a command runs, so that ``--help`` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
+
+app = typer.Typer(
+    help="Large Decision Models: collect data from any Gymnasium environment, train one policy on it, judge it, use it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+environments = typer.Typer(help="Environments: list them, describe one, see whether a model takes it.", no_args_is_help=True)
+app.add_typer(environments, name="env")
+
+Output = Annotated[Path, typer.Option(help="Folder for the results.")]
+
+
+@app.command()
+def quickstart(
+    output: Output = Path("runs/quickstart"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes and threads; by default the processors at hand.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the model.")] = 600,
+) -> None:
+    """Do the whole job on real environments: train references, record them, train a model, load it, evaluate it.
+
+    Interrupted, it goes on from the last finished step when it is started again.
+    """
+    from ldm_hf.quickstart import quickstart as run
+
+    report = run(output, jobs=jobs or len(os.sched_getaffinity(0)), seed=seed, steps=steps)
+    _print_report(report)
+    typer.echo(f"Datasets, model, model card, curve and report.json are in {output}/", err=True)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, see TrainingConfig.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="name=value, over the file; repeatable.")] = None,
+) -> None:
+    """Train a model on datasets, going on from the newest checkpoint. `accelerate launch -m ldm_hf.training` is the same."""
+    from ldm_hf.processes import exit_with_owner
+    from ldm_hf.training.config import TrainingConfig
+
+    exit_with_owner()
+    loaded = TrainingConfig.load(config, settings or [])
+
+    from ldm_hf.training.loop import train as run
+
+    typer.echo(f"The model is in {run(loaded)}/", err=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder, as save_pretrained writes it.")],
+    data: Annotated[Path, typer.Option(help="Folder of datasets: the scores of the reference runs are in them.")],
+    output: Output,
+    environment: Annotated[list[str] | None, typer.Option(help="Environment id; repeatable. Default: all.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of a rollout.")] = 10,
+    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an environment.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the environments.")] = 0,
+    device: Annotated[str, typer.Option(help="Torch device of the model.")] = "cpu",
+) -> None:
+    """Score a model by the paper's protocol; writes report.json, the threshold curve and a model card."""
+    from tqdm import tqdm
+
+    from ldm_hf.dataset_builder.reader import open_datasets
+    from ldm_hf.evaluation.evaluate import evaluate as run
+    from ldm_hf.processes import exit_with_owner
+
+    exit_with_owner()
+    references = open_datasets(data, environment)
+    total = len(references) * episodes * rollouts
+    with tqdm(total=total, desc="evaluating", unit="episode", dynamic_ncols=True, mininterval=0.5) as bar:
+        finished: dict[str, int] = {}
+
+        def progress(name: str, done: int, _total: int) -> None:
+            bar.set_description(f"evaluating {name}", refresh=False)
+            bar.update(done - finished.get(name, 0))
+            finished[name] = done
+
+        run(
+            model,
+            references,
+            output,
+            episodes=episodes,
+            rollouts=rollouts,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+
+
+@app.command()
+def report(path: Annotated[Path, typer.Argument(help="A report.json.")]) -> None:
+    """Print the table of a report."""
+    _print_report(path)
+
+
+def _print_report(path: Path) -> None:
+    from rich.console import Console
+
+    from ldm_hf.evaluation.report import SUCCESS, Report, result_table
+
+    loaded = Report.load(path)
+    # A table that is piped into a file keeps its columns.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(result_table(loaded))
+    for threshold in (SUCCESS, 1.0):
+        console.print(f"{loaded.share_at(threshold):.0%} of the environments at {threshold:.0%} or above")
+
+
+def run_command(command: Callable[..., Any]) -> None:
+    """Run a command line; an error that its user can act on is one line and exit status 1."""
+    try:
+        command()
+    except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of the ``ldm`` command."""
+    run_command(app)

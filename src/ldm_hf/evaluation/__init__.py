@@ -1,0 +1,1 @@
+"""Evaluation by the paper's protocol: rollouts, normalised scores, reports, pictures and model cards."""

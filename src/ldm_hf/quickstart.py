@@ -1,0 +1,228 @@
+"""``ldm quickstart``: from real environments to a policy loaded with ``from_pretrained``, step by step and resumable.
+
+Each step writes its result under a temporary name and renames it; a result that is there is a step that is done.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.errors import ConfigError
+from ldm_hf.files import remove_leftovers, replacing
+from ldm_hf.processes import exit_with_owner, run_child
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How the reference policy of an environment is trained."""
+
+    candidate: Candidate
+    timesteps: int
+
+
+REFERENCES = {
+    # Continuous observations, discrete actions.
+    "gymnasium/Acrobot-v1": Reference(Candidate("PPO", {"n_steps": 256}, num_envs=8), 100_000),
+    "gymnasium/CartPole-v1": Reference(
+        # RL Baselines3 Zoo's settings for this environment.
+        Candidate(
+            "PPO",
+            {
+                "n_steps": 32,
+                "batch_size": 256,
+                "gae_lambda": 0.8,
+                "gamma": 0.98,
+                "n_epochs": 20,
+                "learning_rate": 1e-3,
+            },
+            num_envs=8,
+        ),
+        100_000,
+    ),
+    # Discrete observations and actions; optimistic values explore where policy gradients only learn to avoid the cliff.
+    "gymnasium/CliffWalking-v1": Reference(
+        Candidate(
+            "DQN",
+            {
+                "learning_rate": 1e-3,
+                "buffer_size": 50_000,
+                "learning_starts": 1000,
+                "train_freq": 4,
+                "gradient_steps": 4,
+                "batch_size": 64,
+                "target_update_interval": 1000,
+                "exploration_fraction": 0.3,
+            },
+            num_envs=8,
+        ),
+        80_000,
+    ),
+    # Continuous observations and actions.
+    "gymnasium/Pendulum-v1": Reference(Candidate("TRPO", {"n_steps": 256, "gamma": 0.9}, num_envs=8), 150_000),
+}
+
+TRAINING: dict[str, Any] = {
+    "model": "nano",
+    "steps": 600,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "warmup_steps": 50,
+    "decay_fraction": 0.3,
+    "checkpoint_every": 100,
+}
+_PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0
+
+
+def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
+    """Train references, train a model on them, load it in a new process and evaluate it.
+
+    Args:
+        output: folder for everything; what is finished there is not repeated.
+        jobs: processes that train references, and threads that train the model.
+        seed: of everything.
+        steps: optimizer steps of the model.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigError: the folder holds the steps of other settings.
+        LDMError: a step failed.
+    """
+    _claim(output, {"seed": seed, "steps": steps, "environments": sorted(REFERENCES)})
+    data, report = output / "data", output / "report.json"
+    build_references(data, jobs=jobs, seed=seed)
+    threads = {"OMP_NUM_THREADS": str(jobs), "TOKENIZERS_PARALLELISM": "false"}
+    if not (output / "model").is_dir():
+        _say("2/3  Training one model on all of them (accelerate launch)")
+        settings = {**TRAINING, "data": str(data), "output": str(output), "seed": seed, "steps": steps}
+        with replacing(output / "quickstart.yaml") as path:
+            path.write_text(json.dumps(settings, indent=1))  # JSON is YAML.
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+        flags = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(jobs)]
+        program = ["-m", "ldm_hf.training", "--config", str(output / "quickstart.yaml")]
+        run_child([*launch, *flags, *program], threads)
+    _say("3/3  Loading the model in a new process and evaluating it")
+    run_child(
+        [
+            *(sys.executable, "-m", "ldm_hf", "evaluate", str(output / "model")),
+            *("--data", str(data), "--output", str(output), "--seed", str(seed)),
+        ],
+        threads,
+    )
+    for name in ("README.md", "threshold_curve.png", "report.json"):
+        with replacing(output / "model" / name) as path:
+            shutil.copyfile(output / name, path)
+    return report
+
+
+def build_references(data: Path, *, jobs: int, seed: int) -> None:
+    """Train and record the references whose datasets are not there yet, ``jobs`` at a time."""
+    from ldm_hf.dataset_builder.writer import update_repository
+
+    folders = {environment: _folder(data, environment) for environment in REFERENCES}
+    missing = [environment for environment, folder in folders.items() if not folder.is_dir()]
+    _say(f"1/3  Training reference policies: {len(missing)} of {len(REFERENCES)} environments to go")
+    for folder in {folder.parent for folder in folders.values()}:
+        remove_leftovers(folder)
+    if missing:
+        _build_in_parallel(missing, data, jobs, seed)
+    for repository in {folder.parent for folder in folders.values()}:
+        update_repository(repository)
+
+
+def _build_in_parallel(environments: list[str], data: Path, jobs: int, seed: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    os.environ["OMP_NUM_THREADS"] = "1"  # For the workers: one run, one core.
+    # The longest first, so that none is left to run alone at the end.
+    order = sorted(environments, key=lambda environment: -REFERENCES[environment].timesteps)
+    pool = ProcessPoolExecutor(min(jobs, len(order)), context, _start_worker, (messages, os.getpid()))
+    bars = {
+        environment: tqdm(desc=environment, total=REFERENCES[environment].timesteps, position=position, unit="step")
+        for position, environment in enumerate(environments)
+    }
+    for bar in bars.values():
+        bar.mininterval, bar.unit_scale, bar.dynamic_ncols = _PROGRESS_SECONDS, True, True
+    try:
+        pending: set[Future] = {pool.submit(_build, environment, data, seed) for environment in order}
+        while pending:
+            finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not messages.empty():
+                environment, stage, done, total = messages.get()
+                _show(bars[environment], environment, stage, done, total)
+            for future in finished:
+                future.result()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for bar in bars.values():
+            bar.close()
+
+
+def _show(bar: tqdm, environment: str, stage: str, done: int, total: int) -> None:
+    description = f"{environment} ({stage})"
+    if bar.desc != f"{description}: ":
+        bar.reset(total)
+        bar.set_description(description, refresh=False)
+    bar.update(done - bar.n)
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any, owner: int) -> None:
+    global _messages  # noqa: PLW0603  (how a pool's initializer hands something to its tasks)
+    _messages = messages
+    exit_with_owner(owner)
+
+
+def _build(environment: str, data: Path, seed: int) -> None:
+    import time
+
+    from ldm_hf.dataset_builder.run import build_run
+
+    last = 0.0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last > 0.3:
+            last = time.monotonic()
+            _messages.put((environment, stage, done, total))
+
+    reference = REFERENCES[environment]
+    build_run(environment, reference.candidate, timesteps=reference.timesteps, seed=seed, root=data, progress=report)
+
+
+def _folder(data: Path, environment: str) -> Path:
+    parsed = EnvironmentId.parse(environment)
+    return data / parsed.library / parsed.config_name
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Tie a folder to its settings, so that steps of different ones are never mixed."""
+    path = output / "quickstart.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found != settings:
+            raise ConfigError(f"{output} holds a quickstart with other settings ({found}); choose another --output")
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(settings))
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
