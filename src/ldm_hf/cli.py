@@ -25,7 +25,9 @@ Output = Annotated[Path, typer.Option(help="Folder for the results.")]
 @app.command()
 def quickstart(
     output: Output = Path("runs/quickstart"),
-    jobs: Annotated[int, typer.Option(min=1, help="Processes and threads; by default the processors at hand.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes and threads; by default the processors at hand.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the model.")] = 600,
 ) -> None:
@@ -69,16 +71,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Torch device of the model.")] = "cpu",
 ) -> None:
     """Score a model by the paper's protocol; writes report.json, the threshold curve and a model card."""
-    from tqdm import tqdm
-
     from ldm_hf.dataset_builder.reader import open_datasets
     from ldm_hf.evaluation.evaluate import evaluate as run
     from ldm_hf.processes import exit_with_owner
+    from ldm_hf.progress import progress_bar
 
     exit_with_owner()
     references = open_datasets(data, environment)
     total = len(references) * episodes * rollouts
-    with tqdm(total=total, desc="evaluating", unit="episode", dynamic_ncols=True, mininterval=0.5) as bar:
+    with progress_bar("evaluating", total, "episode") as bar:
         finished: dict[str, int] = {}
 
         def progress(name: str, done: int, _total: int) -> None:

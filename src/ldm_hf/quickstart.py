@@ -20,6 +20,7 @@ from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import remove_leftovers, replacing
 from ldm_hf.processes import exit_with_owner, run_child
+from ldm_hf.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ TRAINING: dict[str, Any] = {
     "decay_fraction": 0.3,
     "checkpoint_every": 100,
 }
-_PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0
 
 
 def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
@@ -88,7 +88,7 @@ def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
 
     Args:
         output: folder for everything; what is finished there is not repeated.
-        jobs: processes that train references, and threads that train the model.
+        jobs: processes that train references; half as many threads train the model.
         seed: of everything.
         steps: optimizer steps of the model.
 
@@ -102,23 +102,24 @@ def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
     _claim(output, {"seed": seed, "steps": steps, "environments": sorted(REFERENCES)})
     data, report = output / "data", output / "report.json"
     build_references(data, jobs=jobs, seed=seed)
-    threads = {"OMP_NUM_THREADS": str(jobs), "TOKENIZERS_PARALLELISM": "false"}
+    # Threads wait for each other at every layer: one that shares its core holds up all, so half of the cores stay free.
+    threads = max(1, jobs // 2)
     if not (output / "model").is_dir():
         _say("2/3  Training one model on all of them (accelerate launch)")
         settings = {**TRAINING, "data": str(data), "output": str(output), "seed": seed, "steps": steps}
         with replacing(output / "quickstart.yaml") as path:
             path.write_text(json.dumps(settings, indent=1))  # JSON is YAML.
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-        flags = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(jobs)]
+        flags = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads)]
         program = ["-m", "ldm_hf.training", "--config", str(output / "quickstart.yaml")]
-        run_child([*launch, *flags, *program], threads)
+        run_child([*launch, *flags, *program], {"OMP_NUM_THREADS": str(threads)})
     _say("3/3  Loading the model in a new process and evaluating it")
     run_child(
         [
             *(sys.executable, "-m", "ldm_hf", "evaluate", str(output / "model")),
             *("--data", str(data), "--output", str(output), "--seed", str(seed)),
         ],
-        threads,
+        {"OMP_NUM_THREADS": "1"},
     )
     for name in ("README.md", "threshold_curve.png", "report.json"):
         with replacing(output / "model" / name) as path:
@@ -149,11 +150,11 @@ def _build_in_parallel(environments: list[str], data: Path, jobs: int, seed: int
     order = sorted(environments, key=lambda environment: -REFERENCES[environment].timesteps)
     pool = ProcessPoolExecutor(min(jobs, len(order)), context, _start_worker, (messages, os.getpid()))
     bars = {
-        environment: tqdm(desc=environment, total=REFERENCES[environment].timesteps, position=position, unit="step")
+        environment: progress_bar(
+            f"{environment} (waiting)", REFERENCES[environment].timesteps, "step", position=position, unit_scale=True
+        )
         for position, environment in enumerate(environments)
     }
-    for bar in bars.values():
-        bar.mininterval, bar.unit_scale, bar.dynamic_ncols = _PROGRESS_SECONDS, True, True
     try:
         pending: set[Future] = {pool.submit(_build, environment, data, seed) for environment in order}
         while pending:

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.files import replacing
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_model
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
@@ -185,14 +185,8 @@ class _Progress:
         self._since = time.perf_counter()
         self._last_step = start
         self.norm: torch.Tensor | None = None
-        self._bar = tqdm(
-            total=config.steps,
-            initial=start,
-            desc="training",
-            unit="step",
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.5,
+        self._bar = progress_bar(
+            "training", config.steps, "step", initial=start, disable=not accelerator.is_main_process
         )
 
     def waiting(self) -> "_Progress":
