@@ -1,0 +1,45 @@
+# Everything happens in .venv, which is made when it is missing and brought up to date when setup.cfg changes.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help quickstart test test-slow lint format clean
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/.installed  ## Real environments to a trained, loaded and evaluated policy, in minutes on a CPU
+	$(BIN)/ldm quickstart
+
+test: .venv/.installed-test  ## The tests, without those that run for minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.installed-test  ## Style, docstrings, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-test  ## Bring the code into the form that lint wants
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove .venv and what tools left
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "ldm_hf needs Python 3.10 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing ldm_hf into .venv (PyTorch included: this takes a few minutes the first time)" >&2
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(INSTALL) --editable ".[test]"
+	@touch $@
