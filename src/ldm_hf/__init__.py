@@ -5,9 +5,13 @@ first use, so that the command line starts without torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm_hf._auto import register_lazily
+
+if TYPE_CHECKING:
+    from ldm_hf.env_registry.registry import list_environments, make, make_vec, spec
+    from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
 
 __version__ = "0.1.0.dev0"
 

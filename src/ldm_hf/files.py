@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def publish(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         remove(aside)
     else:
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def remove(path: Path) -> None:

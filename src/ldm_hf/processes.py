@@ -1,5 +1,6 @@
 """Child processes that never outlive the command that started them, even when that is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ class ChildFailure(LDMError):
 
 def exit_with_owner(owner: int | None = None) -> None:
     """End this process at once when its owner is gone: the given one, or that of ``run_child``; without one, do nothing."""
-    pid = owner if owner is not None else int(os.environ.get(_OWNER, 0))
+    pid = owner if owner is not None else int(os.environ.get(_OWNER, "0"))
     if pid:
         threading.Thread(target=_wait_and_exit, args=(pid,), daemon=True).start()
 
@@ -44,8 +45,6 @@ def run_child(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 
 def _wait_and_exit(pid: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(pid).wait()
-    except psutil.NoSuchProcess:
-        pass
     os._exit(1)

@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,9 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
+def quickstart(
+    output: Path, *, jobs: int, seed: int, steps: int, references: Mapping[str, Reference] | None = None
+) -> Path:
     """Train references, train a model on them, load it in a new process and evaluate it.
 
     Args:
@@ -91,6 +95,7 @@ def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
         jobs: processes that train references; half as many threads train the model.
         seed: of everything.
         steps: optimizer steps of the model.
+        references: how the reference of each environment is trained, by default ``REFERENCES``.
 
     Returns:
         The report.
@@ -99,9 +104,12 @@ def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
         ConfigError: the folder holds the steps of other settings.
         LDMError: a step failed.
     """
-    _claim(output, {"seed": seed, "steps": steps, "environments": sorted(REFERENCES)})
+    references = REFERENCES if references is None else references
+    _claim(
+        output, {"seed": seed, "steps": steps, "references": {name: asdict(each) for name, each in references.items()}}
+    )
     data, report = output / "data", output / "report.json"
-    build_references(data, jobs=jobs, seed=seed)
+    build_references(references, data, jobs=jobs, seed=seed)
     # Threads wait for each other at every layer: one that shares its core holds up all, so half of the cores stay free.
     threads = max(1, jobs // 2)
     if not (output / "model").is_dir():
@@ -127,13 +135,13 @@ def quickstart(output: Path, *, jobs: int, seed: int, steps: int) -> Path:
     return report
 
 
-def build_references(data: Path, *, jobs: int, seed: int) -> None:
+def build_references(references: Mapping[str, Reference], data: Path, *, jobs: int, seed: int) -> None:
     """Train and record the references whose datasets are not there yet, ``jobs`` at a time."""
     from ldm_hf.dataset_builder.writer import update_repository
 
-    folders = {environment: _folder(data, environment) for environment in REFERENCES}
-    missing = [environment for environment, folder in folders.items() if not folder.is_dir()]
-    _say(f"1/3  Training reference policies: {len(missing)} of {len(REFERENCES)} environments to go")
+    folders = {environment: _folder(data, environment) for environment in references}
+    missing = {name: each for name, each in references.items() if not folders[name].is_dir()}
+    _say(f"1/3  Training reference policies: {len(missing)} of {len(references)} environments to go")
     for folder in {folder.parent for folder in folders.values()}:
         remove_leftovers(folder)
     if missing:
@@ -142,21 +150,21 @@ def build_references(data: Path, *, jobs: int, seed: int) -> None:
         update_repository(repository)
 
 
-def _build_in_parallel(environments: list[str], data: Path, jobs: int, seed: int) -> None:
+def _build_in_parallel(references: Mapping[str, Reference], data: Path, jobs: int, seed: int) -> None:
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     os.environ["OMP_NUM_THREADS"] = "1"  # For the workers: one run, one core.
     # The longest first, so that none is left to run alone at the end.
-    order = sorted(environments, key=lambda environment: -REFERENCES[environment].timesteps)
+    order = sorted(references.items(), key=lambda item: -item[1].timesteps)
     pool = ProcessPoolExecutor(min(jobs, len(order)), context, _start_worker, (messages, os.getpid()))
     bars = {
         environment: progress_bar(
-            f"{environment} (waiting)", REFERENCES[environment].timesteps, "step", position=position, unit_scale=True
+            f"{environment} (waiting)", reference.timesteps, "step", position=position, unit_scale=True
         )
-        for position, environment in enumerate(environments)
+        for position, (environment, reference) in enumerate(references.items())
     }
     try:
-        pending: set[Future] = {pool.submit(_build, environment, data, seed) for environment in order}
+        pending: set[Future] = {pool.submit(_build, *item, data, seed) for item in order}
         while pending:
             finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             while not messages.empty():
@@ -191,9 +199,7 @@ def _start_worker(messages: Any, owner: int) -> None:
     exit_with_owner(owner)
 
 
-def _build(environment: str, data: Path, seed: int) -> None:
-    import time
-
+def _build(environment: str, reference: Reference, data: Path, seed: int) -> None:
     from ldm_hf.dataset_builder.run import build_run
 
     last = 0.0
@@ -204,7 +210,6 @@ def _build(environment: str, data: Path, seed: int) -> None:
             last = time.monotonic()
             _messages.put((environment, stage, done, total))
 
-    reference = REFERENCES[environment]
     build_run(environment, reference.candidate, timesteps=reference.timesteps, seed=seed, root=data, progress=report)
 
 
@@ -218,8 +223,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     path = output / "quickstart.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        if found != settings:
-            raise ConfigError(f"{output} holds a quickstart with other settings ({found}); choose another --output")
+        if found != json.loads(json.dumps(settings)):
+            raise ConfigError(f"{output} holds a quickstart with other settings; choose another --output")
         return
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings))

@@ -27,8 +27,8 @@ class Recording:
         spaces = getattr(venv.observation_space, "spaces", {_PLAIN: venv.observation_space})
         shape = (capacity, venv.num_envs)
 
-        def array(name: str, dtype: Any, item: tuple[int, ...] = ()) -> np.ndarray:
-            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (*shape, *item))
+        def array(name: str, dtype: Any, item: tuple[int, ...] | None = ()) -> np.ndarray:
+            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (*shape, *(item or ())))
 
         self.observations = {
             key: array(f"observation-{index}", space.dtype, space.shape)

@@ -58,7 +58,9 @@ class ReferencePolicy:
         actions, _ = self._policy.predict(self._normalize(observations), deterministic=True)
         return actions
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> Any:
         """``act`` as Stable-Baselines3's ``evaluate_policy`` calls it."""
         return self.act(observation), state
 

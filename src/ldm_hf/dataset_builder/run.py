@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.recorder import Recording, RecorderVecEnv, first_and_last10
+from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording, first_and_last10
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
@@ -66,7 +66,9 @@ def build_run(
     """
     described = spec(environment)
     if not candidate.takes(described.action_space):
-        raise ConfigError(f"{candidate.algorithm} cannot act in {environment}: its actions are {described.action_space}")
+        raise ConfigError(
+            f"{candidate.algorithm} cannot act in {environment}: its actions are {described.action_space}"
+        )
     # Spaces that no model takes are refused before any time is spent on them.
     observation, action = (
         SlotLayout.of(described.observation_space),
@@ -124,14 +126,14 @@ def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) 
     try:
         # evaluate_policy gives every environment the same number of episodes.
         returns, _ = evaluate_policy(
-            policy,  # type: ignore[arg-type]  # It needs a `predict` alone.
+            policy,
             venv,
             DETERMINISTIC_EPISODES,
             return_episode_rewards=True,
         )
     finally:
         venv.close()
-    return [float(value) for value in returns]
+    return np.asarray(returns, float).tolist()
 
 
 def package_versions() -> dict[str, str]:

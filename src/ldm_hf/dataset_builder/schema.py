@@ -72,7 +72,9 @@ class RunInfo:
         except (ValueError, KeyError, AttributeError) as error:
             raise DatasetFormatError(f"{path} has metadata that cannot be read: {error}") from error
         if version != SCHEMA_VERSION:
-            raise DatasetFormatError(f"{path} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}")
+            raise DatasetFormatError(
+                f"{path} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
+            )
         try:
             return cls(**values)
         except TypeError as error:

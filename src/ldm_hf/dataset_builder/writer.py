@@ -1,6 +1,7 @@
 """Writes an environment's files, and the manifest and card of a library's dataset repository."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def plan_chunks(stream_lengths: list[int], seed: int, chunk_length: int = CHUNK_
     chunks = []
     for stream, length in enumerate(stream_lengths):
         edges = np.linspace(0, length, math.ceil(length / chunk_length) + 1).round().astype(int).tolist()
-        chunks += [ChunkRange(stream, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        chunks += [ChunkRange(stream, start, stop) for start, stop in itertools.pairwise(edges)]
     order = np.random.default_rng(seed).permutation(len(chunks))
     return [chunks[index] for index in order]
 

@@ -1,11 +1,13 @@
 """Evaluates a saved model on environments that have a reference, one result file each, and writes the report."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -71,7 +73,7 @@ def evaluate(
                 episodes=episodes,
                 rollouts=rollouts,
                 seed=seed,
-                progress=lambda done, total, environment=info.environment: progress(environment, done, total),
+                progress=functools.partial(progress, info.environment),
             )
             scores = (info.first10, info.last10, info.deterministic_return)
             result = EnvironmentResult.of(info.environment, rollout.returns, *scores)
@@ -103,16 +105,27 @@ def load_pretrained(folder: Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]
     Raises:
         CheckpointError: there is no such folder, or it holds another type of model, or damaged files.
     """
+    load_config(folder)
+    try:
+        model: ldm_hf.LDMModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        return model, AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # safetensors and strict configurations raise errors of their own
+        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model folder.
+
+    Raises:
+        CheckpointError: there is no such folder, or it holds another type of model.
+    """
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model: its config.json is missing or no JSON") from error
     if config.get("model_type") != "ldm":
         raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}; it must be 'ldm'")
-    try:
-        return AutoModel.from_pretrained(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
-    except Exception as error:  # safetensors and strict configurations raise errors of their own
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return config
 
 
 def _finished(path: Path, key: dict) -> EnvironmentResult | None:

@@ -15,7 +15,7 @@ def normalized_score(mean_return: float, first10: float, last10: float) -> float
     return (mean_return - first10) / (last10 - first10)
 
 
-def threshold_curve(scores: Sequence[float | None], thresholds: Sequence[float]) -> np.ndarray:
+def threshold_curve(scores: Sequence[float | None], thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """The number of environments whose score is at least each threshold; unscored ones reach none."""
     reached = np.array([score for score in scores if score is not None], float)
     # Rounding of the division must not push a score of exactly 0.8 below 0.8.

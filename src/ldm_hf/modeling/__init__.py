@@ -4,6 +4,10 @@ Names are imported on first use: ``spaces_ldm`` serves the parts of the package 
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .auto_ldm import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
 
 __all__ = ["LDMConfig", "LDMModel", "LDMPolicy", "LDMProcessor"]
 

@@ -1,5 +1,7 @@
 """Configuration of a Large Decision Model: a Llama backbone, and what surrounds it."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
@@ -65,7 +67,7 @@ class LDMConfig(LlamaConfig):
         return list(_PRESETS)
 
     @classmethod
-    def preset(cls, name: str, **overrides: object) -> "LDMConfig":
+    def preset(cls, name: str, **overrides: Any) -> "LDMConfig":
         """The configuration of a named size, any field overridden.
 
         Args:
@@ -77,4 +79,5 @@ class LDMConfig(LlamaConfig):
         """
         if name not in _PRESETS:
             raise ValueError(f"no preset is called {name!r}; there are {', '.join(_PRESETS)}")
-        return cls(**{**dict(zip(_SHAPE_FIELDS, _PRESETS[name], strict=True)), **overrides})
+        fields: dict[str, Any] = dict(zip(_SHAPE_FIELDS, _PRESETS[name], strict=True))
+        return cls(**{**fields, **overrides})

@@ -138,10 +138,10 @@ class LDMPolicy:
         truncated: Sequence[bool] | None,
     ) -> None:
         if rewards is None or terminated is None or truncated is None:
-            done = np.full(len(self), START)
-            rewards = np.zeros(len(self))
+            done, earned = np.full(len(self), START), np.zeros(len(self), np.float32)
         else:
             done = np.where(terminated, TERMINATED, np.where(truncated, TRUNCATED, NOT_DONE))
+            earned = np.asarray(rewards, np.float32)
         observations = np.zeros((len(self), self._history["observations"].shape[2]), np.float32)
         for row, (slots, image) in enumerate(flat):
             observations[row, : len(slots)] = slots
@@ -149,7 +149,7 @@ class LDMPolicy:
                 self._history["images"][row, position] = torch.from_numpy(image).permute(2, 0, 1)
         self._history["observations"][:, position] = torch.from_numpy(observations)
         self._history["previous_actions"][:, position] = torch.from_numpy(self._last_actions)
-        self._history["previous_rewards"][:, position] = torch.as_tensor(np.asarray(rewards, np.float32))
+        self._history["previous_rewards"][:, position] = torch.from_numpy(earned)
         self._history["previous_dones"][:, position] = torch.from_numpy(done.astype(np.int64))
 
     @torch.inference_mode()

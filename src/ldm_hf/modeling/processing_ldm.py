@@ -63,8 +63,8 @@ class Transitions:
         return len(self.rewards)
 
     def __getitem__(self, rows: slice) -> "Transitions":
-        parts = (None if part is None else part[rows] for part in vars(self).values())
-        return Transitions(*parts)
+        parts = {name: None if part is None else part[rows] for name, part in vars(self).items()}
+        return Transitions(**parts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,8 @@ class LDMProcessor(ProcessorMixin):
         image_size: side in pixels to which images are brought (paper section 4.3: 64).
 
     Example:
-        >>> inputs = processor(observations, actions, rewards, terminated, truncated, env.observation_space, env.action_space)
+        >>> spaces = env.observation_space, env.action_space
+        >>> inputs = processor(observations, actions, rewards, terminated, truncated, *spaces)
         >>> model(**inputs).logits.shape  # (1, T, A, num_bins)
     """
 
@@ -206,7 +207,9 @@ class LDMProcessor(ProcessorMixin):
             action_bins[row, : acted.num_slots] = torch.from_numpy(self.action_bins(acted))
         return {"observation_kinds": observation_kinds, "action_kinds": action_kinds, "action_bins": action_bins}
 
-    def align(self, transitions: Transitions, observation_layout: SlotLayout, action_layout: SlotLayout) -> TokenSequence:
+    def align(
+        self, transitions: Transitions, observation_layout: SlotLayout, action_layout: SlotLayout
+    ) -> TokenSequence:
         """Shift actions, rewards and done signals by one: token t carries those of t-1, the first token ``START``."""
         done = np.where(transitions.terminated, TERMINATED, np.where(transitions.truncated, TRUNCATED, NOT_DONE))
         return TokenSequence(
@@ -231,7 +234,7 @@ class LDMProcessor(ProcessorMixin):
         )
         shape = (len(sequences), max(map(len, sequences)))
         num_observations, num_actions = (described[name].shape[1] for name in ("observation_kinds", "action_kinds"))
-        batch = {
+        batch: dict[str, np.ndarray] = {
             "observations": np.zeros((*shape, num_observations), np.float32),
             "previous_actions": np.zeros((*shape, num_actions), np.float32),
             "previous_rewards": np.zeros(shape, np.float32),
@@ -292,7 +295,7 @@ class LDMProcessor(ProcessorMixin):
         if outside.any():
             step, slot = map(int, np.argwhere(outside)[0])
             raise InvalidValueError(
-                f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is none of the {high[slot] + 1} choices"
+                f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is out of {high[slot] + 1}"
             )
         # A continuous action just outside its bounds belongs to the bin at the bound: the environment clips it too.
         return np.where(discrete, values.astype(np.int64), np.clip(self.encode(values), low, high))
@@ -304,7 +307,7 @@ class LDMProcessor(ProcessorMixin):
             return {}
         images = np.zeros((len(rows), length, self.image_size, self.image_size, 3), np.uint8)
         for index, row in enumerate(rows):
-            images[index, : len(sequences[row])] = sequences[row].images
+            images[index, : len(sequences[row])] = np.asarray(sequences[row].images)
         return {"images": torch.from_numpy(images).permute(0, 1, 4, 2, 3), "image_rows": torch.tensor(rows)}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -128,11 +129,8 @@ def save_model(model: LDMModel, processor: LDMProcessor, folder: Path) -> None:
 
 def _raise_together(accelerator: Accelerator, error: Exception | None, path: Path, temporary: Path) -> None:
     """If one process failed, all do, instead of waiting for each other for ever."""
-    messages = [None] * accelerator.num_processes
-    if accelerator.num_processes > 1:
-        torch.distributed.all_gather_object(messages, None if error is None else str(error))
-    else:
-        messages = [None if error is None else str(error)]
+    own: list[str | None] = [None if error is None else str(error)]
+    messages: list[str | None] = gather_object(own)
     failures = [message for message in messages if message is not None]
     if failures:
         if accelerator.is_main_process:

@@ -13,6 +13,8 @@ import yaml
 
 from ldm_hf.errors import ConfigError
 
+_AT_LEAST_ONE = ("steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -70,7 +72,14 @@ class TrainingConfig:
     log_with: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        at_least_one = (
+            "steps",
+            "batch_size",
+            "accumulation_steps",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

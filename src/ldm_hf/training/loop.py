@@ -174,7 +174,7 @@ def _finish(accelerator: Accelerator, model: torch.nn.Module, processor: LDMProc
 
 
 class _Progress:
-    """The bar, and the figures that go to the trackers: loss, learning rate, gradient norm, speed, time spent waiting."""
+    """The bar, and the figures that go to the trackers: loss, learning rate, gradient norm, speed, time waited."""
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, start: int, tokens_per_step: int):
         self._accelerator = accelerator

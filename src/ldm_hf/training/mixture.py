@@ -1,7 +1,7 @@
 """The training mixture: which sequence of which environment comes when, as a pure function of (seed, counter).
 
-Sequence number i of a run is decided by the seed and by i alone, so a run continues exactly from a number, for any number
-of loader workers, and another number of processes goes on where the last one stopped.
+Sequence number i of a run is decided by the seed and by i alone, so a run continues exactly from a number, for any
+number of loader workers, and another number of processes goes on where the last one stopped.
 """
 
 from collections import OrderedDict
@@ -158,7 +158,7 @@ def _weights(datasets: Sequence[EnvironmentDataset], weights: str | Mapping[str,
     ids = [data.environment for data in datasets]
     if set(ids) != set(weights) or min(weights.values()) <= 0:
         differing = sorted(set(ids) ^ set(weights))
-        raise ConfigError(f"weights must name each environment once, with a positive number; look at {differing or weights}")
+        raise ConfigError(f"weights must give each environment one positive number; look at {differing or weights}")
     return np.array([weights[environment] for environment in ids], float)
 
 
