@@ -55,7 +55,7 @@ def evaluate(
         EnvironmentFailure: an environment broke.
     """
     model, processor = load_pretrained(model_folder)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     protocol = {"episodes": episodes, "rollouts": rollouts, "seed": EVALUATION_SEED + 1000 * seed}
     weights = _weights_hash(model_folder)
     results = []

@@ -1,0 +1,63 @@
+"""A toy corpus and a toy model, made once by the real parts, and helpers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Small tensors: more threads only wait for each other.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test reaches beyond this machine.
+
+from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.run import build_run
+from ldm_hf.dataset_builder.writer import update_repository
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+
+CARTPOLE, CLIFF, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/CliffWalking-v1", "gymnasium/Pendulum-v1"
+TOY_MODEL = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "slot_embedding_size": 16,
+    "max_position_embeddings": 16,
+    "max_action_slots": 4,
+}
+_REFERENCES = {
+    CARTPOLE: (Candidate("PPO", {"n_steps": 64}, num_envs=4), 2048),
+    CLIFF: (Candidate("DQN", {"learning_starts": 100}, num_envs=4), 12_000),
+    PENDULUM: (Candidate("PPO", {"n_steps": 64, "use_sde": True}, num_envs=4, normalize=True), 4096),
+}
+
+
+def run_ldm(*arguments: object, module: str = "ldm_hf", **options) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Datasets of three real environments, from runs far too short to learn much."""
+    root = tmp_path_factory.mktemp("corpus") / "data"
+    for environment, (candidate, timesteps) in _REFERENCES.items():
+        build_run(environment, candidate, timesteps=timesteps, seed=0, root=root)
+    update_repository(root / "gymnasium")
+    return root
+
+
+@pytest.fixture(scope="session")
+def processor() -> LDMProcessor:
+    return LDMProcessor(max_action_slots=TOY_MODEL["max_action_slots"])
+
+
+@pytest.fixture(scope="session")
+def model() -> LDMModel:
+    """A small model with random weights, large enough ones that its choices differ from input to input."""
+    import torch
+
+    torch.manual_seed(0)
+    made = LDMModel(LDMConfig.preset("nano", **TOY_MODEL, initializer_range=0.3)).eval()
+    return made
