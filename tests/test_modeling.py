@@ -277,6 +277,8 @@ def test_a_new_process_loads_the_same_model(model, processor, tmp_path, prelude,
 def test_each_auto_class_may_come_first(model, processor, tmp_path, auto, found):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    program = f"import ldm_hf, transformers; print(transformers.{auto}.from_pretrained({str(tmp_path)!r}).__class__.__name__)"
+    program = (
+        f"import ldm_hf, transformers; print(transformers.{auto}.from_pretrained({str(tmp_path)!r}).__class__.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == found, done.stderr

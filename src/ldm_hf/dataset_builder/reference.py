@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -20,7 +21,7 @@ from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
 FORMAT = 1
-_NORMALIZER = "normalizer."
+_MEAN, _VARIANCE = ".mean", ".variance"
 _PLAIN = "observation"
 _ACTIVATIONS = {"Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "ELU": torch.nn.ELU}
 
@@ -65,13 +66,13 @@ class ReferencePolicy:
         return self.act(observation), state
 
     def save(self, folder: Path) -> None:
-        """Write ``policy.safetensors`` and ``policy.json``."""
+        """Write ``policy.json``, ``policy.safetensors`` and, if there are statistics, ``normalizer.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.contiguous() for name, value in self._policy.state_dict().items()}
-        for key, (mean, variance) in self._statistics.items():
-            tensors[f"{_NORMALIZER}{key}.mean"] = torch.from_numpy(np.array(mean))
-            tensors[f"{_NORMALIZER}{key}.variance"] = torch.from_numpy(np.array(variance))
-        save_file(tensors, folder / "policy.safetensors")
+        # Clones, because some algorithms' parameters are views of one vector, or shared between networks.
+        weights = {name: value.detach().clone() for name, value in self._policy.state_dict().items()}
+        save_file(weights, folder / "policy.safetensors")
+        if self._statistics:
+            save_file(_flat(self._statistics), folder / "normalizer.safetensors")
         record = {"format": FORMAT, **self._description, "clip": self._clip, "epsilon": self._epsilon}
         (folder / "policy.json").write_text(json.dumps(record, indent=1))
 
@@ -84,19 +85,17 @@ class ReferencePolicy:
         """
         try:
             record = json.loads((folder / "policy.json").read_text())
-            tensors = load_file(folder / "policy.safetensors")
-        except Exception as error:  # safetensors has an error class of its own beside OSError and ValueError
+            if record.pop("format", None) != FORMAT:
+                raise CheckpointError(f"{folder} has another policy format than {FORMAT}")
+            clip, epsilon = record.pop("clip"), record.pop("epsilon")
+            policy = _build_policy(record)
+            policy.load_state_dict(load_file(folder / "policy.safetensors"))
+            normalizer = folder / "normalizer.safetensors"
+            tensors = load_file(normalizer) if normalizer.exists() else {}
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds no readable policy: {' '.join(str(error).split())}") from error
-        if record.pop("format", None) != FORMAT:
-            raise CheckpointError(f"{folder} has another policy format than {FORMAT}")
-        clip, epsilon = record.pop("clip"), record.pop("epsilon")
-        statistics = {}
-        for name in [name for name in tensors if name.startswith(_NORMALIZER) and name.endswith(".mean")]:
-            key = name.removeprefix(_NORMALIZER).removesuffix(".mean")
-            variance = tensors.pop(f"{_NORMALIZER}{key}.variance")
-            statistics[key] = (tensors.pop(name).numpy(), variance.numpy())
-        policy = _build_policy(record)
-        policy.load_state_dict(tensors)
+        keys = [name.removesuffix(_MEAN) for name in tensors if name.endswith(_MEAN)]
+        statistics = {key: (tensors[key + _MEAN].numpy(), tensors[key + _VARIANCE].numpy()) for key in keys}
         return cls(policy, record, statistics, clip, epsilon)
 
     @classmethod
@@ -128,6 +127,12 @@ class ReferencePolicy:
         mean, variance = self._statistics[key]
         scaled = (values - mean) / np.sqrt(variance + self._epsilon)
         return np.clip(scaled, -self._clip, self._clip).astype(np.float32)
+
+
+def _flat(statistics: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    means = {key + _MEAN: torch.from_numpy(np.array(mean)) for key, (mean, _) in statistics.items()}
+    variances = {key + _VARIANCE: torch.from_numpy(np.array(variance)) for key, (_, variance) in statistics.items()}
+    return {**means, **variances}
 
 
 def train_policy(
