@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import AutoModel, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 import ldm_hf
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
@@ -54,6 +55,7 @@ def evaluate(
         CheckpointError: the folder holds no Large Decision Model.
         EnvironmentFailure: an environment broke.
     """
+    disable_progress_bar()  # transformers' own, for weights: they would break up ours
     model, processor = load_pretrained(model_folder)
     model.to(device)  # type: ignore[arg-type]
     protocol = {"episodes": episodes, "rollouts": rollouts, "seed": EVALUATION_SEED + 1000 * seed}

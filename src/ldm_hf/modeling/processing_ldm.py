@@ -177,7 +177,7 @@ class LDMProcessor(ProcessorMixin):
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Mu-law bins of continuous values, int64 of the same shape."""
-        tensor = torch.from_numpy(np.asarray(values, np.float32))
+        tensor = torch.from_numpy(np.array(values, np.float32))
         return mu_law_encode(tensor, self.mu, self.max_value, self.num_bins).numpy()
 
     def decode(self, bins: np.ndarray) -> np.ndarray:

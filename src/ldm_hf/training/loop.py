@@ -1,5 +1,6 @@
 """The training loop: next-action cross-entropy on the mixture, on any number of processes (paper section 4.4)."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
@@ -40,6 +42,7 @@ def train(config: TrainingConfig) -> Path:
         project_dir=output,
     )
     set_seed(config.seed)
+    disable_progress_bar()  # transformers' own, for weights: they would break up ours
     model, processor = load_model(config)
     context_length = config.context_length or model.config.max_position_embeddings
     if context_length > model.config.max_position_embeddings:
@@ -60,29 +63,29 @@ def train(config: TrainingConfig) -> Path:
     if config.log_with != "none":
         accelerator.init_trackers("ldm")
     batches = _batches(mixture, processor, config, accelerator, start)
-    progress = _Progress(accelerator, config, start, tokens_per_step=config.batch_size * context_length)
     model.train()
-    for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        for _ in range(config.accumulation_steps):
-            with progress.waiting():
-                batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                accelerator.backward(loss)
-                progress.add_loss(loss)
-                if accelerator.sync_gradients:
-                    progress.norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        done = step + 1
-        progress.step(done, learning_rate(config, step))
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)
-    progress.close()
+    with contextlib.closing(_Progress(accelerator, config, start, config.batch_size * context_length)) as progress:
+        for step in range(start, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            for _ in range(config.accumulation_steps):
+                with progress.waiting():
+                    batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
+                with accelerator.accumulate(model):
+                    loss = model(**batch).loss
+                    accelerator.backward(loss)
+                    progress.add_loss(loss)
+                    if accelerator.sync_gradients:
+                        progress.norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            done = step + 1
+            progress.step(done, learning_rate(config, step))
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)
+    folder = _finish(accelerator, model, processor, output)
     accelerator.end_training()
-    return _finish(accelerator, model, processor, output)
+    return folder
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -159,6 +162,7 @@ def _batches(
         batch_sampler=numbers,
         collate_fn=processor.collate,
         num_workers=config.num_workers,
+        generator=torch.Generator(),  # or it would draw from the random state that checkpoints keep
         pin_memory=accelerator.device.type == "cuda",
     )
     return iter(loader)
@@ -189,14 +193,12 @@ class _Progress:
             "training", config.steps, "step", initial=start, disable=not accelerator.is_main_process
         )
 
-    def waiting(self) -> "_Progress":
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._waited += time.perf_counter() - self._wait_start
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the device waits for."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def add_loss(self, loss: torch.Tensor) -> None:
         self._losses.append(loss.detach())

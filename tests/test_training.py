@@ -1,0 +1,291 @@
+"""The mixture, the settings, the loop and its checkpoints."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
+from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.loop import learning_rate, load_model
+from ldm_hf.training.mixture import Mixture, SequenceNumbers
+
+FILES = ("model.safetensors", "optimizer.safetensors", "random-0.safetensors")
+
+
+def toy_settings(data: Path, output: Path, **changes) -> dict:
+    toy = {"model": "nano", "model_overrides": TOY_MODEL, "steps": 6, "batch_size": 4, "checkpoint_every": 2}
+    return {"data": str(data), "output": str(output), **toy, "log_every": 1, "log_with": "none", **changes}
+
+
+def write_settings(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def same_checkpoint(first: Path, second: Path) -> None:
+    for name in FILES:
+        found, expected = load_file(first / name), load_file(second / name)
+        assert set(found) == set(expected)
+        for key in found:
+            assert torch.equal(found[key], expected[key]), f"{name}: {key}"
+
+
+class FakeDataset:
+    """Chunks of known lengths: all that the order of sequences depends on."""
+
+    observation_space = {"type": "Discrete", "n": 2, "start": 0}
+    action_space = {"type": "Discrete", "n": 2, "start": 0}
+
+    def __init__(self, name: str, lengths: list[int]):
+        self.environment, self.chunk_lengths = name, np.array(lengths)
+        self.num_chunks, self.num_transitions = len(lengths), sum(lengths)
+
+
+def made_mixture(processor, lengths, context_length=8, **options) -> Mixture:
+    datasets = [FakeDataset(f"test/{index}", part) for index, part in enumerate(lengths)]
+    return Mixture(datasets, processor, context_length=context_length, **options)
+
+
+LENGTHS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(LENGTHS, st.integers(0, 9), st.randoms())
+def test_a_sequence_depends_on_seed_and_number_alone(processor, lengths, seed, random):
+    in_order = [made_mixture(processor, lengths, seed=seed).locate(number) for number in range(60)]
+    numbers = list(range(60))
+    random.shuffle(numbers)
+    again = made_mixture(processor, lengths, seed=seed)
+    assert {number: again.locate(number) for number in numbers} == dict(enumerate(in_order))
+    for environment, chunk, start in in_order:
+        assert 0 <= start <= max(0, lengths[environment][chunk] - 8)
+
+
+@given(LENGTHS)
+def test_environments_take_turns_and_chunks_come_once_an_epoch(processor, lengths):
+    mixture = made_mixture(processor, lengths)
+    located = [mixture.locate(number) for number in range(len(lengths) * 12)]
+    for round_ in range(12):
+        turns = located[round_ * len(lengths) : (round_ + 1) * len(lengths)]
+        assert sorted(environment for environment, *_ in turns) == list(range(len(lengths)))
+    for environment, chunks in enumerate(lengths):
+        visits = [chunk for index, chunk, _ in located if index == environment]
+        for epoch in range(12 // len(chunks)):
+            assert sorted(visits[epoch * len(chunks) : (epoch + 1) * len(chunks)]) == list(range(len(chunks)))
+
+
+def test_weights_are_shares(processor):
+    mixture = made_mixture(processor, [[9], [9], [9]], weights={"test/0": 6.0, "test/1": 3.0, "test/2": 1.0})
+    counts = np.bincount([mixture.locate(number)[0] for number in range(1920)])
+    # A round has 64 turns an environment: 192, of which 115, 58 and 19 are nearest to 60, 30 and 10 %.
+    assert counts.tolist() == [1150, 580, 190]
+    by_size = made_mixture(processor, [[30], [10]], weights="size")
+    assert np.bincount([by_size.locate(number)[0] for number in range(128)]).tolist() == [96, 32]
+    with pytest.raises(ConfigError, match="test/1"):
+        made_mixture(processor, [[9], [9]], weights={"test/0": 1.0})
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 3), st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(0, 5))
+def test_processes_share_every_step_without_overlap(share, world, accumulation, first):
+    batch = share * world * accumulation
+    ranks = [list(SequenceNumbers(range(first, first + 3), batch, accumulation, rank, world)) for rank in range(world)]
+    for step in range(3):
+        pieces = [piece for rank in ranks for piece in rank[step * accumulation : (step + 1) * accumulation]]
+        start = (first + step) * batch
+        assert sorted(number for piece in pieces for number in piece) == list(range(start, start + batch))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match="must be a multiple of 6"):
+        SequenceNumbers(range(3), 8, 2, 0, 3)
+
+
+def test_loader_workers_change_nothing(data, processor):
+    numbers = SequenceNumbers(range(3, 6), 4, 1, 0, 1)
+
+    def batches(workers: int):
+        mixture = Mixture(open_datasets(data), processor, context_length=16, cache_bytes=10_000)
+        return list(DataLoader(mixture, batch_sampler=numbers, collate_fn=processor.collate, num_workers=workers))
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        for name in alone:
+            assert torch.equal(alone[name], shared[name]), name
+
+
+def test_a_sequence_is_a_piece_of_a_stream(data, processor):
+    (dataset,) = open_datasets(data, [CLIFF])
+    mixture = Mixture([dataset], processor, context_length=16, seed=3)
+    _, chunk, start = mixture.locate(5)
+    expected, found = dataset.chunk(chunk)[start : start + 16], mixture[5]
+    np.testing.assert_array_equal(found.observations, expected.observations)
+    np.testing.assert_array_equal(found.previous_actions[1:], expected.actions[:-1])
+    np.testing.assert_array_equal(found.reference_actions, expected.reference_actions)
+
+
+def test_learning_rate_by_hand():
+    config = TrainingConfig("d", "o", steps=10, learning_rate=1.0, warmup_steps=3, decay_fraction=0.4)
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [learning_rate(config, step) for step in range(10)] == pytest.approx(expected)
+    assert learning_rate(TrainingConfig("d", "o"), 999) == 2.5e-4  # the paper's: constant
+
+
+def test_settings_are_checked(tmp_path):
+    path = write_settings(tmp_path / "s.yaml", {"data": "d", "output": "o", "learning_rate": "1e-3"})
+    loaded = TrainingConfig.load(path, ["batch_size=8", "betas=[0.9, 0.95]", "environments=[a/B-v0]"])
+    assert (loaded.learning_rate, loaded.batch_size, loaded.betas, loaded.environments) == (
+        1e-3,
+        8,
+        (0.9, 0.95),
+        ["a/B-v0"],
+    )
+    loaded.save(tmp_path / "again.yaml")
+    assert TrainingConfig.load(tmp_path / "again.yaml") == loaded
+    for setting, message in {
+        "learning_rte=1": "did you mean learning_rate",
+        "steps=many": "steps must be int, got 'many'",
+        "steps=0": "steps must be at least 1",
+        "precision=fp8": "precision must be auto, bf16 or fp32",
+        "steps": "reads name=value",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            TrainingConfig.load(path, [setting])
+    with pytest.raises(ConfigError, match="must set data and output"):
+        TrainingConfig.from_mapping({})
+
+
+def test_models_that_are_none_are_refused(tmp_path):
+    for changes, message in (
+        ({"model": "huge"}, "neither a preset"),
+        ({"model_overrides": {"hidden_sise": 3}}, "hidden_sise, which LDMConfig does not have"),
+        ({"model_overrides": {"hidden_size": 33}}, "model_overrides cannot be used"),
+        ({"model_overrides": {"hidden_size": "wide"}}, "model_overrides cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_model(TrainingConfig("d", "o", **changes))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_model(TrainingConfig("d", "o", model=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory) -> Path:
+    """A run that was never interrupted."""
+    output = tmp_path_factory.mktemp("straight")
+    config = write_settings(
+        output / "s.yaml", toy_settings(data, output / "run", keep_checkpoints=9, log_with="tensorboard")
+    )
+    done = run_ldm("train", "--config", config)
+    assert done.returncode == 0, done.stderr
+    return output / "run"
+
+
+def test_training_learns_writes_and_logs(straight, data):
+    assert {path.name for path in straight.glob("checkpoint-*")} == {f"checkpoint-{step:08d}" for step in (2, 4, 6)}
+    assert list(straight.glob("ldm/events.out.tfevents.*"))
+    before, after = (load_file(straight / f"checkpoint-{step:08d}/model.safetensors") for step in (2, 6))
+    assert all(
+        not torch.equal(before[name], after[name]) for name in before if "image" not in name and "scalar" not in name
+    )
+    assert yaml.safe_load((straight / "training.yaml").read_text())["data"] == str(data)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=100_000))
+    command = [sys.executable, "-m", "ldm_hf", "train", "--config", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
+        while not (tmp_path / "run/checkpoint-00000004").exists():
+            assert running.poll() is None and time.sleep(0.01) is None
+        os.kill(running.pid, signal.SIGKILL)
+    # What was written after step 4 is taken away, so that the run goes on from the middle of the other one.
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        if path.name != "checkpoint-00000004":
+            shutil.rmtree(path)
+    same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
+    done = run_ldm("train", "--config", config, "--set", "steps=6")
+    assert done.returncode == 0, done.stderr
+    same_checkpoint(tmp_path / "run/checkpoint-00000006", straight / "checkpoint-00000006")
+
+
+def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")}
+    settings_ = toy_settings(data, straight, keep_checkpoints=9)
+    done = run_ldm("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")} == before
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(straight, data, tmp_path):
+    """The largest file that the process may write stands in for the space that is left."""
+    first = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2))
+    assert run_ldm("train", "--config", first).returncode == 0
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        f"sys.argv = ['ldm', 'train', '--config', {str(first)!r}, '--set', 'steps=4'];"
+        "from ldm_hf.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "cannot be written" in last and "earlier checkpoints are untouched" in last
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000002"]
+    assert run_ldm("train", "--config", first, "--set", "steps=4").returncode == 0
+    same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
+
+
+def test_damaged_checkpoints_are_named(straight, data, tmp_path):
+    shutil.copytree(straight / "checkpoint-00000002", tmp_path / "run/checkpoint-00000002")
+    weights = tmp_path / "run/checkpoint-00000002/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = run_ldm("train", "--config", write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run")))
+    assert done.returncode == 1
+    assert "checkpoint-00000002 cannot be continued from" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_bit_for_bit(data, tmp_path):
+    """Through `accelerate launch` with gloo, and other numbers of processes see the same sequences."""
+    launch = ("launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+
+    def train(output: Path, steps: int) -> None:
+        config = write_settings(tmp_path / "s.yaml", toy_settings(data, output, steps=steps))
+        flags = ("--dynamo_backend", "no", "-m", "ldm_hf.training", "--config", config)
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        done = run_ldm(*launch, *flags, module="accelerate.commands.accelerate_cli", env=variables)
+        assert done.returncode == 0, done.stderr
+
+    train(tmp_path / "once", 6)
+    train(tmp_path / "twice", 4)
+    train(tmp_path / "twice", 6)
+    first, second = (tmp_path / name / "checkpoint-00000006" for name in ("once", "twice"))
+    assert (first / "random-1.safetensors").exists()
+    same_checkpoint(first, second)
+    # One process sees the same data: the same gradients but for the order of additions.
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "alone"))
+    assert run_ldm("train", "--config", config).returncode == 0
+    alone, shared = (load_file(tmp_path / name / "model/model.safetensors") for name in ("alone", "once"))
+    for name in alone:
+        torch.testing.assert_close(alone[name], shared[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_training_on_chosen_environments(data, tmp_path):
+    changes = {"environments": [CARTPOLE, PENDULUM], "weights": {CARTPOLE: 1, PENDULUM: 3}, "accumulation_steps": 2}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2, **changes))
+    done = run_ldm("--config", config, module="ldm_hf.training")
+    assert done.returncode == 0, done.stderr
+    done = run_ldm("--config", config, "--set", "environments=[gymnasium/Nothing-v0]", module="ldm_hf.training")
+    assert done.returncode == 1 and "has no data of gymnasium/Nothing-v0" in done.stderr.splitlines()[-1]
