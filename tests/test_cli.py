@@ -1,0 +1,221 @@
+"""The command line, the quickstart and the README, as their users run them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import ldm_hf.quickstart as quickstart_module
+from conftest import CARTPOLE, CLIFF, run_ldm
+from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.errors import ConfigError, LDMError
+from ldm_hf.quickstart import REFERENCES, Reference, quickstart
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("quickstart",),
+        ("train",),
+        ("evaluate",),
+        ("report",),
+        ("env",),
+        ("env", "list"),
+        ("env", "info"),
+        ("env", "doctor"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_explains_itself(command):
+    done = run_ldm(*command, "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("env", "info", "gymnasium/CartPole-v7"), "did you mean gymnasium/CartPole-v1"),
+        (("env", "doctor", "CartPole-v1"), "did you mean gymnasium/CartPole-v1"),
+        (("env", "doctor", CARTPOLE, "--model", "nowhere"), "nowhere holds no model"),
+        (("train", "--set", "data=nowhere", "--set", "output=x"), "nowhere holds no datasets"),
+        (("train", "--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
+        (("evaluate", "nowhere", "--data", "nowhere", "--output", "x"), "nowhere holds no datasets"),
+        (("report", "nowhere.json"), "nowhere.json is no report"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_gets_one_clear_line(arguments, message, tmp_path):
+    done = run_ldm(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_space_that_does_not_fit_names_count_and_limit(model, processor, tmp_path):
+    model.config.max_observation_slots, before = 3, model.config.max_observation_slots
+    model.config.save_pretrained(tmp_path)
+    model.config.max_observation_slots = before
+    done = run_ldm("env", "doctor", CARTPOLE, "--model", tmp_path)
+    assert done.returncode == 1 and "takes 4 slots" in done.stderr and "the limit is 3" in done.stderr
+    assert run_ldm("env", "doctor", CARTPOLE).stdout == f"{CARTPOLE} fits: 4 observation slots, 1 action slots\n"
+
+
+def test_environments_are_listed():
+    listed = run_ldm("env", "list", "gymnasium").stdout.splitlines()
+    assert CARTPOLE in listed and "gymnasium/CartPole-v0" not in listed
+
+
+TOY = {
+    CARTPOLE: Reference(Candidate("PPO", {"n_steps": 64}, num_envs=4), 2048),
+    CLIFF: Reference(Candidate("DQN", {"learning_starts": 100}, num_envs=4), 12_000),
+}
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".parquet", ".safetensors")}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder in which a quickstart on two environments ran, in three interrupted attempts."""
+    root = tmp_path_factory.mktemp("workspace")
+    output = root / "runs/quickstart"
+    run, broken = quickstart_module.run_child, {"ldm_hf.training": True, "evaluate": True}
+
+    def breaking_once(command, environment=None):
+        for step in list(broken):
+            if step in command and broken.pop(step):
+                raise LDMError(f"interrupted before {step}")
+        run(command, environment)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(quickstart_module, "run_child", breaking_once)
+    settings = {"jobs": 2, "seed": 0, "steps": 4, "references": TOY}
+    with pytest.raises(LDMError, match="before ldm_hf.training"):
+        quickstart(output, **settings)
+    built = times(output / "data/gymnasium/CartPole-v1")
+    assert built
+    with pytest.raises(LDMError, match="before evaluate"):
+        quickstart(output, **settings)
+    trained = times(output / "model")
+    assert trained
+    quickstart(output, **settings)
+    # What an attempt finished, later ones left alone.
+    assert times(output / "data/gymnasium/CartPole-v1") == built and times(output / "model") == trained
+    patch.undo()
+    with pytest.raises(ConfigError, match="holds a quickstart with other settings"):
+        quickstart(output, **{**settings, "seed": 1})
+    return root
+
+
+def test_the_quickstart_leaves_what_it_promises(workspace):
+    output = workspace / "runs/quickstart"
+    report = json.loads((output / "report.json").read_text())
+    assert [result["id"] for result in report["environments"]] == [CARTPOLE, CLIFF]
+    assert all(
+        {"normalized_score", "mean_return", "first10", "last10"} <= set(result) for result in report["environments"]
+    )
+    assert (output / "threshold_curve.png").read_bytes().startswith(b"\x89PNG")
+    for card in (output / "README.md", output / "model/README.md"):
+        assert card.read_text().startswith("---\nlicense: apache-2.0")
+    assert not list(output.rglob("*.partial*"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_readme_programs_run_as_written(workspace, index):
+    program = blocks("python")[index]
+    assert len([line for line in program.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
+    # Streaming readers of `datasets` may abort while the interpreter ends; what counts is what ran before.
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\nprint('done', flush=True)"],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_readme_commands_run_as_written(workspace):
+    if not (workspace / "examples").exists():
+        (workspace / "examples").symlink_to(REPOSITORY / "examples")
+    commands = "\n".join(blocks("bash"))
+    assert "accelerate launch -m ldm_hf.training" in commands and "ldm evaluate" in commands
+    # As written, but for the length of the training run and of the evaluation.
+    shorter = commands.replace("train.yaml", "train.yaml --set steps=3").replace(CARTPOLE, f"{CARTPOLE} --episodes 1")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", shorter],
+        cwd=workspace,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (workspace / "runs/example/model/config.json").exists() and CARTPOLE in done.stdout
+
+
+@pytest.mark.parametrize("example", ["act.py", "stream_dataset.py"])
+def test_examples_run(workspace, example):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "examples" / example)],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("episode 2: return" in done.stdout) or ("1000 transitions" in done.stdout), done.stderr
+
+
+def test_children_end_with_their_owner(tmp_path):
+    """A killed command leaves no process behind that goes on writing."""
+    child = (
+        "import os, sys, time; from ldm_hf.processes import exit_with_owner; exit_with_owner();"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    owner = f"import sys; from ldm_hf.processes import run_child; run_child([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", owner]) as running:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert running.poll() is None and time.sleep(0.05) is None
+        left = psutil.Process(int((tmp_path / "pid").read_text()))
+        os.kill(running.pid, signal.SIGKILL)
+    left.wait(timeout=60)  # psutil.TimeoutExpired fails the test
+
+
+@pytest.mark.slow
+def test_the_whole_quickstart_reaches_80_percent(tmp_path):
+    """As a newcomer runs it, killed on the way, within its time and memory."""
+    command = [sys.executable, "-m", "ldm_hf", "quickstart", "--output", str(tmp_path)]
+    built = tmp_path / "data/gymnasium/CartPole-v1/train-00000-of-00001.parquet"
+    with subprocess.Popen(command, start_new_session=True) as running:
+        while not built.exists():
+            assert running.poll() is None and time.sleep(0.1) is None
+        os.kill(running.pid, signal.SIGKILL)
+    finished = times(tmp_path / "data")
+    done = subprocess.run(command, check=False)
+    assert done.returncode == 0
+    kept = times(tmp_path / "data")
+    assert all(
+        kept[path] == written
+        for path, written in finished.items()
+        if ".partial" not in str(path) and "manifest" not in path.name
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {result["id"] for result in report["environments"]} == set(REFERENCES)
+    assert all(result["normalized_score"] >= 0.8 for result in report["environments"]), report
