@@ -102,7 +102,7 @@ def workspace(tmp_path_factory) -> Path:
     patch = pytest.MonkeyPatch()
     patch.setattr(quickstart_module, "run_child", breaking_once)
     settings = {"jobs": 2, "seed": 0, "steps": 4, "references": TOY}
-    with pytest.raises(LDMError, match="before ldm_hf.training"):
+    with pytest.raises(LDMError, match=r"before ldm_hf\.training"):
         quickstart(output, **settings)
     built = times(output / "data/gymnasium/CartPole-v1")
     assert built

@@ -58,7 +58,7 @@ def space_to_json(space: Any) -> dict[str, Any]:
         start = np.asarray(getattr(space, "start", np.zeros_like(nvec)))
         return {"type": kind, "nvec": nvec.tolist(), "start": start.tolist(), "dtype": np.dtype(space.dtype).name}
     if kind == "MultiBinary":
-        return {"type": kind, "shape": list(space.shape)}
+        return {"type": kind, "n": space.n if isinstance(space.n, int) else list(space.shape)}
     if kind == "Dict":
         return {"type": kind, "spaces": {str(key): space_to_json(part) for key, part in sorted(space.spaces.items())}}
     if kind == "Tuple":
@@ -82,7 +82,7 @@ def space_from_json(data: dict[str, Any]) -> Any:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(data["nvec"], np.dtype(data["dtype"]).type, start=data["start"])
     if kind == "MultiBinary":
-        return spaces.MultiBinary(data["shape"])
+        return spaces.MultiBinary(data["n"])
     if kind == "Dict":
         return spaces.Dict({key: space_from_json(part) for key, part in data["spaces"].items()})
     if kind == "Tuple":
@@ -342,7 +342,8 @@ def _leaf(
             return Leaf(path, space, "image", shape, first_slot, 0, low=low, high=high)
         return Leaf(path, space, "continuous", shape, first_slot, math.prod(shape), low=low, high=high)
     if kind == "Box" or kind == "MultiBinary":
-        shape = tuple(space["shape"])
+        size = space["n"] if kind == "MultiBinary" else space["shape"]
+        shape = (size,) if isinstance(size, int) else tuple(size)
         if role == "observation" and _image_axes(shape) is not None and math.prod(shape) > max_slots:
             return Leaf(path, space, "image", shape, first_slot, 0, low=np.zeros(1), high=np.ones(1))
         cardinality, start = np.full(math.prod(shape), 2), np.zeros(math.prod(shape), np.int64)
