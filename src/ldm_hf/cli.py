@@ -39,7 +39,11 @@ def quickstart(
     """
     from ldm_hf.quickstart import quickstart as run
 
-    report = run(output, jobs=jobs or len(os.sched_getaffinity(0)), seed=seed, steps=steps)
+    try:
+        report = run(output, jobs=jobs or len(os.sched_getaffinity(0)), seed=seed, steps=steps)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted: the same command goes on from the last finished step", err=True)
+        raise typer.Exit(130) from None
     _print_report(report)
     typer.echo(f"Datasets, model, model card, curve and report.json are in {output}/", err=True)
 

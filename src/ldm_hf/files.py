@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ldm_hf.errors import StorageError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -31,8 +33,23 @@ def replacing(path: Path) -> Iterator[Path]:
         if error.errno not in _NO_SPACE:
             raise
         raise StorageError(f"{path} cannot be written: {error.strerror}; what was there before is untouched") from error
+    except SafetensorError as error:  # which is how safetensors reports a full disk
+        reason = " ".join(str(error).split())
+        raise StorageError(f"{path} cannot be written: {reason}; what was there before is untouched") from error
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside ``path``, on the same disk, that is gone afterwards; ``remove_leftovers`` knows it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import make, spec
 from ldm_hf.errors import ConfigError
-from ldm_hf.files import replacing
+from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -75,9 +74,9 @@ def build_run(
         SlotLayout.of(described.action_space, role="action"),
     )
     torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
-    with tempfile.TemporaryDirectory(prefix="ldm-recording-") as scratch:
+    with scratch_folder(dataset_folder(root, environment)) as scratch:
         venv = _environments(environment, candidate.num_envs, seed)
-        recording = Recording(Path(scratch) / "recording", -(-timesteps // candidate.num_envs), venv)
+        recording = Recording(scratch / "recording", -(-timesteps // candidate.num_envs), venv)
         recorder = RecorderVecEnv(venv, recording)
         try:
             policy = train_policy(
