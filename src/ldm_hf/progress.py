@@ -18,5 +18,6 @@ def progress_bar(description: str, total: int, unit: str, **options: Any) -> tqd
         dynamic_ncols=on_terminal,
         ncols=None if on_terminal else 110,
         mininterval=_SECONDS_ON_TERMINAL if on_terminal else _SECONDS_IN_LOG,
+        miniters=1,  # time alone decides when a bar is redrawn: steps come at very different speeds
         **options,
     )
