@@ -18,7 +18,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import remove_leftovers, replacing
 from ldm_hf.processes import exit_with_owner, run_child
@@ -137,9 +136,10 @@ def quickstart(
 
 def build_references(references: Mapping[str, Reference], data: Path, *, jobs: int, seed: int) -> None:
     """Train and record the references whose datasets are not there yet, ``jobs`` at a time."""
+    from ldm_hf.dataset_builder.schema import dataset_folder
     from ldm_hf.dataset_builder.writer import update_repository
 
-    folders = {environment: _folder(data, environment) for environment in references}
+    folders = {environment: dataset_folder(data, environment) for environment in references}
     missing = {name: each for name, each in references.items() if not folders[name].is_dir()}
     _say(f"1/3  Training reference policies: {len(missing)} of {len(references)} environments to go")
     for folder in {folder.parent for folder in folders.values()}:
@@ -211,11 +211,6 @@ def _build(environment: str, reference: Reference, data: Path, seed: int) -> Non
             _messages.put((environment, stage, done, total))
 
     build_run(environment, reference.candidate, timesteps=reference.timesteps, seed=seed, root=data, progress=report)
-
-
-def _folder(data: Path, environment: str) -> Path:
-    parsed = EnvironmentId.parse(environment)
-    return data / parsed.library / parsed.config_name
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:

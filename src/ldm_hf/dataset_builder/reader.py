@@ -27,9 +27,12 @@ class EnvironmentDataset:
 
     def __init__(self, paths: Sequence[Path]):
         self._paths = list(paths)
-        self.info = RunInfo.from_metadata(_metadata(self._paths[0]).schema.to_arrow_schema().metadata, self._paths[0])
-        self._observation = SlotLayout.of(self.info.observation_space)
-        self._action = SlotLayout.of(self.info.action_space, role="action")
+        self.info = RunInfo.from_metadata(_footer(self._paths[0])[1].metadata, self._paths[0])
+        try:
+            self._observation = SlotLayout.of(self.info.observation_space)
+            self._action = SlotLayout.of(self.info.action_space, role="action")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DatasetFormatError(f"{self._paths[0]} has spaces that cannot be read: {_reason(error)}") from error
 
     @property
     def environment(self) -> str:
@@ -71,12 +74,12 @@ class EnvironmentDataset:
         try:
             with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
                 table = file.read_row_group(group).combine_chunks()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DatasetFormatError(f"{path} is damaged in chunk {group}: {_reason(error)}") from error
         length = table.num_rows
         return Transitions(
             _vectors(table, "observation") if self._observation.num_slots else np.empty((length, 0), np.float32),
-            self._images(table) if self._observation.image is not None else None,
+            self._images(table, path) if self._observation.image is not None else None,
             _vectors(table, "action"),
             _column(table, "reward").to_numpy(),
             _column(table, "terminated").to_numpy(zero_copy_only=False),
@@ -89,8 +92,7 @@ class EnvironmentDataset:
         chunks = []
         expected = arrow_schema(self._observation, self._action, self.info)
         for path in self._paths:
-            metadata = _metadata(path)
-            schema = metadata.schema.to_arrow_schema()
+            metadata, schema = _footer(path)
             if RunInfo.from_metadata(schema.metadata, path) != self.info:
                 raise DatasetFormatError(f"{path} belongs to another run than {self._paths[0]}")
             if not schema.equals(expected):
@@ -102,12 +104,12 @@ class EnvironmentDataset:
             )
         return chunks
 
-    def _images(self, table: pa.Table) -> np.ndarray:
+    def _images(self, table: pa.Table, path: Path) -> np.ndarray:
         column = _column(table, "image")
         side = self._observation.image_size
         data = np.frombuffer(column.buffers()[2], np.uint8)
         if data.size != len(column) * side * side * 3:
-            raise DatasetFormatError(f"{self._paths[0]} holds images that are not {side}x{side}x3 bytes")
+            raise DatasetFormatError(f"{path} holds images that are not {side}x{side}x3 bytes")
         return data.reshape(len(column), side, side, 3)
 
 
@@ -131,32 +133,41 @@ def open_datasets(root: Path, environments: Sequence[str] | None = None) -> list
         environments: ids to open; by default all.
 
     Raises:
-        DatasetFormatError: there is no manifest, or a file that one lists is missing or cannot be read.
+        DatasetFormatError: there is no manifest, or a file that one lists is missing, cannot be read or is of another run.
         UnknownEnvironmentError: an id is in no manifest.
     """
     manifests = sorted(Path(root).glob("*/manifest.parquet"))
     if not manifests:
         raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/manifest.parquet under it")
-    found: dict[str, list[Path]] = {}
+    found: dict[str, tuple[list[Path], str]] = {}
     for manifest in manifests:
         try:
-            rows = pq.read_table(manifest, columns=["environment", "files"]).to_pylist()
-        except (OSError, KeyError, pa.ArrowException) as error:
+            columns = ["environment", "files", "info"]
+            rows = pq.read_table(manifest, columns=columns, page_checksum_verification=True).to_pylist()
+            for row in rows:
+                found[row["environment"]] = [manifest.parent / file["path"] for file in row["files"]], row["info"]
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise DatasetFormatError(f"{manifest} cannot be read as a manifest: {_reason(error)}") from error
-        for row in rows:
-            found[row["environment"]] = [manifest.parent / file["path"] for file in row["files"]]
     missing = [environment for environment in environments or () if environment not in found]
     if missing:
         raise UnknownEnvironmentError(f"{root} has no data of {', '.join(missing)}; it has {', '.join(sorted(found))}")
-    return [EnvironmentDataset(found[environment]) for environment in sorted(environments or found)]
+    return [_as_listed(*found[environment]) for environment in sorted(environments or found)]
 
 
-def _metadata(path: Path) -> pq.FileMetaData:
+def _as_listed(paths: list[Path], info: str) -> EnvironmentDataset:
+    dataset = EnvironmentDataset(paths)
+    if dataset.info.to_json() != info:
+        raise DatasetFormatError(f"{paths[0]} says other things of its run than the manifest: one of them is damaged or old")
+    return dataset
+
+
+def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
-        return pq.read_metadata(path)
+        metadata = pq.read_metadata(path)
+        return metadata, metadata.schema.to_arrow_schema()
     except FileNotFoundError as error:
         raise DatasetFormatError(f"{path} is missing") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DatasetFormatError(f"{path} is no whole Parquet file (truncated or foreign): {_reason(error)}") from error
 
 

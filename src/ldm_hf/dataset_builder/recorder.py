@@ -1,5 +1,6 @@
 """Records every transition that a training run makes, raw, on disk."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.errors import EnvironmentFailure, StorageError
 
 _PLAIN = "observation"  # name of the array of a space that is not a Dict
 
@@ -19,25 +20,35 @@ class Recording:
         observations: arrays of shape (T, B, ...) by key of a ``Dict`` space, or under one name.
         actions: as the environments received them, of shape (T, B, ...).
         rewards: raw, float32 of shape (T, B).
-        terminated, truncated: bool of shape (T, B); a time limit truncates.
+        terminated, truncated: bool of shape (T, B); a time limit truncates, and so does a reset within an episode.
+
+    Raises:
+        StorageError: the disk has no room for as many steps as were asked for; all of it is taken at once.
     """
 
     def __init__(self, folder: Path, capacity: int, venv: VecEnv):
-        folder.mkdir(parents=True)
         spaces = getattr(venv.observation_space, "spaces", {_PLAIN: venv.observation_space})
         shape = (capacity, venv.num_envs)
 
         def array(name: str, dtype: Any, item: tuple[int, ...] | None = ()) -> np.ndarray:
-            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (*shape, *(item or ())))
+            return _reserved_array(folder / f"{name}.npy", dtype, (*shape, *(item or ())))
 
-        self.observations = {
-            key: array(f"observation-{index}", space.dtype, space.shape)
-            for index, (key, space) in enumerate(spaces.items())
-        }
-        self.actions = array("action", venv.action_space.dtype, venv.action_space.shape)
-        self.rewards = array("reward", np.float32)
-        self.terminated = array("terminated", bool)
-        self.truncated = array("truncated", bool)
+        try:
+            folder.mkdir(parents=True)
+            self.observations = {
+                key: array(f"observation-{index}", space.dtype, space.shape)
+                for index, (key, space) in enumerate(spaces.items())
+            }
+            self.actions = array("action", venv.action_space.dtype, venv.action_space.shape)
+            self.rewards = array("reward", np.float32)
+            self.terminated = array("terminated", bool)
+            self.truncated = array("truncated", bool)
+            self._unfinished = array("unfinished", bool)
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot hold a recording of {capacity * venv.num_envs} transitions: {error.strerror}; "
+                "nothing was lost: free some space or record fewer"
+            ) from error
         self.capacity = capacity
         self.length = 0
 
@@ -45,6 +56,11 @@ class Recording:
     def num_streams(self) -> int:
         """Number of sub-environments."""
         return self.rewards.shape[1]
+
+    @property
+    def observation_bytes(self) -> int:
+        """Size of one observation."""
+        return sum(array[0, 0].nbytes for array in self.observations.values())
 
     def append(
         self, observations: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, truncated: np.ndarray
@@ -62,6 +78,14 @@ class Recording:
         self.truncated[row] = dones & truncated
         self.length += 1
 
+    def cut_episodes(self) -> None:
+        """Truncate the episodes that run: the environments are being reset. Such episodes have no return."""
+        if not 0 < self.length < self.capacity:
+            return
+        last = self.length - 1
+        self._unfinished[last] = ~(self.terminated[last] | self.truncated[last])
+        self.truncated[last] |= self._unfinished[last]
+
     def observation_batch(self, stream: int, start: int, stop: int) -> Any:
         """Observations of one stream as a batched value of the space."""
         parts = {key: np.asarray(array[start:stop, stream]) for key, array in self.observations.items()}
@@ -69,16 +93,13 @@ class Recording:
 
     def episode_returns(self) -> np.ndarray:
         """Returns of the episodes that ended, in the order of their end, float64."""
-        rewards = self.rewards[: self.length].astype(np.float64)
-        done = self.terminated[: self.length] | self.truncated[: self.length]
-        steps, streams = np.nonzero(done)
-        total = np.cumsum(rewards, 0)
-        before = np.zeros(self.num_streams)
+        steps, streams = np.nonzero(self.terminated[: self.length] | self.truncated[: self.length])
         returns = np.empty(len(steps))
-        for index, (step, stream) in enumerate(zip(steps, streams, strict=True)):
-            returns[index] = total[step, stream] - before[stream]
-            before[stream] = total[step, stream]
-        return returns
+        for stream in np.unique(streams):
+            ends = steps[streams == stream]
+            rewards = self.rewards[: ends[-1] + 1, stream].astype(np.float64)
+            returns[streams == stream] = np.add.reduceat(rewards, [0, *(ends[:-1] + 1)])
+        return returns[~self._unfinished[steps, streams]]
 
 
 class RecorderVecEnv(VecEnvWrapper):
@@ -94,7 +115,8 @@ class RecorderVecEnv(VecEnvWrapper):
         self._actions: np.ndarray | None = None
 
     def reset(self) -> Any:
-        """Reset all environments."""
+        """Reset all environments; some algorithms do so in the middle of episodes."""
+        self._recording.cut_episodes()
         self._observations = self.venv.reset()
         return self._observations
 
@@ -118,9 +140,22 @@ def first_and_last10(returns: np.ndarray) -> tuple[float, float]:
     """Mean return of the first and of the last 10 % of episodes, at least one each (paper section 4.2).
 
     Raises:
-        EnvironmentFailure: fewer than 10 episodes ended, too few to tell.
+        EnvironmentFailure: fewer than 10 episodes ended, too few to tell, or their returns are not finite.
     """
     if len(returns) < 10:
         raise EnvironmentFailure(f"only {len(returns)} episodes ended; at least 10 are needed: train for longer")
+    if not np.isfinite(returns).all():
+        raise EnvironmentFailure(
+            f"{np.sum(~np.isfinite(returns))} of {len(returns)} episodes have no finite return: nothing can be scored"
+        )
     share = max(1, len(returns) // 10)
     return float(returns[:share].mean()), float(returns[-share:].mean())
+
+
+def _reserved_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    # A full disk must be noticed here: the kernel kills a process that writes to a mapped page it has no space for.
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

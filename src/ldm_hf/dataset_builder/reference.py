@@ -92,7 +92,7 @@ class ReferencePolicy:
             policy.load_state_dict(load_file(folder / "policy.safetensors"))
             normalizer = folder / "normalizer.safetensors"
             tensors = load_file(normalizer) if normalizer.exists() else {}
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds no readable policy: {' '.join(str(error).split())}") from error
         keys = [name.removesuffix(_MEAN) for name in tensors if name.endswith(_MEAN)]
         statistics = {key: (tensors[key + _MEAN].numpy(), tensors[key + _VARIANCE].numpy()) for key in keys}
@@ -176,10 +176,10 @@ def _policy_name(space: Any) -> str:
 
 
 def _policy_arguments(model: BaseAlgorithm, candidate: Candidate) -> dict[str, Any]:
-    arguments = dict(candidate.hyperparameters.get("policy_kwargs", {}))
-    if getattr(model, "use_sde", False):
-        arguments["use_sde"] = True
-    return arguments
+    # Two that algorithms set themselves; DDPG is TD3 with a single critic.
+    own = {"n_critics": model.policy_kwargs.get("n_critics"), "use_sde": getattr(model, "use_sde", None)}
+    given = candidate.hyperparameters.get("policy_kwargs", {})
+    return {**given, **{name: value for name, value in own.items() if value}}
 
 
 def _resolve(arguments: dict[str, Any]) -> dict[str, Any]:

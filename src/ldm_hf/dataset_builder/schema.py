@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -16,6 +17,12 @@ METADATA_KEY = b"ldm_hf"
 
 CHUNK_LENGTH = 8192
 """Transitions that a chunk aims at: four contexts of the paper's 2048. One chunk is one Parquet row group."""
+
+
+def dataset_folder(root: Path, environment: str) -> Path:
+    """Where an environment's dataset lies under a data folder: ``<library>/<config name>``."""
+    parsed = EnvironmentId.parse(environment)
+    return root / parsed.library / parsed.config_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class RunInfo:
         try:
             values = json.loads(text)
             version = values.pop("version")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DatasetFormatError(f"{path} has metadata that cannot be read: {error}") from error
         if version != SCHEMA_VERSION:
             raise DatasetFormatError(
