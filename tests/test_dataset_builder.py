@@ -1,181 +1,24 @@
-"""Recording, relabelling, writing and reading."""
+"""The dataset format: writing, reading, and what a damaged or foreign file says."""
 
+import itertools
 import json
-import resource
 import subprocess
 import sys
 
-import gymnasium
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
-from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording, first_and_last10
-from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.run import build_run
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
-from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
-from ldm_hf.errors import ConfigError, DatasetFormatError, EnvironmentFailure, UnknownEnvironmentError
+from ldm_hf.dataset_builder.writer import plan_chunks, update_repository, write_dataset
+from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import space_to_json
-
-
-class Counter(gymnasium.Env):
-    """Counts up to its length: the observation is (copy, episode, step), the reward 100 x episode + step."""
-
-    observation_space = spaces.Box(0, 1000, (3,), np.float32)
-    action_space = spaces.Box(-1, 1, (1,), np.float32)
-
-    def __init__(self, copy: int, lengths: list[int]):
-        self.copy, self.lengths, self.episode, self.count = copy, lengths, -1, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.episode, self.count = self.episode + 1, 0
-        return self._observation(), {}
-
-    def step(self, action):
-        assert np.abs(action).max() <= 1  # what reaches the environment is clipped
-        reward = 100 * self.episode + self.count
-        self.count += 1
-        length = self.lengths[self.episode % len(self.lengths)]
-        # Odd episodes are cut off, even ones end by themselves.
-        over = self.count == length
-        return self._observation(), reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, {}
-
-    def _observation(self):
-        return np.array([self.copy, self.episode, self.count], np.float32)
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
-    lengths = {0: [3, 2], 1: [1, 4]}
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths])
-    recording = Recording(tmp_path / "r", 50, venv)
-    recorder = RecorderVecEnv(venv, recording)
-    PPO("MlpPolicy", VecNormalize(recorder) if normalize else recorder, n_steps=64, batch_size=32, seed=0).learn(128)
-    assert recording.length == 50  # the capacity; the algorithm went on
-    for copy, cycle in lengths.items():
-        row = 0
-        for episode in range(6):
-            length = cycle[episode % 2]
-            for step in range(length):
-                assert recording.observations["observation"][row, copy].tolist() == [copy, episode, step]
-                assert recording.rewards[row, copy] == 100 * episode + step
-                last = step == length - 1
-                assert recording.terminated[row, copy] == (last and episode % 2 == 0)
-                assert recording.truncated[row, copy] == (last and episode % 2 == 1)
-                assert abs(recording.actions[row, copy, 0]) <= 1
-                row += 1
-    # Episode e of a copy returns 100 e length + (0 + ... + length-1); the first four to end, by hand, ties by copy.
-    assert recording.episode_returns()[:4].tolist() == [0, 3, 201, 406]
-
-
-def test_first_and_last_tenth():
-    assert first_and_last10(np.arange(10.0)) == (0, 9)
-    assert first_and_last10(np.arange(39.0)) == (1, 37)  # three episodes each: 0 1 2 and 36 37 38
-    with pytest.raises(EnvironmentFailure, match="only 9 episodes"):
-        first_and_last10(np.zeros(9))
-
-
-class Camera(gymnasium.Env):
-    """Random pictures, or pictures and numbers."""
-
-    action_space = spaces.Discrete(3)
-
-    def __init__(self, with_numbers: bool):
-        picture = spaces.Box(0, 255, (40, 40, 3), np.uint8)
-        self.observation_space = (
-            spaces.Dict({"picture": picture, "numbers": spaces.Box(-1, 1, (2,))}) if with_numbers else picture
-        )
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        return self.observation_space.sample(), 1.0, False, self.np_random.random() < 0.2, {}
-
-
-@pytest.mark.parametrize(
-    ("make", "candidate"),
-    [
-        (lambda: gymnasium.make("Pendulum-v1"), Candidate("PPO", {"n_steps": 32, "use_sde": True}, 2, normalize=True)),
-        (lambda: gymnasium.make("CliffWalking-v1"), Candidate("PPO", {"n_steps": 32}, 2)),
-        (lambda: gymnasium.make("CartPole-v1"), Candidate("DQN", {"learning_starts": 10}, 2)),
-        (lambda: gymnasium.make("CartPole-v1"), Candidate("QRDQN", {"learning_starts": 10}, 2)),
-        (lambda: gymnasium.make("Pendulum-v1"), Candidate("SAC", {"learning_starts": 10}, 2)),
-        (lambda: gymnasium.make("Pendulum-v1"), Candidate("TD3", {"learning_starts": 10}, 2)),
-        (lambda: gymnasium.make("Pendulum-v1"), Candidate("TQC", {"learning_starts": 10}, 2)),
-        (lambda: gymnasium.make("CartPole-v1"), Candidate("TRPO", {"n_steps": 32}, 2)),
-        (lambda: gymnasium.make("CartPole-v1"), Candidate("ARS", {"n_delta": 2}, 2)),
-        (
-            lambda: gymnasium.make("CartPole-v1"),
-            Candidate("A2C", {"policy_kwargs": {"net_arch": [16], "activation_fn": "ReLU"}}, 2),
-        ),
-        (lambda: Camera(False), Candidate("PPO", {"n_steps": 32}, 2)),
-        (lambda: Camera(True), Candidate("PPO", {"n_steps": 32}, 2, normalize=False)),
-    ],
-    ids=lambda value: getattr(value, "algorithm", ""),
-)
-def test_a_reloaded_policy_acts_as_the_trained_one(tmp_path, make, candidate):
-    venv = DummyVecEnv([make] * candidate.num_envs)
-    policy = train_policy(venv, candidate, timesteps=64, seed=0, progress=lambda done: None)
-    policy.save(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    again = ReferencePolicy.load(tmp_path)
-    venv.observation_space.seed(3)
-    samples = [venv.observation_space.sample() for _ in range(50)]
-    keys = getattr(venv.observation_space, "spaces", {})
-    batch = {key: np.stack([sample[key] for sample in samples]) for key in keys} or np.stack(samples)
-    np.testing.assert_array_equal(again.act(batch), policy.act(batch))
-
-
-def test_normalised_observations_reach_the_policy(tmp_path):
-    """What Stable-Baselines3 itself computes for the same raw observations."""
-    venv = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
-    model = PPO("MlpPolicy", venv, n_steps=64, seed=0).learn(256)
-    reference = ReferencePolicy.of(model, Candidate("PPO"), venv)
-    raw = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    expected, _ = model.predict(venv.normalize_obs(raw), deterministic=True)
-    np.testing.assert_allclose(reference.act(raw), expected, atol=1e-5)
-
-
-def test_labels_are_the_final_policy_s_deterministic_actions(data):
-    for environment in ("CartPole-v1", "CliffWalking-v1", "Pendulum-v1"):
-        folder = data / "gymnasium" / environment
-        policy, dataset = ReferencePolicy.load(folder / "policy"), open_dataset(folder)
-        chunk = dataset.chunk(0)
-        observations = (
-            chunk.observations.astype(np.int64)[:, 0] if environment.startswith("Cliff") else chunk.observations
-        )
-        acted = policy.act(observations).reshape(len(chunk), -1)
-        np.testing.assert_allclose(chunk.reference_actions, acted, atol=1e-6)
-        assert (chunk.actions != chunk.reference_actions).any()  # the training policy explored
-
-
-def test_a_run_says_where_it_comes_from(data):
-    info = open_dataset(data / "gymnasium" / "Pendulum-v1").info
-    assert (info.environment, info.algorithm, info.seed, info.num_streams) == (PENDULUM, "PPO", 0, 4)
-    assert info.hyperparameters == {"n_steps": 64, "use_sde": True, "num_envs": 4, "normalize": True}
-    assert info.num_transitions == 4096 and info.num_episodes == 20  # 1024 steps of each copy, 200 an episode
-    assert len(info.deterministic_returns) == 20 and info.library_version == gymnasium.__version__
-    assert set(info.packages) >= {"python", "torch", "stable_baselines3", "gymnasium"}
-
-
-def test_the_same_seed_gives_the_same_data(data, tmp_path):
-    build_run(CARTPOLE, Candidate("PPO", {"n_steps": 64}, num_envs=4), timesteps=2048, seed=0, root=tmp_path)
-    name = "gymnasium/CartPole-v1/train-00000-of-00001.parquet"
-    assert pq.read_table(tmp_path / name).equals(pq.read_table(data / name))
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=5), st.integers(1, 40))
@@ -220,17 +63,24 @@ PICTURE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     ],
     ids=["numbers", "picture", "both"],
 )
-def test_what_is_written_is_read(tmp_path, space, slots, image):
-    streams = [some_transitions(30, slots, 2, image), some_transitions(17, slots, 2, image)]
-    chunks = plan_chunks([30, 17], seed=1, chunk_length=8)
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    actions=st.integers(1, 3),
+    chunk_length=st.integers(1, 50),
+)
+def test_what_is_written_is_read(tmp_path_factory, space, slots, image, lengths, actions, chunk_length):
+    folder = tmp_path_factory.mktemp("written")
+    streams = [some_transitions(length, slots, actions, image) for length in lengths]
+    chunks = plan_chunks(lengths, seed=1, chunk_length=chunk_length)
     write_dataset(
-        tmp_path,
-        some_info(space, spaces.Box(-9, 9, (2,)), 47),
+        folder,
+        some_info(space, spaces.Box(-9, 9, (actions,)), sum(lengths)),
         chunks,
         lambda chunk: streams[chunk.stream][chunk.start : chunk.stop],
     )
-    dataset = open_dataset(tmp_path)
-    assert dataset.num_chunks == len(chunks) == 7 and dataset.num_transitions == 47
+    dataset = open_dataset(folder)
+    assert dataset.num_chunks == len(chunks) and dataset.num_transitions == sum(lengths)
     for index, chunk in enumerate(chunks):
         found, expected = dataset.chunk(index), streams[chunk.stream][chunk.start : chunk.stop]
         for name, value in vars(expected).items():
@@ -253,6 +103,7 @@ def test_manifest_and_card_list_the_environments(data):
     assert [row["environment"] for row in rows] == [CARTPOLE, CLIFF, PENDULUM]
     assert rows[0]["files"][0]["bytes"] == (data / "gymnasium" / rows[0]["files"][0]["path"]).stat().st_size
     card = (data / "gymnasium" / "README.md").read_text()
+    assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO | 2,048 |" in card
     assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/train-*.parquet\n" in card
     assert [dataset.environment for dataset in open_datasets(data, [PENDULUM, CARTPOLE])] == [CARTPOLE, PENDULUM]
     with pytest.raises(UnknownEnvironmentError, match="no data of gymnasium/Nothing-v0"):
@@ -290,11 +141,49 @@ def test_truncated_and_foreign_files_are_refused(copy):
     refused(copy, "holds no dataset")
 
 
-def test_a_flipped_byte_is_noticed(copy):
-    whole = bytearray(copy.read_bytes())
-    whole[len(whole) // 3] ^= 0xFF
-    copy.write_bytes(whole)
-    refused(copy, "is damaged in chunk|cannot")
+def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    """Page checksums guard the data, what is checked on opening the rest; nothing else than the typed error comes."""
+    streams = [some_transitions(30, 3, 2, False)]
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (1,))})
+    info = some_info(space, spaces.Box(-9, 9, (2,)), 30)
+    [path] = write_dataset(tmp_path, info, plan_chunks([30], 1, 16), lambda chunk: streams[0][chunk.start : chunk.stop])
+    whole = path.read_bytes()
+
+    def read() -> list[Transitions]:
+        dataset = open_dataset(tmp_path)
+        return [dataset.chunk(index) for index in range(dataset.num_chunks)]
+
+    expected, refusals = read(), 0
+    for position in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = read()
+        except DatasetFormatError as error:
+            refusals += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            for one, other in itertools.zip_longest(expected, found):
+                for name, values in vars(one).items():
+                    np.testing.assert_array_equal(getattr(other, name), values, f"{name} at byte {position}")
+    assert refusals > len(whole) / 11 / 2
+
+
+def test_a_file_that_its_manifest_does_not_describe_is_refused(data, copy):
+    repository = copy.parent.parent
+    update_repository(repository)
+    assert open_datasets(repository.parent, [CARTPOLE])[0].num_transitions == 2048
+    table = pq.read_table(copy)
+    info = {**json.loads(table.schema.metadata[METADATA_KEY]), "last10": 1e9}
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(info).encode()}), copy)
+    with pytest.raises(DatasetFormatError, match="other things of its run than the manifest"):
+        open_datasets(repository.parent, [CARTPOLE])
+    copy.unlink()
+    with pytest.raises(DatasetFormatError, match="is missing"):
+        open_datasets(repository.parent, [CARTPOLE])
+    with pytest.raises(DatasetFormatError, match="holds no datasets"):
+        update_repository(repository)
 
 
 def test_other_parquet_files_and_versions_are_refused(copy):
@@ -308,52 +197,3 @@ def test_other_parquet_files_and_versions_are_refused(copy):
     refused(copy, "columns that do not fit")
     pq.write_table(table.slice(0, 1000), copy)
     refused(copy, "does not hold the 2048 transitions")
-
-
-def test_a_candidate_that_cannot_act_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match=r"DQN cannot act in gymnasium/Pendulum-v1"):
-        build_run(PENDULUM, Candidate("DQN"), timesteps=100, seed=0, root=tmp_path)
-    with pytest.raises(ConfigError, match="no algorithm is called 'PPG'"):
-        Candidate("PPG")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_nothing_and_loses_nothing(data, tmp_path):
-    """The largest file that the process may write stands in for the space that is left."""
-    program = f"""
-import resource
-from pathlib import Path
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.run import build_run
-from ldm_hf.errors import StorageError
-import ldm_hf.dataset_builder.run as run
-write = run.write_dataset
-def full(*arguments):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    return write(*arguments)
-run.write_dataset = full
-try:
-    build_run({CARTPOLE!r}, Candidate("PPO", {{"n_steps": 64}}, 4), timesteps=2048, seed=1, root=Path({str(tmp_path)!r}))
-except StorageError as error:
-    print(error)
-"""
-    folder = tmp_path / "gymnasium/CartPole-v1"
-    folder.mkdir(parents=True)
-    (folder / "old").write_text("kept")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "cannot be written: " in done.stdout and "untouched" in done.stdout, done.stderr
-    assert (folder / "old").read_text() == "kept"
-    assert [path.name for path in folder.parent.iterdir()] == ["CartPole-v1"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
-def test_models_of_stable_baselines_are_what_the_table_says():
-    assert Candidate("SAC").takes({"type": "Box"}) and not Candidate("SAC").takes({"type": "Discrete"})
-    assert Candidate("DQN").takes({"type": "Discrete"}) and not Candidate("DQN").takes({"type": "MultiDiscrete"})
-    assert not Candidate("PPO").takes({"type": "Dict"})
-    for algorithm, cls in (("SAC", SAC), ("DQN", DQN), ("PPO", PPO)):
-        venv = DummyVecEnv([lambda: gymnasium.make("Blackjack-v1")])
-        venv.action_space = spaces.Tuple([spaces.Discrete(2)])
-        with pytest.raises(AssertionError):
-            cls("MlpPolicy", venv)
-        assert not Candidate(algorithm).takes(space_to_json(venv.action_space))

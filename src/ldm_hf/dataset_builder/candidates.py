@@ -1,6 +1,7 @@
 """Candidates: an algorithm of Stable-Baselines3 or SB3-Contrib with a configuration."""
 
 import importlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +43,19 @@ class Candidate:
             raise ConfigError(f"no algorithm is called {self.algorithm!r}; there are {', '.join(sorted(_MODULES))}")
 
     def takes(self, action_space: dict[str, Any]) -> bool:
-        """Whether the algorithm can act in an action space, given as JSON."""
-        return action_space["type"] in _ACTION_SPACES[self.algorithm]
+        """Whether the algorithm can act in an action space, given as JSON.
+
+        Stable-Baselines3 takes bounded boxes, counts discrete actions from 0, and arranges them in one row.
+        """
+        kind = action_space["type"]
+        if kind not in _ACTION_SPACES[self.algorithm]:
+            return False
+        if kind == "Box":
+            return "inf" not in json.dumps([action_space["low"], action_space["high"]])
+        if kind == "MultiBinary":
+            return isinstance(action_space["n"], int)
+        starts = action_space["start"] if kind == "MultiDiscrete" else [action_space["start"]]
+        return all(start == 0 for start in starts)
 
 
 def algorithm_class(name: str) -> Any:

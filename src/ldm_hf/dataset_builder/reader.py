@@ -157,7 +157,9 @@ def open_datasets(root: Path, environments: Sequence[str] | None = None) -> list
 def _as_listed(paths: list[Path], info: str) -> EnvironmentDataset:
     dataset = EnvironmentDataset(paths)
     if dataset.info.to_json() != info:
-        raise DatasetFormatError(f"{paths[0]} says other things of its run than the manifest: one of them is damaged or old")
+        raise DatasetFormatError(
+            f"{paths[0]} says other things of its run than the manifest: one of them is damaged or old"
+        )
     return dataset
 
 

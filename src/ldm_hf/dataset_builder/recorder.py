@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Dict
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -27,7 +28,8 @@ class Recording:
     """
 
     def __init__(self, folder: Path, capacity: int, venv: VecEnv):
-        spaces = getattr(venv.observation_space, "spaces", {_PLAIN: venv.observation_space})
+        space = venv.observation_space
+        spaces = space.spaces if isinstance(space, Dict) else {_PLAIN: space}
         shape = (capacity, venv.num_envs)
 
         def array(name: str, dtype: Any, item: tuple[int, ...] | None = ()) -> np.ndarray:

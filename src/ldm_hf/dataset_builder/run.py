@@ -56,7 +56,8 @@ def build_run(
         progress: told how far the run is.
 
     Raises:
-        UnknownEnvironmentError, EnvironmentFailure: the environment does not exist, cannot be made, or broke.
+        UnknownEnvironmentError, EnvironmentFailure: the environment does not exist, cannot be made, or broke; the
+            algorithm cannot handle it; or too few episodes ended.
         UnsupportedSpaceError: its spaces do not fit a model.
         ConfigError: the candidate cannot act in it.
         StorageError: the disk is full.
@@ -71,25 +72,24 @@ def build_run(
     action = SlotLayout.of(described.action_space, role="action")
     torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
     with scratch_folder(dataset_folder(root, environment)) as scratch:
-        venv = _environments(environment, candidate.num_envs, seed)
-        recording = Recording(scratch / "recording", -(-timesteps // candidate.num_envs), venv)
-        recorder = RecorderVecEnv(venv, recording)
-        try:
-            with _failures_of(f"{candidate.algorithm} on {environment}"):
-                policy = train_policy(
-                    recorder,
-                    candidate,
-                    timesteps=timesteps,
-                    seed=seed,
-                    progress=lambda done: progress("training", min(done, timesteps), timesteps),
-                )
-        finally:
-            venv.close()
+        with (
+            _failures_of(f"{candidate.algorithm} on {environment}"),
+            contextlib.closing(_environments(environment, candidate.num_envs, seed)) as venv,
+        ):
+            recording = Recording(scratch / "recording", -(-timesteps // candidate.num_envs), venv)
+            policy = train_policy(
+                RecorderVecEnv(venv, recording),
+                candidate,
+                timesteps=timesteps,
+                seed=seed,
+                progress=lambda done: progress("training", min(done, timesteps), timesteps),
+            )
         with replacing(dataset_folder(root, environment)) as folder:
             policy.save(folder / "policy")
             reloaded = ReferencePolicy.load(folder / "policy")
             progress("scoring", 0, 1)
-            returns = deterministic_returns(reloaded, environment, seed)
+            with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
+                returns = deterministic_returns(reloaded, environment, seed)
             info = _run_info(described, candidate, seed, recording, returns)
             write_dataset(
                 folder,
@@ -161,11 +161,11 @@ def _relabelled(
         batch = recording.observation_batch(chunk.stream, start, min(start + size, chunk.stop))
         flat, picture = observation.flatten(batch, batched=True)
         slots.append(flat)
-        images.append(picture)
+        images += [] if picture is None else [picture]
         references.append(action.flatten(policy.act(batch), batched=True)[0])
     return Transitions(
         np.concatenate(slots),
-        None if observation.image is None else np.concatenate(images),
+        np.concatenate(images) if images else None,
         action.flatten(np.asarray(recording.actions[rows, chunk.stream]), batched=True)[0],
         recording.rewards[rows, chunk.stream],
         recording.terminated[rows, chunk.stream],
@@ -183,4 +183,4 @@ def _failures_of(subject: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise EnvironmentFailure(f"{subject} failed in training: {type(error).__name__}: {reason}") from error
+        raise EnvironmentFailure(f"{subject} failed: {type(error).__name__}: {reason}") from error

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm_hf.dataset_builder.reader import open_dataset
 from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, RunInfo, arrow_schema
+from ldm_hf.errors import DatasetFormatError
 from ldm_hf.files import remove_leftovers, replacing
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
@@ -71,12 +74,16 @@ def write_dataset(
 
 
 def update_repository(repository: Path) -> None:
-    """Rewrite the manifest and the card of a library's dataset repository from the files that are there."""
+    """Rewrite the manifest and the card of a library's dataset repository from the files that are there.
+
+    Raises:
+        DatasetFormatError: there are none, or one is damaged, foreign or missing.
+    """
     remove_leftovers(repository)
     rows = []
     for folder in sorted(path.parent for path in repository.glob("*/train-00000-of-*.parquet")):
         files = sorted(folder.glob("train-*.parquet"))
-        info = RunInfo.from_metadata(pq.read_schema(files[0]).metadata, files[0])
+        info = open_dataset(folder).info
         listed = [
             {"path": f"{folder.name}/{file.name}", "bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in files
@@ -88,12 +95,17 @@ def update_repository(repository: Path) -> None:
                 "config": folder.name,
                 "rows": info.num_transitions,
                 **scores,
+                "algorithm": info.algorithm,
+                "observations": _describe(info.observation_space),
+                "actions": _describe(info.action_space),
                 "files": listed,
                 "info": info.to_json(),
             }
         )
+    if not rows:
+        raise DatasetFormatError(f"{repository} holds no datasets: there is no <config>/train-*.parquet in it")
     with replacing(repository / "manifest.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True)
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         resources.files("ldm_hf.dataset_builder").joinpath("dataset_card.md").read_text()
     )
@@ -137,7 +149,7 @@ def _table(chunk: ChunkRange, transitions: Transitions, schema: pa.Schema) -> pa
     if "observation" in schema.names:
         arrays["observation"] = _vectors(transitions.observations)
     if transitions.images is not None:
-        arrays["image"] = pa.array([image.tobytes() for image in transitions.images], pa.binary())
+        arrays["image"] = _pictures(transitions.images)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
@@ -145,6 +157,23 @@ def _vectors(values: np.ndarray | None) -> pa.FixedSizeListArray:
     assert values is not None
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _pictures(images: np.ndarray) -> pa.BinaryArray:
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    offsets = np.arange(len(flat) + 1, dtype=np.int32) * np.int32(flat.shape[1])
+    return pa.BinaryArray.from_buffers(pa.binary(), len(flat), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
+
+
+def _describe(space: dict[str, Any]) -> str:
+    """A space in a few words, for a table."""
+    kind = space["type"]
+    if kind == "Dict":
+        return f"Dict({', '.join(f'{name}: {_describe(part)}' for name, part in space['spaces'].items())})"
+    if kind == "Tuple":
+        return f"Tuple({', '.join(map(_describe, space['spaces']))})"
+    size = space["shape"] if kind == "Box" else space["nvec"] if kind == "MultiDiscrete" else space["n"]
+    return f"{kind}({' x '.join(map(str, size)) if isinstance(size, list) else size})"
 
 
 def _sha256(path: Path) -> str:
