@@ -206,11 +206,11 @@ def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch
         progress=lambda _: None,
     )
     layouts = SlotLayout.of(venv.observation_space), SlotLayout.of(venv.action_space, role="action")
-    at_once = _relabelled(recording, ChunkRange(1, 3, 40), policy, *layouts)
+    at_once = _relabelled(recording, ChunkRange(1, 3, 31), policy, *layouts)
     assert recording.observation_bytes == 40 * 40 * 3 + 2 * 4
     monkeypatch.setattr("ldm_hf.dataset_builder.run._BATCH_BYTES", 5 * recording.observation_bytes)
-    piecewise = _relabelled(recording, ChunkRange(1, 3, 40), policy, *layouts)
-    assert len(at_once) == 37 and at_once.images.shape == (37, 64, 64, 3)
+    piecewise = _relabelled(recording, ChunkRange(1, 3, 31), policy, *layouts)
+    assert len(at_once) == 28 and at_once.images.shape == (28, 64, 64, 3)
     for name, values in vars(at_once).items():
         np.testing.assert_array_equal(getattr(piecewise, name), values, name)
 
