@@ -13,6 +13,7 @@ from ldm_hf.errors import StorageError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MARK = ".partial-"
+_ASIDE = f"{_MARK}replaced"
 
 
 @contextlib.contextmanager
@@ -55,8 +56,10 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def publish(temporary: Path, path: Path) -> None:
     """Move a finished file or folder to its final name, replacing what is there."""
     if path.is_dir():
-        # A folder cannot be renamed over another: the old one steps aside first.
-        aside = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
+        # A folder cannot be renamed over another: the old one steps aside first. Should this process be killed before
+        # the new one is in its place, `remove_leftovers` brings the old one back.
+        aside = path.with_name(path.name + _ASIDE)
+        remove(aside)
         path.rename(aside)
         temporary.rename(path)
         remove(aside)
@@ -73,6 +76,10 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in a folder that nobody else is writing to."""
+    """Delete what killed writers left in a folder that nobody else is writing to, and bring back what they had moved."""
+    for aside in folder.glob(f"*{_ASIDE}"):
+        path = aside.with_name(aside.name.removesuffix(_ASIDE))
+        if not path.exists():
+            aside.rename(path)
     for path in folder.glob(f"*{_MARK}*"):
         remove(path)

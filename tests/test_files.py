@@ -1,0 +1,48 @@
+"""Writing files and folders so that nothing is ever half there, or lost."""
+
+import pytest
+
+from ldm_hf.files import remove_leftovers, replacing
+
+
+def written(path, text):
+    path.mkdir()
+    (path / "content").write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "model"
+    for text in ("first", "second"):
+        with replacing(target) as temporary:
+            written(temporary, text)
+        assert (target / "content").read_text() == text
+    with pytest.raises(KeyError), replacing(target) as temporary:
+        written(temporary, "third")
+        raise KeyError
+    assert (target / "content").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    written(target, "old")
+
+    class Killed(BaseException):
+        """Stands in for the end of the process: nothing after it runs."""
+
+    rename = type(target).rename
+
+    def once(path, to):
+        if to == target:
+            raise Killed
+        return rename(path, to)
+
+    monkeypatch.setattr(type(target), "rename", once)
+    monkeypatch.setattr("ldm_hf.files.remove", lambda path: None)
+    with pytest.raises(Killed), replacing(target) as temporary:
+        written(temporary, "new")
+    assert not target.exists()
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert (target / "content").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
