@@ -1,13 +1,19 @@
 """Manifests: one TOML file a library in ``libraries/``, data only. docs/environments.md describes the keys."""
 
+import fnmatch
 import functools
+import hashlib
 import importlib.util
+import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from ldm_hf.errors import ConfigError
 
@@ -35,21 +41,73 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class EntryPoint:
+    """An environment that its library does not register.
+
+    Attributes:
+        name: its id without the library.
+        entry_point: what makes it, as ``module:name``.
+        args, kwargs: what that is called with. A value ``{call = "module:name", args = [...], kwargs = {...}}`` anywhere in them
+            is called first, inside the worker, so that wrappers and built arguments can be written as data.
+    """
+
+    name: str
+    entry_point: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Constructor arguments that environments require.
+
+    Attributes:
+        pattern: glob over ids without the library.
+        kwargs: the arguments; calls as in ``EntryPoint``.
+    """
+
+    pattern: str
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """How a reward of several values becomes one.
+
+    Attributes:
+        pattern: glob over ids without the library.
+        weights: the reward is the sum of its values times these; 1 each where nothing is said.
+    """
+
+    pattern: str
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One library.
 
     Attributes:
         slug: first part of the ids of its environments.
         requirements: what pip installs; the first is the library itself.
-        python: the versions of Python that the library takes, as in package metadata.
+        python: version of Python of its isolated installation: ``"3.10"``.
         modules: imported so that the library registers its environments.
         packages: an environment belongs to the library if its entry point lies in one of these packages.
         licence: SPDX expression.
         homepage: address of its documentation.
+        lock: every package of the isolated installation with its version.
+        build_requirements: installed before the others, where a library's own installation needs old tools.
+        installer: ``"uv"``, or ``"pip"`` for metadata or a Python that uv does not take.
+        system_packages: packages of Debian that the library needs.
+        register: functions ``module:name``, called after the imports.
+        environment: environment variables of the worker.
+        entry_points: environments that the library does not register.
+        arguments: constructor arguments that environments require.
+        reward_weights: how rewards of several values become one.
         default_max_episode_steps: time limit of environments that register none.
         broken_entry_points: environments whose entry point begins with one of these only raise: they are left out.
         superseded: glob patterns of ids that are listed only with all versions.
-        extras: parts that need more than the plain installation.
+        extras: parts that need more than the plain installation when it is made by hand.
     """
 
     slug: str
@@ -59,6 +117,15 @@ class Manifest:
     packages: tuple[str, ...]
     licence: str
     homepage: str
+    lock: tuple[str, ...] = ()
+    build_requirements: tuple[str, ...] = ()
+    installer: str = "uv"
+    system_packages: tuple[str, ...] = ()
+    register: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    entry_points: tuple[EntryPoint, ...] = ()
+    arguments: tuple[Arguments, ...] = ()
+    reward_weights: tuple[RewardWeights, ...] = ()
     default_max_episode_steps: int = DEFAULT_MAX_EPISODE_STEPS
     broken_entry_points: tuple[str, ...] = ()
     superseded: tuple[str, ...] = ()
@@ -69,10 +136,54 @@ class Manifest:
         """Read a manifest; ``source`` names it in the message of the ``ConfigError`` that a malformed one raises."""
         try:
             data = tomllib.loads(text)
-            extras = tuple(Extra(**_tuples(extra)) for extra in data.pop("extras", []))
-            return cls(**_tuples(data), extras=extras)
+            for key, part in _TABLES.items():
+                data[key] = tuple(part(**_tuples(table)) for table in data.get(key, []))
+            return cls(**_tuples(data))
         except (tomllib.TOMLDecodeError, TypeError) as error:
             raise ConfigError(f"{source} is not a library manifest: {error}") from error
+
+    def to_toml(self) -> str:
+        """The manifest as a file's text; what has its default value is left out."""
+        defaults = {part.name: part.default for part in fields(self)}
+        data = {key: value for key, value in asdict(self).items() if value and value != defaults[key]}
+        return tomli_w.dumps(data, multiline_strings=False)
+
+    @property
+    def build_key(self) -> str:
+        """Twelve hexadecimal digits that change when an isolated installation must be made anew."""
+        parts = (
+            self.requirements,
+            self.python,
+            self.lock,
+            self.build_requirements,
+            self.installer,
+            self.system_packages,
+        )
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """What a worker needs to make an environment, as plain data; ``isolated/translation.py`` reads it."""
+        entry_point = next((found for found in self.entry_points if found.name == name), None)
+        weights = next((rule.weights for rule in self.reward_weights if fnmatch.fnmatchcase(name, rule.pattern)), None)
+        call = entry_point and {
+            "call": entry_point.entry_point,
+            "args": list(entry_point.args),
+            "kwargs": entry_point.kwargs,
+        }
+        return {
+            "name": name,
+            "entry_point": call,
+            "reward_weights": None if weights is None else list(weights),
+            "default_max_episode_steps": self.default_max_episode_steps,
+        }
+
+    def arguments_of(self, name: str) -> dict[str, Any]:
+        """Constructor arguments that an environment requires."""
+        found: dict[str, Any] = {}
+        for rule in self.arguments:
+            if fnmatch.fnmatchcase(name, rule.pattern):
+                found.update(rule.kwargs)
+        return found
 
     def requirements_of(self, entry_point: str) -> tuple[str, ...]:
         """What pip installs to get an environment of this entry point."""
@@ -89,14 +200,34 @@ class Manifest:
         return [extra for extra in self.extras if entry_point.startswith(extra.entry_points)]
 
 
-@functools.cache
+_TABLES: dict[str, type] = {
+    "entry_points": EntryPoint,
+    "arguments": Arguments,
+    "reward_weights": RewardWeights,
+    "extras": Extra,
+}
+
+
+def home() -> Path:
+    """Where libraries that a user added, and isolated installations, are kept: ``$LDM_HOME`` or ``~/.cache/ldm_hf``."""
+    return Path(os.environ.get("LDM_HOME") or Path.home() / ".cache" / "ldm_hf")
+
+
+def library_folders() -> tuple[Path, Path]:
+    """Where manifests lie: the package's own, then the user's, which win."""
+    return Path(__file__).parent / "libraries", home() / "libraries"
+
+
 def load_manifests() -> dict[str, Manifest]:
-    """The manifests that the package ships, by slug in alphabetical order."""
-    files = [
-        file for file in resources.files(__package__).joinpath("libraries").iterdir() if file.name.endswith(".toml")
-    ]
-    manifests = [Manifest.from_toml(file.read_text(encoding="utf-8"), file.name) for file in files]
-    return {manifest.slug: manifest for manifest in sorted(manifests, key=lambda manifest: manifest.slug)}
+    """The manifests that the package ships and those that the user added, by slug in alphabetical order."""
+    files = [file for folder in library_folders() for file in sorted(folder.glob("*.toml"))]
+    manifests = [_read(file, file.stat().st_mtime_ns) for file in files]
+    return dict(sorted({manifest.slug: manifest for manifest in manifests}.items()))
+
+
+@functools.cache
+def _read(file: Path, modified: int) -> Manifest:
+    return Manifest.from_toml(file.read_text(encoding="utf-8"), file.name)
 
 
 def pip_install(requirements: Sequence[str]) -> str:

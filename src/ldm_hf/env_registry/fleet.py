@@ -1,0 +1,221 @@
+"""Several workers as one batch of environments, and what happens when one of them fails."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ldm_hf.env_registry.infos import Columns
+from ldm_hf.env_registry.isolated.protocol import leaves
+from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
+from ldm_hf.errors import ConfigError, EnvironmentFailure
+
+FAILURE_KEY = "worker_failure"
+"""Key of the info that says why a worker was replaced."""
+
+_MAX_FAILURES = 3  # of one worker without a step between them: then replacing it is of no use
+
+
+@dataclass
+class Step:
+    """What a step or a reset gave, copied out of the shared memory.
+
+    Attributes:
+        observations: a leaf of the space each: an array of shape (num_envs, ...), or a list where values have no fixed size.
+        final_observations: the same, of those environments whose episode ended in a step that already reset them.
+        rewards: float64 of shape (num_envs,).
+        terminated, truncated: bool of shape (num_envs,).
+        infos, final_infos: of each worker: infos by key, number of environments.
+    """
+
+    observations: list[Any]
+    final_observations: list[Any]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    infos: list[tuple[Columns | None, int]]
+    final_infos: list[tuple[Columns | None, int]]
+
+
+class Fleet:
+    """``num_envs`` environments, divided over ``num_workers`` workers that step at the same time."""
+
+    def __init__(self, settings: RemoteSettings, num_envs: int, num_workers: int, autoreset: str) -> None:
+        """Start the workers.
+
+        Raises:
+            ConfigError: there are more workers than environments, or none.
+            EnvironmentFailure: one did not start; none is left.
+        """
+        if num_envs < 1:
+            raise ConfigError(f"num_envs must be at least 1, got {num_envs}")
+        if not 1 <= num_workers <= num_envs:
+            raise ConfigError(f"num_workers must lie between 1 and num_envs ({num_envs}), got {num_workers}")
+        self.settings, self.num_envs, self.autoreset = settings, num_envs, autoreset
+        bounds = [num_envs * worker // num_workers for worker in range(num_workers + 1)]
+        self.slices = [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        self._spin = num_workers < len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
+        self._failures = [0] * num_workers
+        self._failed: list[EnvironmentFailure | None] = [None] * num_workers
+        self.workers: list[WorkerBatch | None] = [None] * num_workers
+        self._last: list[Any] = []
+        try:
+            with ThreadPoolExecutor(min(num_workers, 8)) as pool:
+                list(pool.map(self._start, range(num_workers)))
+        except BaseException:
+            self.close()
+            raise
+        first = self.workers[0]
+        assert first is not None
+        self.description = first.description
+        self.observation_space, self.action_space = first.observation_space, first.action_space
+        self._leaves = [leaf for _, leaf in leaves(self.description["observation_space"])]
+
+    def reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: np.ndarray | None) -> Step:
+        """Reset the environments of the mask, or all; failed workers are replaced first."""
+        for index, worker in enumerate(self.workers):
+            if worker is None:
+                self._start(index)
+
+        def reset(index: int) -> dict[str, Any]:
+            part = self.slices[index]
+            return self._worker(index).reset(seeds[part], options, None if mask is None else mask[part])
+
+        return self._gather([self._attempt(index, lambda index=index: reset(index)) for index in self._indices()])
+
+    def send_step(self, actions: Sequence[Any]) -> None:
+        """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
+        for index, part in enumerate(self.slices):
+            # A failure here is kept until `receive_step`, when the other workers have finished.
+            self._failed[index] = None
+            try:
+                self._worker(index).send_step([values[part] for values in actions])
+            except EnvironmentFailure as failure:
+                self._failed[index] = failure
+
+    def receive_step(self) -> Step:
+        """Wait until every environment has taken its step."""
+        return self._gather([self._attempt(index, self._receiver(index)) for index in self._indices()])
+
+    def ask(self, do: str, per_worker: Callable[[slice], dict[str, Any]] = lambda part: {}) -> list[dict[str, Any]]:
+        """Send another request to every worker, one after the other."""
+        return [self._worker(index).ask(do, **per_worker(self.slices[index])) for index in self._indices()]
+
+    def close(self) -> None:
+        """End all workers."""
+        for index, worker in enumerate(self.workers):
+            if worker is not None:
+                worker.close()
+            self.workers[index] = None
+
+    def _indices(self) -> range:
+        return range(len(self.slices))
+
+    def _start(self, index: int) -> None:
+        part = self.slices[index]
+        self.workers[index] = WorkerBatch(
+            self.settings, part.stop - part.start, autoreset=self.autoreset, spin=self._spin
+        )
+
+    def _worker(self, index: int) -> WorkerBatch:
+        worker = self.workers[index]
+        if worker is None:
+            raise EnvironmentFailure(f"{self.settings.id}: a worker has ended; call reset() to replace it")
+        return worker
+
+    def _receiver(self, index: int) -> Callable[[], dict[str, Any]]:
+        failure = self._failed[index]
+
+        def receive() -> dict[str, Any]:
+            if failure is not None:
+                raise failure
+            return self._worker(index).receive_step()
+
+        return receive
+
+    def _attempt(self, index: int, action: Callable[[], dict[str, Any]]) -> dict[str, Any] | EnvironmentFailure:
+        """What a worker answers; one that fails is ended, because the state of its environments is unknown."""
+        try:
+            answer = action()
+        except EnvironmentFailure as failure:
+            worker = self.workers[index]
+            if worker is not None:
+                worker.close()
+            self.workers[index] = None
+            self._failures[index] += 1
+            return failure
+        self._failures[index] = 0
+        return answer
+
+    def _gather(self, answers: list[dict[str, Any] | EnvironmentFailure]) -> Step:
+        failures = {index: answer for index, answer in enumerate(answers) if isinstance(answer, EnvironmentFailure)}
+        for index, failure in failures.items():
+            if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
+                raise failure
+        replaced = {index: self._replace(index, str(failure)) for index, failure in failures.items()}
+        given = [
+            replaced[index] if index in replaced else self._read(index, answers[index]) for index in self._indices()
+        ]
+        step = _concatenate(given)
+        self._last = step.observations
+        return step
+
+    def _read(self, index: int, answer: Any) -> Step:
+        worker = self._worker(index)
+        shared, size = worker.shared, worker.num_envs
+        return Step(
+            self._copy(shared.observations, answer.get("inline"), size),
+            self._copy(shared.final_observations, answer.get("final_inline"), size) if "final_infos" in answer else [],
+            shared.rewards.copy(),
+            shared.terminated != 0,
+            shared.truncated != 0,
+            [(answer.get("infos"), size)],
+            [(answer.get("final_infos"), size)],
+        )
+
+    def _copy(self, arrays: list[np.ndarray | None], inline: Any, size: int) -> list[Any]:
+        found: list[Any] = []
+        rows = [list(row) if row else [] for row in inline or [None] * size]
+        for leaf, array in zip(self._leaves, arrays, strict=True):
+            if array is not None:
+                found.append(array.copy())
+            else:
+                found.append([decode(leaf, row.pop(0)) if row else None for row in rows])
+        return found
+
+    def _replace(self, index: int, reason: str) -> Step:
+        """Start a new worker in place of a failed one; its environments' episodes end as truncated."""
+        part = self.slices[index]
+        size = part.stop - part.start
+        last = [values[part] for values in self._last]
+        info: Columns = {FAILURE_KEY: [[reason] * size, [True] * size]}
+        step = Step(last, [], np.zeros(size), np.zeros(size, bool), np.ones(size, bool), [(info, size)], [(None, size)])
+        self._start(index)
+        if self.autoreset == "SameStep":
+            answer = self._worker(index).reset([None] * size, None)
+            step.final_observations, step.final_infos = last, step.infos
+            step.observations = self._copy(self._worker(index).shared.observations, answer.get("inline"), size)
+            step.infos = [(answer.get("infos"), size)]
+        return step
+
+
+def _concatenate(steps: list[Step]) -> Step:
+    if len(steps) == 1:
+        return steps[0]
+    finals = [step.final_observations or step.observations for step in steps]
+    return Step(
+        [_join(parts) for parts in zip(*(step.observations for step in steps), strict=True)],
+        [_join(parts) for parts in zip(*finals, strict=True)] if any(step.final_observations for step in steps) else [],
+        np.concatenate([step.rewards for step in steps]),
+        np.concatenate([step.terminated for step in steps]),
+        np.concatenate([step.truncated for step in steps]),
+        [part for step in steps for part in step.infos],
+        [part for step in steps for part in step.final_infos],
+    )
+
+
+def _join(parts: tuple[Any, ...]) -> Any:
+    return sum(parts, []) if isinstance(parts[0], list) else np.concatenate(parts)

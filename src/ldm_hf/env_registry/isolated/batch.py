@@ -1,0 +1,249 @@
+"""The environments of one worker, stepped together; their numbers lie in memory that the client maps too.
+
+Python 3.7 with numpy alone must run this file.
+"""
+
+import numpy as np
+from protocol import SharedBatch, array_format, leaves
+from translation import Environment, TranslationError
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_MAX_DEPTH = 8
+
+
+class Batch:
+    """``num_envs`` copies of one environment."""
+
+    def __init__(self, recipe, num_envs, autoreset):
+        """Make the environments; ``autoreset`` is the value of Gymnasium's ``AutoresetMode``."""
+        self.environments = [Environment(recipe) for _ in range(num_envs)]
+        first = self.environments[0]
+        self.autoreset = autoreset
+        self.outside = np.zeros(num_envs, np.int64)
+        self.steps = 0
+        self._ended = [False] * num_envs
+        self._space = first.action_space
+        self._observation_leaves = [(path, leaf, array_format(leaf)) for path, leaf in leaves(first.observation_space)]
+        self._limits = [_limits(leaf, shape_and_dtype) for _, leaf, shape_and_dtype in self._observation_leaves]
+        self._inline = any(shape_and_dtype is None for _, _, shape_and_dtype in self._observation_leaves)
+        self.shared = SharedBatch(first.observation_space, first.action_space, num_envs)
+
+    def description(self):
+        """What the client must know of the environments."""
+        first = self.environments[0]
+        metadata = getattr(first.env, "metadata", None) or {}
+        modes = metadata.get("render_modes", metadata.get("render.modes")) or []
+        fps = metadata.get("render_fps", metadata.get("video.frames_per_second"))
+        spec = getattr(first.env, "spec", None)
+        return {
+            "observation_space": first.observation_space,
+            "action_space": first.action_space,
+            "max_episode_steps": first.max_episode_steps,
+            "time_limit_is_default": first.time_limit_is_default,
+            "render_modes": [mode for mode in modes if isinstance(mode, str)],
+            "render_fps": float(fps) if isinstance(fps, (int, float)) else None,
+            "kwargs": plain(getattr(spec, "kwargs", getattr(spec, "_kwargs", {}))),
+        }
+
+    def share(self, descriptor):
+        """Keep the numbers in the memory of an open file from now on."""
+        self.shared.attach(descriptor)
+
+    def reset(self, seeds, options, mask):
+        """Reset the environments of the mask, or all."""
+        infos, inline = [None] * len(self.environments), {}
+        for index, environment in enumerate(self.environments):
+            if mask is None or mask[index]:
+                observation, infos[index] = environment.reset(seeds[index], options)
+                self._write(self.shared.observations, index, observation, inline)
+                self._ended[index] = False
+        self._count_outside()
+        return self._answer(infos, None, inline, None)
+
+    def step(self, actions):
+        """Step every environment, and reset those whose episode ends as the autoreset mode says."""
+        shared = self.shared
+        infos, finals, inline, final_inline = [], None, {}, {}
+        same_step, next_step = self.autoreset == "SameStep", self.autoreset == "NextStep"
+        for index, environment in enumerate(self.environments):
+            if next_step and self._ended[index]:
+                (observation, info), reward, terminated, truncated = environment.reset(), 0.0, False, False
+            else:
+                action = self._action(self._space, index, iter(shared.actions), actions)
+                observation, reward, terminated, truncated, info = environment.step(action)
+            ended = terminated or truncated
+            if ended and same_step:
+                self._write(shared.final_observations, index, observation, final_inline)
+                finals = [None] * len(self.environments) if finals is None else finals
+                finals[index] = info
+                observation, info = environment.reset()
+            self._ended[index] = ended
+            self._write(shared.observations, index, observation, inline)
+            shared.rewards[index] = reward
+            shared.terminated[index] = terminated
+            shared.truncated[index] = truncated
+            infos.append(info)
+        self.steps += len(self.environments)
+        self._count_outside()
+        return self._answer(infos, finals, inline, final_inline)
+
+    def diagnostics(self):
+        """Counts of what is out of order, over all environments."""
+        counts = {
+            key: sum(environment.statistics[key] for environment in self.environments)
+            for key in self.environments[0].statistics
+        }
+        counts.update(steps=self.steps, observations_outside_space=int(self.outside.sum()))
+        counts.update(step_values=self.environments[0].api)
+        return counts
+
+    def get(self, name):
+        """An attribute of each environment, as plain data."""
+        return [plain(getattr(environment.env, name, None), strict=True) for environment in self.environments]
+
+    def call(self, name, args, kwargs):
+        """Call a method of each environment; what it returns, as plain data."""
+        return [
+            plain(getattr(environment.env, name)(*args, **kwargs), strict=True) for environment in self.environments
+        ]
+
+    def _action(self, space, index, arrays, inline):
+        """The action of one environment, in the types that libraries expect: own arrays and Python integers."""
+        kind = space["type"]
+        if kind == "Dict":
+            return {key: self._action(part, index, arrays, inline) for key, part in sorted(space["spaces"].items())}
+        if kind == "Tuple":
+            return tuple(self._action(part, index, arrays, inline) for part in space["spaces"])
+        array = next(arrays)
+        if array is None:
+            return inline[index].pop(0)
+        return int(array[index]) if kind == "Discrete" else array[index].copy()
+
+    def _write(self, arrays, index, observation, inline):
+        for array, (path, _, shape_and_dtype) in zip(arrays, self._observation_leaves):
+            value = observation
+            for part in path:
+                value = value[part]
+            if shape_and_dtype is None:
+                inline.setdefault(index, []).append(plain(value, strict=True))
+                continue
+            if not isinstance(value, np.ndarray):
+                value = np.asarray(value)
+            if value.shape != shape_and_dtype[0]:
+                value = self._reshape(value, path, shape_and_dtype[0], index)
+            array[index] = value
+
+    def _reshape(self, value, path, shape, index):
+        squeezed = [[length for length in lengths if length != 1] for lengths in (value.shape, shape)]
+        if squeezed[0] != squeezed[1]:
+            where = "observation" + "".join("[{!r}]".format(part) for part in path)
+            raise TranslationError("{} has shape {}, the space says {}".format(where, value.shape, shape))
+        self.outside[index] += 1
+        return value.reshape(shape)
+
+    def _count_outside(self):
+        outside = None
+        for array, limits in zip(self.shared.observations, self._limits):
+            if limits is not None:
+                rows = ~((array >= limits[0]) & (array <= limits[1])).reshape(len(array), -1).all(axis=1)
+                outside = rows if outside is None else outside | rows
+        if outside is not None and outside.any():
+            self.outside += outside
+
+    def _answer(self, infos, finals, inline, final_inline):
+        answer = {}
+        if any(infos):
+            answer["infos"] = columns(infos)
+        if finals is not None:
+            answer["final_infos"] = columns(finals)
+        if self._inline:
+            answer["inline"] = [inline.get(index) for index in range(len(self.environments))]
+            if finals is not None:
+                answer["final_inline"] = [final_inline.get(index) for index in range(len(self.environments))]
+        return answer
+
+
+def columns(infos):
+    """Infos of several environments by key: (values, where there is one).
+
+    The values are an array where they are numbers or arrays of one kind, otherwise a list; for a dictionary they are columns again.
+    """
+    found = {}
+    for key in {key: None for info in infos if info for key in info}:
+        present = [bool(info) and key in info for info in infos]
+        values = [info[key] if there else None for info, there in zip(infos, present)]
+        given = values if all(present) else [value for value, there in zip(values, present) if there]
+        found[str(key)] = [_column(values, given), present]
+    return found
+
+
+def _column(values, given):
+    first = given[0]
+    kind = type(first)
+    if isinstance(first, dict):
+        return columns([value if isinstance(value, dict) else {} for value in values])
+    if kind in (bool, int, float) or isinstance(first, (np.number, np.bool_)):
+        if all(type(value) is kind for value in given):
+            array = np.array(given)
+            if array.dtype.kind != "O":
+                return _spread(array, values, given)
+    if isinstance(first, np.ndarray) and first.dtype.kind in "biufc":
+        if all(isinstance(value, np.ndarray) and value.shape == first.shape for value in given):
+            return _spread(np.array(given), values, given)
+    return [plain(value) for value in values]
+
+
+def _spread(array, values, given):
+    if len(given) == len(values):
+        return array
+    spread = np.zeros((len(values),) + array.shape[1:], array.dtype)
+    spread[[value is not None for value in values]] = array
+    return spread
+
+
+def plain(value, strict=False, depth=0):
+    """A value as data that a message holds; what is none becomes None, or with ``strict`` an error."""
+    if isinstance(value, _PLAIN):
+        return str(value) if type(value) is int and not -(2**63) <= value < 2**64 else value
+    if depth < _MAX_DEPTH:
+        if isinstance(value, dict):
+            return {str(key): plain(part, strict, depth + 1) for key, part in value.items()}
+        if isinstance(value, (list, tuple, set)):
+            return [plain(part, strict, depth + 1) for part in value]
+        if isinstance(value, np.generic):
+            return plain(value.item(), strict, depth + 1)
+        if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+            array = np.asarray(value)
+            if array.dtype.kind in "biufc":
+                return array
+            return plain(array.tolist(), strict, depth + 1)
+    if strict:
+        raise TranslationError("a {} is not plain data and cannot leave the installation".format(type(value).__name__))
+    return None
+
+
+def _limits(leaf, shape_and_dtype):
+    """Bounds to hold observations against, or None where every value of the dtype is inside."""
+    if shape_and_dtype is None:
+        return None
+    shape, dtype = shape_and_dtype
+    if leaf["type"] == "Box":
+        low, high = (
+            np.array(_numbers(leaf[key]), dtype).reshape(shape if isinstance(leaf[key], list) else ())
+            for key in ("low", "high")
+        )
+        if dtype.kind in "iu" and (low == np.iinfo(dtype).min).all() and (high == np.iinfo(dtype).max).all():
+            return None
+        return low, high
+    if leaf["type"] == "Discrete":
+        return leaf["start"], leaf["start"] + leaf["n"] - 1
+    if leaf["type"] == "MultiDiscrete":
+        start = np.array(leaf["start"])
+        return start, start + np.array(leaf["nvec"]) - 1
+    return 0, 1
+
+
+def _numbers(bounds):
+    if isinstance(bounds, list):
+        return [_numbers(bound) for bound in bounds]
+    return float(bounds) if isinstance(bounds, str) else bounds

@@ -1,0 +1,227 @@
+"""What client and worker say to each other: messages over a Unix socket, arrays in shared memory.
+
+A message is a msgpack map behind its length; nothing is ever unpickled. The numbers of a batch (actions, observations,
+rewards, ends of episodes) do not travel in messages but lie in one piece of memory that both sides map, so that many
+environments are stepped by one small message. Values of no fixed size (texts, sequences, graphs) and infos travel in the
+message.
+
+This file is copied beside ``worker.py`` into isolated installations: Python 3.7 with numpy and msgpack alone must run it.
+"""
+
+import mmap
+import select
+import socket
+import struct
+import time
+
+import msgpack
+import numpy as np
+
+MAX_MESSAGE_BYTES = 256 << 20
+"""A longer message is taken for garbage."""
+
+_LENGTH = struct.Struct("<I")
+_ARRAY = 1  # msgpack extension type: an array as (dtype, shape, bytes)
+_ALIGNMENT = 64
+
+
+class ProtocolError(Exception):
+    """What came is not a message; the other side is broken or hostile."""
+
+
+class ChannelClosed(Exception):  # noqa: N818 - the other side's end is an event, and often no error
+    """The other side has closed its end."""
+
+
+class ChannelTimeout(Exception):  # noqa: N818
+    """No message came in time."""
+
+
+class Channel:
+    """Messages over a connected stream socket."""
+
+    def __init__(self, connection):
+        """Take over a connected socket."""
+        self.socket = connection
+        self.socket.setblocking(False)
+        self._received = bytearray()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def send(self, message, timeout=None):
+        """Send one message.
+
+        Raises:
+            ChannelClosed: the other side is gone.
+            ChannelTimeout: it does not take the message in time (seconds).
+        """
+        body = msgpack.packb(message, default=_encode_array, use_bin_type=True)
+        data = memoryview(_LENGTH.pack(len(body)) + body)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while data:
+            try:
+                data = data[self.socket.send(data) :]
+            except BlockingIOError:
+                left = None if deadline is None else deadline - time.monotonic()
+                writable = select.select([], [self.socket], [], left)[1] if left is None or left > 0 else []
+                if not writable:
+                    raise ChannelTimeout() from None
+            except OSError as error:
+                raise ChannelClosed() from error
+
+    def receive(self, timeout=None, spin=0.0):
+        """Wait for one message.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+            spin: seconds to keep asking before sleeping: waking a sleeping process costs more than a short answer takes.
+
+        Raises:
+            ChannelClosed, ChannelTimeout: there is none.
+            ProtocolError: what came is no message.
+        """
+        start = time.monotonic()
+        while True:
+            message = self._take()
+            if message is not None:
+                return message
+            try:
+                data = self.socket.recv(1 << 18)
+            except BlockingIOError:
+                waited = time.monotonic() - start
+                if waited >= spin:
+                    self._sleep(None if timeout is None else timeout - waited)
+                continue
+            except OSError as error:
+                raise ChannelClosed() from error
+            if not data:
+                raise ChannelClosed()
+            self._received += data
+
+    def close(self):
+        """Close this end."""
+        self.socket.close()
+
+    def _sleep(self, left):
+        if left is not None and left <= 0:
+            raise ChannelTimeout()
+        self._poll.poll(None if left is None else left * 1000 + 1)
+
+    def _take(self):
+        received = self._received
+        if len(received) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(received)
+        if length > MAX_MESSAGE_BYTES:
+            raise ProtocolError(
+                "a message of {} bytes was announced; {} is the limit".format(length, MAX_MESSAGE_BYTES)
+            )
+        end = _LENGTH.size + length
+        if len(received) < end:
+            return None
+        body = bytes(received[_LENGTH.size : end])
+        del received[:end]
+        try:
+            message = msgpack.unpackb(body, ext_hook=_decode_array, raw=False)
+        except Exception as error:
+            raise ProtocolError("not a message: {}: {}".format(type(error).__name__, error)) from error
+        if not isinstance(message, dict):
+            raise ProtocolError("a message is a map, got {}".format(type(message).__name__))
+        return message
+
+
+def send_descriptor(channel, descriptor):
+    """Hand an open file to the other side, which must be waiting in ``receive_descriptor``."""
+    channel.socket.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))])
+
+
+def receive_descriptor(channel):
+    """Take an open file from the other side."""
+    select.select([channel.socket], [], [])
+    ancillary = channel.socket.recvmsg(1, socket.CMSG_SPACE(4))[1]
+    if not ancillary:
+        raise ChannelClosed()
+    return struct.unpack("i", ancillary[0][2][:4])[0]
+
+
+def leaves(space, path=()):
+    """The parts of a space's JSON description that are neither ``Dict`` nor ``Tuple``, as (path, description), in order."""
+    if space["type"] == "Dict":
+        found = [leaves(part, path + (key,)) for key, part in sorted(space["spaces"].items())]
+    elif space["type"] == "Tuple":
+        found = [leaves(part, path + (index,)) for index, part in enumerate(space["spaces"])]
+    else:
+        return [(path, space)]
+    return [leaf for part in found for leaf in part]
+
+
+def array_format(space):
+    """Shape and dtype of the values of a leaf, or None where they have no fixed size."""
+    kind = space["type"]
+    if kind == "Box":
+        return tuple(space["shape"]), np.dtype(space["dtype"])
+    if kind == "Discrete":
+        return (), np.dtype(np.int64)
+    if kind == "MultiDiscrete":
+        return np.shape(space["nvec"]), np.dtype(space["dtype"])
+    if kind == "MultiBinary":
+        return (tuple(space["n"]) if isinstance(space["n"], list) else (space["n"],)), np.dtype(np.int8)
+    return None
+
+
+class SharedBatch:
+    """The numbers of one step of ``num_envs`` environments, in memory that client and worker share.
+
+    Attributes:
+        actions, observations, final_observations: one array a leaf of the space, of shape (num_envs, *shape of the leaf);
+            None where a leaf's values have no fixed size.
+        rewards: float64 of shape (num_envs,).
+        terminated, truncated: uint8 of shape (num_envs,), 0 or 1.
+    """
+
+    def __init__(self, observation_space, action_space, num_envs):
+        """Lay the arrays out for spaces given as JSON; ``nbytes`` says how much memory they take."""
+        self._formats = []
+        self.nbytes = 0
+        observation = [array_format(leaf) for _, leaf in leaves(observation_space)]
+        action = [array_format(leaf) for _, leaf in leaves(action_space)]
+        number, flag = ((), np.dtype(np.float64)), ((), np.dtype(np.uint8))
+        self._parts = [len(action), len(observation), len(observation)]
+        for leaf in action + observation + observation + [number, flag, flag]:
+            if leaf is None:
+                self._formats.append(None)
+                continue
+            shape, dtype = (num_envs,) + leaf[0], leaf[1]
+            self._formats.append((shape, dtype, self.nbytes))
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def attach(self, descriptor):
+        """Map the memory of an open file of ``nbytes`` bytes."""
+        memory = mmap.mmap(descriptor, self.nbytes)
+        arrays = [None if part is None else np.ndarray(part[0], part[1], memory, part[2]) for part in self._formats]
+        first, second, third = np.cumsum(self._parts)
+        self.actions, self.observations = arrays[:first], arrays[first:second]
+        self.final_observations = arrays[second:third]
+        self.rewards, self.terminated, self.truncated = arrays[third:]
+
+
+def _encode_array(value):
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise TypeError("{} is not plain data".format(type(value).__name__))
+    header = msgpack.packb([array.dtype.str, list(array.shape)])
+    return msgpack.ExtType(_ARRAY, header + array.tobytes())
+
+
+def _decode_array(code, data):
+    if code != _ARRAY:
+        raise ValueError("unknown extension type {}".format(code))
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(data)
+    dtype, shape = unpacker.unpack()
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "biufc":
+        raise ValueError("an array of {} is not plain data".format(dtype))
+    values = np.frombuffer(data, dtype, offset=unpacker.tell())
+    return values.reshape([int(length) for length in shape]).copy()

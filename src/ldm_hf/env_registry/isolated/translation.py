@@ -1,0 +1,254 @@
+"""Environments of any Gym or Gymnasium API as one: ``reset`` gives two values, ``step`` five, all of them plain.
+
+What libraries do, and what becomes of it here:
+
+- a step of four values (old Gym): ``info["TimeLimit.truncated"]`` tells truncation from termination;
+- a step of six values (safety libraries): the cost moves into ``info["cost"]``;
+- a reset that gives the observation alone, ``env.seed`` instead of ``reset(seed=...)``;
+- a reward of several values: their weighted sum, the values in ``info["vector_reward"]``;
+- no time limit: the default one;
+- actions that must be Python integers; observations that are lists, JAX arrays or of another dtype;
+- an observation outside its declared space is passed on and counted, and so is a reward that is not finite.
+
+Python 3.7 with numpy alone must run this file.
+"""
+
+import importlib
+import inspect
+import math
+import random
+import sys
+
+import numpy as np
+
+KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple", "Text", "Sequence", "Graph", "OneOf")
+
+
+class TranslationError(Exception):
+    """The environment does what no API allows."""
+
+
+def resolve(path):
+    """The object that ``module:name.name`` names."""
+    module, _, name = path.partition(":")
+    found = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def evaluate(value):
+    """Replace every ``{"call": "module:name", "args": [...], "kwargs": {...}}`` inside a value by what the call returns."""
+    if isinstance(value, list):
+        return [evaluate(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "call" not in value:
+        return {key: evaluate(part) for key, part in value.items()}
+    return resolve(value["call"])(*evaluate(value.get("args", [])), **evaluate(value.get("kwargs", {})))
+
+
+def registries():
+    """The registered specs of gymnasium and gym, as far as they are imported: (name of the registry, id -> spec)."""
+    found = []
+    for name in ("gymnasium", "gym"):
+        registration = sys.modules.get(name + ".envs.registration")
+        registry = getattr(registration, "registry", None)
+        if registry is not None:
+            found.append(
+                (name, getattr(registry, "env_specs", registry))
+            )  # gym before 0.26 keeps them one level lower.
+    return found
+
+
+def construct(recipe):
+    """Make an environment: by its own entry point if the recipe names one, otherwise as the libraries' registry does."""
+    kwargs = evaluate(recipe.get("kwargs", {}))
+    if recipe.get("render_mode") is not None:
+        kwargs["render_mode"] = recipe["render_mode"]
+    if recipe.get("entry_point") is not None:
+        entry_point = recipe["entry_point"]
+        kwargs = dict(evaluate(entry_point.get("kwargs", {})), **kwargs)
+        return resolve(entry_point["call"])(*evaluate(entry_point.get("args", [])), **kwargs)
+    for registry, specs in registries():
+        if recipe["name"] in specs:
+            if (
+                registry == "gymnasium"
+                or "disable_env_checker" in inspect.signature(sys.modules[registry].make).parameters
+            ):
+                kwargs["disable_env_checker"] = True  # Observations outside their space are counted here.
+            return sys.modules[registry].make(recipe["name"], **kwargs)
+    raise TranslationError("no registry knows {!r}".format(recipe["name"]))
+
+
+def describe_space(space):
+    """A space as JSON data, the same as ``ldm_hf.modeling.spaces_ldm.space_to_json`` gives."""
+    kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in KINDS), None)
+    if kind == "Box":
+        bounds = {"low": _bounds(space.low, space.shape), "high": _bounds(space.high, space.shape)}
+        return dict({"type": kind, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}, **bounds)
+    if kind == "Discrete":
+        return {"type": kind, "n": int(space.n), "start": int(getattr(space, "start", 0))}
+    if kind == "MultiDiscrete":
+        nvec = np.asarray(space.nvec)
+        start = np.asarray(getattr(space, "start", np.zeros_like(nvec)))
+        return {"type": kind, "nvec": nvec.tolist(), "start": start.tolist(), "dtype": np.dtype(space.dtype).name}
+    if kind == "MultiBinary":
+        return {"type": kind, "n": int(space.n) if np.ndim(space.n) == 0 else [int(length) for length in space.n]}
+    if kind == "Dict":
+        return {"type": kind, "spaces": {str(key): describe_space(part) for key, part in sorted(space.spaces.items())}}
+    if kind == "Tuple":
+        return {"type": kind, "spaces": [describe_space(part) for part in space.spaces]}
+    if kind == "Text":
+        characters = "".join(sorted(space.character_set))
+        return {"type": kind, "min_length": space.min_length, "max_length": space.max_length, "charset": characters}
+    if kind == "Sequence":
+        return {
+            "type": kind,
+            "space": describe_space(space.feature_space),
+            "stack": bool(getattr(space, "stack", False)),
+        }
+    if kind == "Graph":
+        edges = None if space.edge_space is None else describe_space(space.edge_space)
+        return {"type": kind, "node_space": describe_space(space.node_space), "edge_space": edges}
+    if kind == "OneOf":
+        return {"type": kind, "spaces": [describe_space(part) for part in space.spaces]}
+    raise TranslationError("a space of type {} is none of Gymnasium's".format(type(space).__name__))
+
+
+def _bounds(bounds, shape):
+    values = np.broadcast_to(np.asarray(bounds), shape).ravel()
+    numbers = [
+        str(value) if isinstance(value, float) and not math.isfinite(value) else value for value in values.tolist()
+    ]
+    return numbers[0] if numbers and all(number == numbers[0] for number in numbers) else numbers
+
+
+class Environment:
+    """One environment behind the one API.
+
+    Attributes:
+        env: the library's own object.
+        observation_space, action_space: its spaces, as JSON.
+        max_episode_steps: steps after which an episode is truncated.
+        api: which form of steps and resets the library has, as seen so far.
+        statistics: counts of what is out of order: "nonfinite_rewards", "vector_rewards".
+    """
+
+    def __init__(self, recipe):
+        """Make the environment of a recipe (a map: name, kwargs, entry_point, render_mode, time limits, reward weights)."""
+        self.env = construct(recipe)
+        self.observation_space = describe_space(self.env.observation_space)
+        self.action_space = describe_space(self.env.action_space)
+        self.max_episode_steps, self.time_limit_is_default = self._limit_time(recipe)
+        self.api = None
+        self.statistics = {"nonfinite_rewards": 0, "vector_rewards": 0}
+        self._weights = recipe.get("reward_weights")
+        self._steps = 0
+        takes = self._parameters_of_reset()
+        self._takes_seed, self._takes_options = "seed" in takes, "options" in takes
+        self._step = self.env.step
+
+    def reset(self, seed=None, options=None):
+        """Start an episode; returns the observation as the library gives it, and the info."""
+        kwargs = {}
+        if seed is not None:
+            self._seed(seed, kwargs)
+        if options and self._takes_options:
+            kwargs["options"] = options
+        result = self.env.reset(**kwargs)
+        self._steps = 0
+        has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+        return result if has_info else (result, {})
+
+    def step(self, action):
+        """Take an action; returns observation, reward (a float), terminated, truncated, info."""
+        result = self._step(action)
+        if len(result) == 5:
+            observation, reward, terminated, truncated, info = result
+        elif len(result) == 4:
+            observation, reward, done, info = result
+            truncated = done and bool(info.get("TimeLimit.truncated", False))
+            terminated = done and not truncated
+        elif len(result) == 6:
+            observation, reward, cost, terminated, truncated, info = result
+            info = dict(info, cost=cost)
+        else:
+            raise TranslationError("a step gave {} values; 4, 5 or 6 are known".format(len(result)))
+        self.api = len(result)
+        self._steps += 1
+        if type(reward) is not float:
+            reward, info = self._scalar(reward, info)
+        if not math.isfinite(reward):
+            self.statistics["nonfinite_rewards"] += 1
+        terminated, truncated = _flag(terminated), _flag(truncated)
+        return (
+            observation,
+            reward,
+            terminated,
+            truncated or (self._steps >= self.max_episode_steps and not terminated),
+            info,
+        )
+
+    def render(self):
+        """A picture as uint8 of shape (height, width, 3), or None."""
+        takes_mode = "mode" in inspect.signature(self.env.render).parameters
+        frame = self.env.render(mode="rgb_array") if takes_mode else self.env.render()
+        if isinstance(frame, (list, tuple)) and frame:
+            frame = frame[-1]
+        if frame is None or isinstance(frame, str) or np.ndim(frame) != 3:
+            return None
+        return np.ascontiguousarray(np.asarray(frame)[:, :, :3], dtype=np.uint8)
+
+    def _seed(self, seed, kwargs):
+        # Many libraries draw from the global generators, which no argument of theirs seeds.
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        if self._takes_seed:
+            kwargs["seed"] = seed
+        elif hasattr(self.env, "seed"):
+            self.env.seed(seed)
+
+    def _parameters_of_reset(self):
+        """The arguments that reset of the environment and of all its wrappers takes."""
+        layers = [self.env]
+        while hasattr(layers[-1], "env") and hasattr(layers[-1].env, "reset") and len(layers) < 50:
+            layers.append(layers[-1].env)
+        taken = {"seed", "options"}
+        for layer in layers:
+            parameters = inspect.signature(layer.reset).parameters.values()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                taken &= {parameter.name for parameter in parameters}
+        return taken
+
+    def _limit_time(self, recipe):
+        """Give the library's own time limit another length where one is asked for; returns the limit in force."""
+        layer, limiters = self.env, []
+        while layer is not None and len(limiters) < 50:
+            if type(layer).__name__ == "TimeLimit" and hasattr(layer, "_max_episode_steps"):
+                limiters.append(layer)
+            layer = layer.__dict__.get("env")
+        registered = [limiter._max_episode_steps for limiter in limiters if limiter._max_episode_steps]
+        spec = getattr(self.env, "spec", None)
+        if not registered and getattr(spec, "max_episode_steps", None):
+            registered = [spec.max_episode_steps]
+        wanted = recipe.get("max_episode_steps")
+        if wanted is None:
+            return (min(registered), False) if registered else (recipe["default_max_episode_steps"], True)
+        for limiter in limiters:
+            limiter._max_episode_steps = wanted
+        return wanted, not registered
+
+    def _scalar(self, reward, info):
+        values = np.asarray(reward, np.float64)
+        if values.size == 1:
+            return float(values.reshape(())), info
+        weights = np.ones(values.size) if self._weights is None else np.asarray(self._weights, np.float64)
+        if weights.shape != values.shape:
+            raise TranslationError("a reward of shape {} with {} weights".format(values.shape, weights.size))
+        self.statistics["vector_rewards"] += 1
+        return float(values @ weights), dict(info, vector_reward=values)
+
+
+def _flag(value):
+    return value if type(value) is bool else bool(np.asarray(value).any())

@@ -1,0 +1,191 @@
+"""The environments of one worker as the client sees them: spaces, shared numbers, requests."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
+from ldm_hf.env_registry.isolated.protocol import SharedBatch, array_format, leaves
+from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
+from ldm_hf.errors import ConfigError
+from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
+
+STEP_TIMEOUT = 60.0
+"""Seconds that a step or a reset may take."""
+
+CLIENT_SPIN, WORKER_SPIN = 500e-6, 100e-6
+"""Seconds to keep asking for a message before sleeping: waking a sleeping process costs more than a short step takes."""
+
+
+@dataclass(frozen=True)
+class RemoteSettings:
+    """What a remote environment is made of; plain data, so that it can be pickled to another process.
+
+    Attributes:
+        provider: the library's isolated installation.
+        name: the environment's Gymnasium id.
+        render_mode: as in ``gymnasium.make``.
+        max_episode_steps: steps after which an episode is truncated; None takes the library's, or the manifest's default.
+        kwargs: for the environment's constructor.
+        limits: what a worker may use.
+        step_timeout: seconds that a step or a reset may take.
+        start_timeout: seconds that starting a worker, importing the library and making the environments may take, each.
+        restart: whether a worker that fails is replaced, its environments' episodes ending as truncated.
+    """
+
+    provider: IsolatedProvider
+    name: str
+    render_mode: str | None = None
+    max_episode_steps: int | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()
+    step_timeout: float = STEP_TIMEOUT
+    start_timeout: float = START_TIMEOUT
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ConfigError(f"max_episode_steps must be at least 1, got {self.max_episode_steps}")
+        for name in ("step_timeout", "start_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
+
+    @property
+    def id(self) -> str:
+        """The environment's id with its library."""
+        return f"{self.provider.manifest.slug}/{self.name}"
+
+    def recipe(self) -> dict[str, Any]:
+        """What a worker makes the environment from."""
+        return {
+            **self.provider.manifest.recipe(self.name),
+            "render_mode": self.render_mode,
+            "max_episode_steps": self.max_episode_steps,
+            "kwargs": {**self.provider.manifest.arguments_of(self.name), **self.kwargs},
+        }
+
+
+class WorkerBatch:
+    """``num_envs`` environments in one worker.
+
+    Attributes:
+        description: what the worker says of the environments: spaces as JSON, time limit, render modes.
+        observation_space, action_space: of one environment, as Gymnasium spaces.
+        shared: the numbers of the last step, in memory that the worker writes to.
+    """
+
+    def __init__(self, settings: RemoteSettings, num_envs: int, *, autoreset: str, spin: bool) -> None:
+        """Start a worker and make the environments in it.
+
+        Raises:
+            EnvironmentFailure: that failed; nothing is left of it.
+        """
+        self.settings, self.num_envs = settings, num_envs
+        self._spin = CLIENT_SPIN if spin else 0.0
+        self._worker = Worker(settings.provider, settings.id, settings.limits, settings.start_timeout)
+        try:
+            make = {"recipe": settings.recipe(), "num_envs": num_envs, "autoreset": autoreset}
+            self.description = self._worker.ask(
+                settings.start_timeout, do="make", spin=WORKER_SPIN if spin else 0.0, **make
+            )
+            with self._trust():
+                observation, action = self.description["observation_space"], self.description["action_space"]
+                self.observation_space, self.action_space = space_from_json(observation), space_from_json(action)
+                self.shared = SharedBatch(observation, action, num_envs)
+            self._worker.share(self.shared)
+        except BaseException:
+            self._worker.close()
+            raise
+
+    def reset(
+        self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: Sequence[bool] | None = None
+    ) -> dict[str, Any]:
+        """Reset the environments of the mask, or all; the observations are in ``shared``."""
+        request = {"seeds": list(seeds), "options": options, "mask": None if mask is None else [bool(m) for m in mask]}
+        return self._worker.ask(self.settings.step_timeout, do="reset", **request)
+
+    def send_step(self, actions: Sequence[Any]) -> None:
+        """Write the actions, one batched array a leaf of the action space, and have all environments take them."""
+        inline = None
+        for shared, values in zip(self.shared.actions, actions, strict=True):
+            if shared is None:
+                inline = inline or [[] for _ in range(self.num_envs)]
+                for row, value in zip(inline, values, strict=True):
+                    row.append(value)
+                continue
+            array = np.asarray(values)
+            if array.shape != shared.shape:
+                raise InvalidValueError(
+                    f"{self.settings.id}: actions have shape {array.shape}, the action space says {shared.shape}"
+                )
+            try:
+                np.copyto(shared, array, casting="same_kind")
+            except TypeError as error:
+                raise InvalidValueError(f"{self.settings.id}: actions are of another kind: {error}") from None
+        if inline is None:
+            self._worker.send(self.settings.step_timeout, do="step")
+        else:
+            self._worker.send(self.settings.step_timeout, do="step", actions=inline)
+
+    def receive_step(self) -> dict[str, Any]:
+        """Wait for the step's end; its numbers are in ``shared``, infos in what is returned."""
+        return self._worker.receive(self.settings.step_timeout, "step", spin=self._spin)
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Send any other request and wait for its answer."""
+        return self._worker.ask(self.settings.step_timeout, do=do, **request)
+
+    def close(self) -> None:
+        """End the worker."""
+        self._worker.close()
+
+    @contextlib.contextmanager
+    def _trust(self) -> Iterator[None]:
+        """Whatever fails here fails because of what the worker answered."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise self._worker.fail(f"its answer is not understood ({type(error).__name__}: {reason})") from error
+
+
+def split(space: dict[str, Any], value: Any) -> list[Any]:
+    """The leaves of a value of a space (one, or a batch), in the order of ``protocol.leaves``."""
+    found = []
+    for path, _ in leaves(space):
+        part = value
+        for key in path:
+            part = part[key]
+        found.append(part)
+    return found
+
+
+def join(space: dict[str, Any], parts: Iterator[Any]) -> Any:
+    """The value whose leaves these are."""
+    if space["type"] == "Dict":
+        return {key: join(part, parts) for key, part in sorted(space["spaces"].items())}
+    if space["type"] == "Tuple":
+        return tuple(join(part, parts) for part in space["spaces"])
+    return next(parts)
+
+
+def decode(space: dict[str, Any], value: Any) -> Any:
+    """A value of no fixed size, as the worker sent it, as a value of its space."""
+    kind = space["type"]
+    if kind == "Text":
+        return str(value)
+    if kind == "Sequence":
+        if space["stack"]:
+            return decode(space["space"], value)
+        return tuple(decode(space["space"], part) for part in value)
+    if kind == "Graph":
+        return gymnasium.spaces.GraphInstance(*value)
+    if kind == "OneOf":
+        return np.int64(value[0]), decode(space["spaces"][value[0]], value[1])
+    if kind in ("Dict", "Tuple"):
+        return join(space, (decode(part, found) for (_, part), found in zip(leaves(space), split(space, value))))
+    return np.asarray(value, array_format(space)[1])

@@ -1,0 +1,193 @@
+"""Libraries in virtual environments of their own: other versions of Python and of packages, but the user's own privileges."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import filelock
+import psutil
+import uv
+
+from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess
+from ldm_hf.env_registry.manifest import home
+from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.files import remove
+
+WORKER_REQUIREMENTS = ("numpy", "msgpack")
+"""What a worker needs beside its library."""
+
+_MARKER = "installed.json"  # written last: an installation without it is half an installation
+_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")  # of the user's variables: no secrets
+_KILL_TIMEOUT = 5.0
+
+
+class VenvProvider(IsolatedProvider):
+    """A virtual environment with the library's own Python, made with uv, or with pip where uv cannot."""
+
+    name = "venv"
+
+    @property
+    def folder(self) -> Path:
+        """Where the installation is, or will be."""
+        return home() / "envs" / f"{self.manifest.slug}-{self.manifest.build_key}"
+
+    @property
+    def python(self) -> Path:
+        """The installation's interpreter."""
+        return self.folder / "bin" / "python"
+
+    def is_built(self) -> bool:
+        """Whether the installation is complete."""
+        return (self.folder / _MARKER).exists()
+
+    def build(self) -> None:
+        """Install the library, unless that is done; two processes that try wait for each other.
+
+        Raises:
+            EnvironmentFailure: there is no such Python, or a package cannot be installed.
+        """
+        if self.is_built():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{self.folder}.lock"):
+            if self.is_built():
+                return
+            remove(self.folder)
+            manifest = self.manifest
+            print(f"Installing {manifest.slug} for Python {manifest.python} (once)", file=sys.stderr)
+            interpreter = find_python(manifest.python)
+            try:
+                self._install(interpreter)
+                packages = freeze(self.python)
+                (self.folder / "home").mkdir()
+                (self.folder / _MARKER).write_text(json.dumps({"packages": packages}), encoding="utf-8")
+            except BaseException:
+                remove(self.folder)
+                raise
+
+    def launch(self, folder: Path, limits: Limits) -> WorkerProcess:
+        """Start a worker in a session of its own, with a home folder of its own."""
+        errors = tempfile.TemporaryFile()
+        process = subprocess.Popen(
+            [self.python, folder / "worker.py", folder / "socket"],
+            cwd=self.folder / "home",
+            env=self._variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+        if hasattr(resource, "prlimit"):
+            # Set from here while the interpreter starts: code between fork and exec is not safe beside threads.
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, (limits.memory, limits.memory))
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
+                resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+        return _Process(process, errors)
+
+    def provenance(self) -> dict[str, str]:
+        """Provider, version of Python and the manifest's build key."""
+        return {"provider": self.name, "python": self.manifest.python, "build": self.manifest.build_key}
+
+    def packages(self) -> list[str]:
+        """What is installed, each with its version, in the form that ``lock`` takes."""
+        return list(json.loads((self.folder / _MARKER).read_text(encoding="utf-8"))["packages"])
+
+    def _install(self, interpreter: Path) -> None:
+        manifest, subject = self.manifest, f"the library {self.manifest.slug!r}"
+        # A locked installation needs no resolution; that is also how versions that contradict each other are kept.
+        what = ["--no-deps", *manifest.lock] if manifest.lock else [*manifest.requirements, *WORKER_REQUIREMENTS]
+        options = ["--no-build-isolation"] if manifest.build_requirements else []
+        if manifest.installer == "uv":
+            _run([uv.find_uv_bin(), "venv", "--quiet", "--seed", "--python", interpreter, self.folder], subject)
+            install = [uv.find_uv_bin(), "pip", "install", "--quiet", "--python", self.python]
+        else:
+            _run([interpreter, "-m", "venv", self.folder], subject)
+            install = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        if manifest.build_requirements:
+            _run([*install, *manifest.build_requirements], subject)
+        _run([*install, *options, *what], subject)
+
+    def _variables(self) -> dict[str, str]:
+        return {
+            **WORKER_VARIABLES,
+            **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.defpath}",
+            "HOME": str(self.folder / "home"),
+            "CUDA_VISIBLE_DEVICES": "",
+            **self.manifest.environment,
+        }
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self._process, self._errors = process, errors
+
+    def poll(self) -> str | None:
+        status = self._process.poll()
+        if status is None:
+            return None
+        with contextlib.suppress(ValueError, OSError):
+            self._errors.seek(0)
+            tail = " ".join(self._errors.read().decode(errors="replace").split())[-500:]
+            return f"exited with status {status}: {tail}" if tail else f"exited with status {status}"
+        return f"exited with status {status}"
+
+    def kill(self) -> None:
+        """End the supervisor, which ends what it started; what survives that is killed one by one."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor = psutil.Process(self._process.pid)
+            descendants = supervisor.children(recursive=True)
+            try:
+                self._process.wait(_KILL_TIMEOUT)  # Its lifeline is closed: it ends by itself.
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            for process in descendants:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_TIMEOUT)
+        self._errors.close()
+
+
+def find_python(version: str) -> Path:
+    """An interpreter of a version such as ``"3.8"``: what uv finds, otherwise one that pyenv installed.
+
+    Raises:
+        EnvironmentFailure: there is none.
+    """
+    found = subprocess.run([uv.find_uv_bin(), "python", "find", "--no-project", version], capture_output=True)
+    if found.returncode == 0 and found.stdout.strip():
+        return Path(found.stdout.decode().strip())
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for interpreter in sorted(root.glob(f"versions/{version}.*/bin/python")):
+        return interpreter
+    on_path = shutil.which(f"python{version}")
+    if on_path and subprocess.run([on_path, "--version"], capture_output=True).returncode == 0:
+        return Path(on_path)
+    raise EnvironmentFailure(
+        f"there is no Python {version} here; try: uv python install {version}, or the docker provider"
+    )
+
+
+def freeze(python: Path) -> list[str]:
+    """Every package of an installation with its version, without those that only install others."""
+    listed = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
+    names = [line for line in listed.stdout.splitlines() if line and not line.startswith(("#", "-e"))]
+    return [line for line in names if not re.match(r"(pip|wheel)\b", line)]
+
+
+def _run(command: list[object], subject: str) -> None:
+    """Run an installer; its output is shown only as part of the error."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        tail = " ".join(done.stdout.split())[-1000:]
+        raise EnvironmentFailure(f"{subject} could not be installed: {tail}")
