@@ -60,6 +60,10 @@ class RemoteEnv(gymnasium.Env):
         """End the worker."""
         self._fleet.close()
 
+    def describe(self) -> dict[str, Any]:
+        """What the worker says of the environment: spaces as JSON, time limit, render modes, registered arguments."""
+        return self._fleet.description
+
     def diagnostics(self) -> dict[str, Any]:
         """Counts of what is out of order, see ``RemoteVectorEnv.diagnostics``."""
         return diagnostics(self._fleet)

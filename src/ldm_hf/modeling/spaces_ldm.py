@@ -45,7 +45,7 @@ def space_to_json(space: Any) -> dict[str, Any]:
     """Describe a Gymnasium space (or an old Gym one: only names and attributes are read) as JSON data.
 
     Infinite bounds become the strings ``"inf"`` and ``"-inf"``; bounds that are the same everywhere become one number.
-    Kinds that no layout supports (``Text``, ``Sequence``, ``Graph``, ``OneOf``) keep their name and ``repr``.
+    Kinds that are none of Gymnasium's keep their name and ``repr``.
     """
     kind = type(space).__name__
     if kind == "Box":
@@ -62,6 +62,16 @@ def space_to_json(space: Any) -> dict[str, Any]:
     if kind == "Dict":
         return {"type": kind, "spaces": {str(key): space_to_json(part) for key, part in sorted(space.spaces.items())}}
     if kind == "Tuple":
+        return {"type": kind, "spaces": [space_to_json(part) for part in space.spaces]}
+    if kind == "Text":
+        characters = "".join(sorted(space.character_set))
+        return {"type": kind, "min_length": space.min_length, "max_length": space.max_length, "charset": characters}
+    if kind == "Sequence":
+        return {"type": kind, "space": space_to_json(space.feature_space), "stack": bool(getattr(space, "stack", False))}
+    if kind == "Graph":
+        edges = None if space.edge_space is None else space_to_json(space.edge_space)
+        return {"type": kind, "node_space": space_to_json(space.node_space), "edge_space": edges}
+    if kind == "OneOf":
         return {"type": kind, "spaces": [space_to_json(part) for part in space.spaces]}
     return {"type": kind, "repr": repr(space)}
 
@@ -87,6 +97,15 @@ def space_from_json(data: dict[str, Any]) -> Any:
         return spaces.Dict({key: space_from_json(part) for key, part in data["spaces"].items()})
     if kind == "Tuple":
         return spaces.Tuple([space_from_json(part) for part in data["spaces"]])
+    if kind == "Text":
+        return spaces.Text(data["max_length"], min_length=data["min_length"], charset=data["charset"])
+    if kind == "Sequence":
+        return spaces.Sequence(space_from_json(data["space"]), stack=data["stack"])
+    if kind == "Graph":
+        edges = data["edge_space"]
+        return spaces.Graph(space_from_json(data["node_space"]), None if edges is None else space_from_json(edges))
+    if kind == "OneOf":
+        return spaces.OneOf([space_from_json(part) for part in data["spaces"]])
     raise UnsupportedSpaceError(f"a space of type {kind!r} cannot be rebuilt from its description")
 
 

@@ -1,0 +1,233 @@
+"""Adding a library: install it, find what it registers, validate each environment, write its manifest and report."""
+
+import contextlib
+import fnmatch
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+from ldm_hf.env_registry.connection import discover
+from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
+from ldm_hf.env_registry.manifest import Manifest
+from ldm_hf.env_registry.report import EnvironmentReport, Report
+from ldm_hf.env_registry.validation import validate
+from ldm_hf.env_registry.venv import VenvProvider
+from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.files import remove, replacing
+from ldm_hf.progress import progress_bar
+
+PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
+"""Versions of Python that are tried, in this order, where none is asked for."""
+
+DEFAULT_TIMEOUT = 180.0
+"""Seconds that the validation of one environment may take."""
+
+_REGISTERED_BY_GYM = ("gymnasium.", "gym.")  # entry points of the frameworks themselves
+_LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What the metadata of an installed package say of it."""
+
+    name: str
+    version: str
+    modules: tuple[str, ...]
+    licence: str
+    homepage: str
+
+
+def install(
+    draft: Manifest, pythons: Iterable[str], provider_class: Callable[[Manifest], IsolatedProvider]
+) -> tuple[IsolatedProvider, dict[str, Any]]:
+    """Install a library with the first Python that takes it, import it and list what is registered.
+
+    What the draft leaves empty is filled in: modules, packages, licence, homepage, and the lock of all versions.
+
+    Returns:
+        The installation, whose manifest is complete, and what ``connection.discover`` found in it.
+
+    Raises:
+        EnvironmentFailure: no Python could install and import it; the message has the reason of each.
+    """
+    failures = []
+    for python in pythons:
+        try:
+            return _install(replace(draft, python=python), provider_class)
+        except EnvironmentFailure as failure:
+            failures.append(f"Python {python}: {failure}")
+            print(f"Python {python} does not do: {str(failure)[-300:]}", file=sys.stderr)
+    raise EnvironmentFailure(f"{draft.slug} cannot be installed. " + " | ".join(failures))
+
+
+def _install(
+    draft: Manifest, provider_class: Callable[[Manifest], IsolatedProvider]
+) -> tuple[IsolatedProvider, dict[str, Any]]:
+    if not draft.lock:
+        resolving = VenvProvider(draft)
+        resolving.build()
+        distribution = find_distribution(resolving)
+        modules = draft.modules or distribution.modules
+        draft = replace(
+            draft,
+            lock=tuple(resolving.packages()),
+            modules=modules,
+            packages=draft.packages or tuple(dict.fromkeys(module.partition(".")[0] for module in modules)),
+            licence=draft.licence or distribution.licence,
+            homepage=draft.homepage or distribution.homepage,
+        )
+        # The installation that is validated is the one that the manifest describes: made anew, from the lock alone.
+        remove(resolving.folder)
+    provider = provider_class(draft)
+    provider.build()
+    return provider, discover(provider)
+
+
+def environments_of(manifest: Manifest, found: dict[str, Any]) -> list[EnvironmentReport]:
+    """The environments of a library among everything that is registered, and those of its manifest, sorted by name."""
+    reports = {
+        one["id"]: EnvironmentReport(
+            one["id"],
+            one["entry_point"],
+            one["registry"],
+            reward_threshold=one["reward_threshold"],
+            nondeterministic=one["nondeterministic"],
+        )
+        for one in found["environments"]
+        if one["entry_point"].partition(":")[0].partition(".")[0] in manifest.packages
+        and not one["entry_point"].startswith(manifest.broken_entry_points)
+    }
+    for entry_point in manifest.entry_points:
+        reports[entry_point.name] = EnvironmentReport(entry_point.name, entry_point.entry_point)
+    return [reports[name] for name in sorted(reports)]
+
+
+def validate_all(
+    provider: IsolatedProvider,
+    found: list[EnvironmentReport],
+    *,
+    work_file: Path,
+    jobs: int,
+    timeout: float,
+    limits: Limits = Limits(),
+    only: str = "*",
+) -> list[EnvironmentReport]:
+    """Validate environments, several at a time, each in a process of its own.
+
+    Each finished report is appended to ``work_file`` at once, and what stands there already is not done again: an
+    interrupted validation goes on where it was.
+    """
+    work_file.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_work(work_file, provider.manifest.build_key)
+    wanted = [report for report in found if fnmatch.fnmatchcase(report.name, only)]
+    missing = [report for report in wanted if report.name not in done]
+    pool = ThreadPoolExecutor(jobs)
+    with work_file.open("a", encoding="utf-8") as log, contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        bar = stack.enter_context(progress_bar(provider.manifest.slug, total=len(wanted), unit="environment"))
+        bar.update(len(wanted) - len(missing))
+        futures = [pool.submit(validate, provider, report, timeout=timeout, limits=limits) for report in missing]
+        for future in as_completed(futures):
+            report = future.result()
+            done[report.name] = report
+            log.write(json.dumps({"build": provider.manifest.build_key, **report.to_json()}) + "\n")
+            log.flush()
+            bar.update(1)
+    return [done[report.name] for report in wanted]
+
+
+def write_library(
+    folder: Path, provider: IsolatedProvider, found: dict[str, Any], reports: list[EnvironmentReport]
+) -> tuple[Path, Path]:
+    """Write manifest and report into a folder; returns their paths."""
+    manifest = provider.manifest
+    version = next((version for name, version in _pins(manifest.lock) if name == _pin_name(manifest)), "")
+    environments = {report.name: report for report in reports}
+    report = Report(manifest.slug, version, found["python"], provider.name, environments)
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(folder / f"{manifest.slug}.json")
+    with replacing(folder / f"{manifest.slug}.toml") as temporary:
+        temporary.write_text(manifest.to_toml(), encoding="utf-8")
+    return folder / f"{manifest.slug}.toml", folder / f"{manifest.slug}.json"
+
+
+def find_distribution(provider: VenvProvider) -> Distribution:
+    """What the metadata of a manifest's first requirement say, in its installation."""
+    name = _pin_name(provider.manifest, provider.packages())
+    packages = next((provider.folder / "lib").glob("python*/site-packages"))
+    for info in sorted(packages.glob("*.*-info")):
+        metadata_file = info / ("METADATA" if info.suffix == ".dist-info" else "PKG-INFO")
+        if not metadata_file.exists():
+            continue
+        metadata = HeaderParser().parsestr(metadata_file.read_text(encoding="utf-8", errors="replace"))
+        if _normal(metadata["Name"] or "") == name:
+            links = [link.partition(",")[2].strip() for link in metadata.get_all("Project-URL") or []]
+            homepage = metadata["Home-page"] or next(iter(links), "")
+            return Distribution(name, metadata["Version"], _modules(info), _licence(metadata), homepage)
+    raise ConfigError(f"the requirement {provider.manifest.requirements[0]!r} installed no package {name!r}")
+
+
+def _modules(info: Path) -> tuple[str, ...]:
+    top_level = info / "top_level.txt"
+    if top_level.exists():
+        names = top_level.read_text(encoding="utf-8").split()
+    else:
+        files = [line.partition(",")[0] for line in (info / "RECORD").read_text(encoding="utf-8").splitlines()]
+        names = [Path(file).parts[0].removesuffix(".py") for file in files if file.endswith(".py")]
+    there = [name for name in dict.fromkeys(names) if name.isidentifier() and any(info.parent.glob(f"{name}*"))]
+    return tuple(name for name in there if name not in ("tests", "test", "docs", "examples", "scripts", "benchmarks"))
+
+
+def _licence(metadata: Any) -> str:
+    expression = metadata["License-Expression"] or ""
+    classifiers = [line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line]
+    named = next((_LICENCES.get(one, one) for one in classifiers), "")
+    text = (metadata["License"] or "").strip().splitlines()
+    return expression or named or (text[0][:60] if text else "") or "unknown"
+
+
+def _pin_name(manifest: Manifest, lock: Iterable[str] | None = None) -> str:
+    """The normalised name of the package that a manifest's first requirement installs."""
+    first = manifest.requirements[0]
+    source = first.partition(" @ ")[2] or first
+    if "://" in source or Path(source).exists():
+        wanted = source.removeprefix("git+").partition("#")[0].removesuffix(".git")
+        for line in lock if lock is not None else manifest.lock:
+            name, _, origin = line.partition(" @ ")
+            if origin and _same_source(origin, wanted):
+                return _normal(name)
+    match = re.match(r"[\w.-]+", first)
+    return _normal(match[0]) if match else first
+
+
+def _same_source(origin: str, wanted: str) -> bool:
+    origin = origin.removeprefix("git+").removeprefix("file://")
+    base = re.sub(r"@[0-9a-f]{7,40}$", "", wanted)
+    local = str(Path(wanted).resolve()) if "://" not in wanted else wanted
+    return origin.startswith(base) or origin.startswith(local)
+
+
+def _pins(lock: Iterable[str]) -> list[tuple[str, str]]:
+    return [(_normal(parts[0]), parts[2]) for line in lock if (parts := line.partition("=="))[1]]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _read_work(path: Path, build: str) -> dict[str, EnvironmentReport]:
+    done = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):  # The last line may be half written.
+            data = json.loads(line)
+            if data.pop("build") == build:
+                report = EnvironmentReport.from_json(data)
+                done[report.name] = report
+    return done
