@@ -207,7 +207,10 @@ class Environment:
         if self._takes_seed:
             kwargs["seed"] = seed
         elif hasattr(self.env, "seed"):
-            self.env.seed(seed)
+            try:
+                self.env.seed(seed)
+            except TypeError:  # procgen's takes no seed: it cannot be seeded here, which validation finds out.
+                pass
 
     def _parameters_of_reset(self):
         """The arguments that reset of the environment and of all its wrappers takes."""
