@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm_hf.env_commands import environments
 from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 
 app = typer.Typer(
@@ -15,9 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-)
-environments = typer.Typer(
-    help="Environments: list them, describe one, see whether a model takes it.", no_args_is_help=True
 )
 app.add_typer(environments, name="env")
 
@@ -46,54 +44,6 @@ def quickstart(
         raise typer.Exit(130) from None
     _print_report(report)
     typer.echo(f"Datasets, model, model card, curve and report.json are in {output}/", err=True)
-
-
-@environments.command("list")
-def list_(
-    library: Annotated[
-        str | None, typer.Argument(help="Slug of a library. Default: all that can be used here.")
-    ] = None,
-    all_versions: Annotated[bool, typer.Option(help="Older versions too.")] = False,
-) -> None:
-    """List environments, one id a line."""
-    from ldm_hf.env_registry.registry import list_environments
-
-    for record in list_environments(library, all_versions=all_versions):
-        typer.echo(record.id if record.install is None else f"{record.id}  (needs: {record.install})")
-
-
-@environments.command()
-def info(environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")]) -> None:
-    """Describe an environment: spaces, time limit, version, licence."""
-    from ldm_hf.env_registry.registry import spec
-
-    for name, value in vars(spec(environment)).items():
-        typer.echo(f"{name}: {value}")
-
-
-@environments.command()
-def doctor(
-    environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder, for its limits. Default: the paper's limits.")
-    ] = None,
-) -> None:
-    """Say whether an environment fits a model and, if not, what is in the way; exit status 1 if it does not fit."""
-    from ldm_hf.env_registry.doctor import diagnose
-
-    limits = {} if model is None else _limits(model)
-    fit = diagnose(environment, **limits)
-    if not fit.fits:
-        raise UnsupportedSpaceError(f"{environment} does not fit: {'; '.join(fit.problems)}")
-    image = f", an image of shape {fit.image_shape}" if fit.image_shape else ""
-    typer.echo(f"{environment} fits: {fit.observation_slots} observation slots{image}, {fit.action_slots} action slots")
-
-
-def _limits(model: Path) -> dict[str, int]:
-    from ldm_hf.evaluation.evaluate import load_config
-
-    config = load_config(model)
-    return {name: config[name] for name in ("max_observation_slots", "max_action_slots", "num_bins", "image_size")}
 
 
 @app.command()

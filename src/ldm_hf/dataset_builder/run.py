@@ -16,7 +16,7 @@ from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording, first_and
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.schema import RunInfo, dataset_folder
 from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
-from ldm_hf.env_registry.registry import make, spec
+from ldm_hf.env_registry.registry import library_version, make, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
@@ -124,7 +124,7 @@ def _run_info(
             "normalize": candidate.normalize,
         },
         seed=seed,
-        library_version=described.library_version,
+        library_version=library_version(described.id),
         packages=package_versions(),
     )
 

@@ -82,8 +82,8 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
     """Environments in one or several workers; each worker steps all of its environments on one message.
 
     With ``restart`` in its settings, a failing worker is replaced: the episodes of its environments end as truncated, with
-    the reason in ``worker_failure`` of the info (of ``final_info`` under ``SAME_STEP``), and all others go on. Without it the
-    step raises; the other environments keep their state, and ``reset`` replaces the worker.
+    the reason in ``worker_failure`` of the info (of ``final_info`` under ``SAME_STEP``), and all others go on. Without it
+    the step raises; the other environments keep their state, and ``reset`` replaces the worker.
 
     Pickling it carries what it is made of, not its state.
     """
@@ -114,7 +114,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self,
         *,
-        seed: int | Sequence[int | None] | None = None,  # type: ignore[override]
+        seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Reset all environments, or those of ``options["reset_mask"]``.
@@ -162,7 +162,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
             info.update(self._final_info(step))
         return self._observation(step.observations), step.rewards, step.terminated, step.truncated, info
 
-    def render(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def render(self) -> tuple[Any, ...]:
         """A frame of each environment: uint8 of shape (height, width, 3), or None."""
         return tuple(frame for answer in self._fleet.ask("render") for frame in answer["frames"])
 
@@ -184,8 +184,8 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         """Counts of what is out of order, over all environments.
 
         Returns:
-            ``steps``, ``observations_outside_space``, ``nonfinite_rewards``, ``vector_rewards``; ``step_values``: how many values
-            a step of the library gives (4 for old Gym); ``max_episode_steps`` and ``time_limit_is_default``.
+            ``steps``, ``observations_outside_space``, ``nonfinite_rewards``, ``vector_rewards``; ``step_values``: how many
+            values a step of the library gives (4 for old Gym); ``max_episode_steps`` and ``time_limit_is_default``.
         """
         return diagnostics(self._fleet)
 

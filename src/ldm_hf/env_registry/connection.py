@@ -222,7 +222,7 @@ def _anonymous_file(nbytes: int) -> Any:
         descriptor = os.memfd_create("ldm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:  # macOS
         descriptor, name = tempfile.mkstemp()
-        os.unlink(name)
+        Path(name).unlink()
     try:
         os.ftruncate(descriptor, nbytes)
         if hasattr(fcntl, "F_ADD_SEALS"):

@@ -67,11 +67,17 @@ class DockerProvider(IsolatedProvider):
         print(f"Building the image {self.tag} on {self.base_image} (once)", file=sys.stderr)
         try:
             engine().images.build(
-                fileobj=self._context(), custom_context=True, tag=self.tag, rm=True, labels={"ldm-hf.slug": self.manifest.slug}
+                fileobj=self._context(),
+                custom_context=True,
+                tag=self.tag,
+                rm=True,
+                labels={"ldm-hf.slug": self.manifest.slug},
             )
         except docker.errors.BuildError as error:
             output = " ".join("".join(line.get("stream", "") for line in error.build_log).split())
-            raise EnvironmentFailure(f"the image of {self.manifest.slug!r} could not be built: {output[-1000:]}") from error
+            raise EnvironmentFailure(
+                f"the image of {self.manifest.slug!r} could not be built: {output[-1000:]}"
+            ) from error
         except docker.errors.APIError as error:
             raise EnvironmentFailure(f"the image of {self.manifest.slug!r} could not be built: {error}") from error
 
@@ -125,10 +131,10 @@ class DockerProvider(IsolatedProvider):
             packages = []
             for package in self.manifest.lock or (*self.manifest.requirements, *WORKER_REQUIREMENTS):
                 source = Path(package.partition(" @ ")[2].removeprefix("file://") or package)
-                if source.is_absolute() and source.exists():
+                is_here = source.is_absolute() and source.exists()
+                if is_here:
                     archive.add(source, f"sources/{source.name}")
-                    package = f"/build/sources/{source.name}"
-                packages.append(package)
+                packages.append(f"/build/sources/{source.name}" if is_here else package)
             _add(archive, "sources/.keep", "")
             _add(archive, "packages.txt", "\n".join(packages) + "\n")
             _add(archive, "Dockerfile", dockerfile(self.manifest, self.base_image))
@@ -164,14 +170,18 @@ def engine() -> Any:
         import docker
         import docker.errors
     except ImportError:
-        raise EnvironmentFailure("the docker provider needs the Docker SDK; try: pip install 'ldm_hf[docker]'") from None
+        raise EnvironmentFailure(
+            "the docker provider needs the Docker SDK; try: pip install 'ldm_hf[docker]'"
+        ) from None
     try:
         client = docker.from_env(timeout=600)
         client.ping()
     except docker.errors.DockerException as error:
         raise EnvironmentFailure(f"no Docker engine answers: {error}") from error
     if not client.api.base_url.startswith(("http+docker://", "http://localhost")):
-        raise EnvironmentFailure(f"the Docker engine at {client.api.base_url} is on another machine: sockets don't reach it")
+        raise EnvironmentFailure(
+            f"the Docker engine at {client.api.base_url} is on another machine: sockets don't reach it"
+        )
     return client
 
 

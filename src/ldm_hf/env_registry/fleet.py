@@ -1,5 +1,8 @@
 """Several workers as one batch of environments, and what happens when one of them fails."""
 
+import functools
+import itertools
+import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +59,7 @@ class Fleet:
             raise ConfigError(f"num_workers must lie between 1 and num_envs ({num_envs}), got {num_workers}")
         self.settings, self.num_envs, self.autoreset = settings, num_envs, autoreset
         bounds = [num_envs * worker // num_workers for worker in range(num_workers + 1)]
-        self.slices = [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        self.slices = [slice(first, last) for first, last in itertools.pairwise(bounds)]
         self._spin = num_workers < len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
         self._failures = [0] * num_workers
         self._failed: list[EnvironmentFailure | None] = [None] * num_workers
@@ -80,11 +83,12 @@ class Fleet:
             if worker is None:
                 self._start(index)
 
-        def reset(index: int) -> dict[str, Any]:
+        def reset(index: int) -> Callable[[], dict[str, Any]]:
             part = self.slices[index]
-            return self._worker(index).reset(seeds[part], options, None if mask is None else mask[part])
+            chosen = None if mask is None else mask[part].tolist()
+            return lambda: self._worker(index).reset(seeds[part], options, chosen)
 
-        return self._gather([self._attempt(index, lambda index=index: reset(index)) for index in self._indices()])
+        return self._gather([self._attempt(index, reset(index)) for index in self._indices()])
 
     def send_step(self, actions: Sequence[Any]) -> None:
         """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
@@ -176,7 +180,7 @@ class Fleet:
             [(answer.get("final_infos"), size)],
         )
 
-    def _copy(self, arrays: list[np.ndarray | None], inline: Any, size: int) -> list[Any]:
+    def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, size: int) -> list[Any]:
         found: list[Any] = []
         rows = [list(row) if row else [] for row in inline or [None] * size]
         for leaf, array in zip(self._leaves, arrays, strict=True):
@@ -218,4 +222,4 @@ def _concatenate(steps: list[Step]) -> Step:
 
 
 def _join(parts: tuple[Any, ...]) -> Any:
-    return sum(parts, []) if isinstance(parts[0], list) else np.concatenate(parts)
+    return functools.reduce(operator.iadd, parts, []) if isinstance(parts[0], list) else np.concatenate(parts)

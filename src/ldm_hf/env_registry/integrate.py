@@ -5,7 +5,7 @@ import fnmatch
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from email.parser import HeaderParser
@@ -14,8 +14,9 @@ from typing import Any
 
 from ldm_hf.env_registry.connection import discover
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
-from ldm_hf.env_registry.manifest import Manifest
-from ldm_hf.env_registry.report import EnvironmentReport, Report
+from ldm_hf.env_registry.manifest import Manifest, load_manifests, tomllib
+from ldm_hf.env_registry.providers import ISOLATED, isolated
+from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.validation import validate
 from ldm_hf.env_registry.venv import VenvProvider
 from ldm_hf.errors import ConfigError, EnvironmentFailure
@@ -28,8 +29,125 @@ PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
 DEFAULT_TIMEOUT = 180.0
 """Seconds that the validation of one environment may take."""
 
-_REGISTERED_BY_GYM = ("gymnasium.", "gym.")  # entry points of the frameworks themselves
+_COMPARED = ("observation_space", "action_space", "max_episode_steps", "deterministic", "step_values", "problems")
 _LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
+
+
+@dataclass(frozen=True)
+class AddRequest:
+    """What ``ldm env add`` was asked for.
+
+    Attributes:
+        keys: keys of the manifest, as TOML would hold them.
+        python: version of Python; None tries ``PYTHONS``.
+        file: TOML file with more keys of the manifest.
+        manifest: slug of a library that is validated again, as it is locked.
+        provider: "venv" or "docker".
+        jobs: environments that are validated at a time.
+        timeout: seconds that the validation of one may take.
+        memory: bytes that the validation of one may take.
+        only: glob of the ids to validate.
+        output: folder that manifest and report are written to.
+    """
+
+    keys: dict[str, Any]
+    python: str | None
+    file: Path | None
+    manifest: str | None
+    provider: str
+    jobs: int
+    timeout: float
+    memory: int
+    only: str
+    output: Path
+
+
+def add_library(request: AddRequest) -> Iterator[str]:
+    """Install a library, validate its environments, write its manifest and report; yields lines that say what came out.
+
+    Raises:
+        ConfigError: the request names no library, or a key that no manifest has.
+        EnvironmentFailure: the library cannot be installed or imported.
+    """
+    draft = _draft(request)
+    pythons = (request.python,) if request.python else (draft.python,) if draft.python else PYTHONS
+    provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
+    environments = environments_of(provider.manifest, found)
+    yield f"{draft.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
+    work_file = request.output / f"{draft.slug}.validation.jsonl"
+    reports = validate_all(
+        provider,
+        environments,
+        work_file=work_file,
+        jobs=request.jobs,
+        timeout=request.timeout,
+        limits=Limits(memory=request.memory),
+        only=request.only,
+    )
+    paths = write_library(request.output, provider, found, reports)
+    remove(work_file)
+    failed = [report for report in reports if report.failure]
+    yield f"{draft.slug}: {len(reports) - len(failed)} environments validated, {len(failed)} failed"
+    yield from (f"  {report.name}: {report.failure}" for report in failed)
+    yield f"written: {', '.join(map(str, paths))}"
+
+
+def _draft(request: AddRequest) -> Manifest:
+    if request.manifest is not None:
+        return (
+            replace(load_manifests()[request.manifest]) if request.manifest in load_manifests() else _unknown(request)
+        )
+    data: dict[str, Any] = {"python": "", "modules": [], "packages": [], "licence": "", "homepage": ""}
+    if request.file is not None:
+        try:
+            data.update(tomllib.loads(request.file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{request.file} cannot be read: {error}") from error
+    data.update(request.keys)
+    if not data.get("requirements"):
+        raise ConfigError("name what to install: a requirement, a repository or a folder")
+    data["requirements"] = [_absolute(requirement) for requirement in data["requirements"]]
+    data.setdefault("slug", _slug(data["requirements"][0]))
+    return Manifest.from_data(data, "the request")
+
+
+def _unknown(request: AddRequest) -> Manifest:
+    raise ConfigError(f"no library is called {request.manifest!r}; `ldm env list` shows them all")
+
+
+def _absolute(requirement: str) -> str:
+    """A folder by its full path: installers run elsewhere."""
+    return str(Path(requirement).resolve()) if Path(requirement).is_dir() else requirement
+
+
+def _slug(requirement: str) -> str:
+    if "://" in requirement or Path(requirement).is_dir():
+        name = re.sub(r"(\.git)?(@[^/]*)?$", "", requirement.rstrip("/")).rpartition("/")[2]
+    else:
+        name = re.match(r"[\w.-]*", requirement)[0]  # type: ignore[index]
+    return _normal(name)
+
+
+def check_library(target: str, provider_name: str, *, jobs: int, timeout: float) -> list[str]:
+    """Validate a library, or one environment, again; returns a line for each difference from the report."""
+    slug, _, name = target.partition("/")
+    if slug not in load_manifests():
+        raise ConfigError(f"no library is called {slug!r}; `ldm env list` shows them all")
+    report = load_report(slug)
+    provider = isolated(load_manifests()[slug], provider_name)
+    provider.build()
+    wanted = [one for one in report.validated if not name or one.name == name]
+    if not wanted:
+        raise ConfigError(f"{target} is not among the validated environments of {slug}")
+    differences = []
+    with ThreadPoolExecutor(jobs) as pool:
+        again = pool.map(lambda one: validate(provider, one, timeout=timeout), wanted)
+        for before, now in zip(wanted, again, strict=True):
+            different = [key for key in _COMPARED if getattr(before, key) != getattr(now, key)]
+            reason = now.failure or ", ".join(f"{key} is {getattr(now, key)}" for key in different)
+            if reason:
+                differences.append(f"{slug}/{before.name}: {reason}")
+    return differences
 
 
 @dataclass(frozen=True)
@@ -186,7 +304,9 @@ def _modules(info: Path) -> tuple[str, ...]:
 
 def _licence(metadata: Any) -> str:
     expression = metadata["License-Expression"] or ""
-    classifiers = [line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line]
+    classifiers = [
+        line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line
+    ]
     named = next((_LICENCES.get(one, one) for one in classifiers), "")
     text = (metadata["License"] or "").strip().splitlines()
     return expression or named or (text[0][:60] if text else "") or "unknown"

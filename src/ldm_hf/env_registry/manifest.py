@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class EntryPoint:
     Attributes:
         name: its id without the library.
         entry_point: what makes it, as ``module:name``.
-        args, kwargs: what that is called with. A value ``{call = "module:name", args = [...], kwargs = {...}}`` anywhere in them
-            is called first, inside the worker, so that wrappers and built arguments can be written as data.
+        args, kwargs: what that is called with. A value ``{call = "module:name", args = [...], kwargs = {...}}`` anywhere in
+            them is called first, inside the worker, so that wrappers and built arguments can be written as data.
     """
 
     name: str
@@ -136,16 +136,26 @@ class Manifest:
         """Read a manifest; ``source`` names it in the message of the ``ConfigError`` that a malformed one raises."""
         try:
             data = tomllib.loads(text)
-            for key, part in _TABLES.items():
-                data[key] = tuple(part(**_tuples(table)) for table in data.get(key, []))
-            return cls(**_tuples(data))
-        except (tomllib.TOMLDecodeError, TypeError) as error:
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source} is not a library manifest: {error}") from error
+        return cls.from_data(data, source)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any], source: str) -> "Manifest":
+        """Read a manifest as TOML gives it."""
+        try:
+            tables = {
+                key: tuple(part(**_tuples(table)) for table in data.get(key, [])) for key, part in _TABLES.items()
+            }
+            return cls(**_tuples({**data, **tables}))
+        except TypeError as error:
             raise ConfigError(f"{source} is not a library manifest: {error}") from error
 
     def to_toml(self) -> str:
         """The manifest as a file's text; what has its default value is left out."""
-        defaults = {part.name: part.default for part in fields(self)}
-        data = {key: value for key, value in asdict(self).items() if value and value != defaults[key]}
+        required = {part.name for part in fields(self) if part.default is MISSING and part.default_factory is MISSING}
+        plain = asdict(Manifest("", (), "", (), (), "", ""))
+        data = {key: value for key, value in asdict(self).items() if key in required or value != plain[key]}
         return tomli_w.dumps(data, multiline_strings=False)
 
     @property
@@ -221,8 +231,13 @@ def library_folders() -> tuple[Path, Path]:
 def load_manifests() -> dict[str, Manifest]:
     """The manifests that the package ships and those that the user added, by slug in alphabetical order."""
     files = [file for folder in library_folders() for file in sorted(folder.glob("*.toml"))]
-    manifests = [_read(file, file.stat().st_mtime_ns) for file in files]
+    manifests = [read_manifest(file) for file in files]
     return dict(sorted({manifest.slug: manifest for manifest in manifests}.items()))
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read one manifest; ``ConfigError`` if the file is malformed."""
+    return _read(file, file.stat().st_mtime_ns)
 
 
 @functools.cache

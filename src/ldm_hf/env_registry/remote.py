@@ -187,5 +187,7 @@ def decode(space: dict[str, Any], value: Any) -> Any:
     if kind == "OneOf":
         return np.int64(value[0]), decode(space["spaces"][value[0]], value[1])
     if kind in ("Dict", "Tuple"):
-        return join(space, (decode(part, found) for (_, part), found in zip(leaves(space), split(space, value))))
+        return join(
+            space, (decode(part, found) for (_, part), found in zip(leaves(space), split(space, value), strict=False))
+        )
     return np.asarray(value, array_format(space)[1])

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class EnvironmentReport:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "EnvironmentReport":
         """Read what ``to_json`` wrote."""
-        return cls(**{key: tuple(value) if key in ("problems", "render_modes") else value for key, value in data.items()})
+        report = cls(**data)
+        return replace(report, problems=tuple(report.problems), render_modes=tuple(report.render_modes))
 
     def to_json(self) -> dict[str, Any]:
         """The report without what has its default value."""
@@ -96,7 +97,9 @@ class Report:
     def write(self, path: Path) -> None:
         """Write the report, one environment a line."""
         head = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "environments"}
-        lines = [json.dumps(self.environments[name].to_json(), separators=(",", ":")) for name in sorted(self.environments)]
+        lines = [
+            json.dumps(self.environments[name].to_json(), separators=(",", ":")) for name in sorted(self.environments)
+        ]
         text = json.dumps(head)[:-1] + ', "environments": [\n' + ",\n".join(lines) + "\n]}\n"
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -112,8 +115,13 @@ def load_report(slug: str) -> Report:
     for folder in reversed(library_folders()):
         path = folder / f"{slug}.json"
         if path.exists():
-            return _read(path, path.stat().st_mtime_ns)
+            return read_report(path)
     raise UnknownEnvironmentError(f"the library {slug!r} was never validated; try: ldm env add --from-manifest {slug}")
+
+
+def read_report(path: Path) -> Report:
+    """Read one report; ``ConfigError`` if the file is damaged."""
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @functools.cache

@@ -5,25 +5,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class EnvironmentRecord:
-    """One line of a list of environments; known without making the environment.
-
-    Attributes:
-        id: ``<library slug>/<Gymnasium id>``.
-        max_episode_steps: steps after which ``make`` truncates an episode.
-        time_limit_is_default: the library registers no limit, so this one is the manifest's.
-        install: the pip command that installs what the environment lacks here; None if it can be made.
-    """
-
-    id: str
-    max_episode_steps: int
-    time_limit_is_default: bool
-    install: str | None
-
-
-@dataclass(frozen=True)
 class EnvironmentSpec:
-    """What a user of one environment needs to know; found by making it once.
+    """What a user of one environment needs to know; found when it was validated.
 
     Attributes:
         id: ``<library slug>/<Gymnasium id>``.
@@ -34,8 +17,11 @@ class EnvironmentSpec:
         kwargs: what the library registers for the constructor; ``make`` takes others.
         reward_threshold: the return at which the library calls the environment solved.
         nondeterministic: the library says that a seed does not fix the environment.
+        deterministic: the same seed and actions gave the same observations and rewards twice.
+        problems: why it does not fit a model of the paper's limits, one line a space; empty if it fits.
+        steps_per_second: of random steps, one environment, one core.
         render_modes: what ``render_mode`` can be.
-        library_version: of the installed package; None if it is no installed distribution.
+        library_version: of the library that was validated.
         requirements: what pip installs to get the environment.
         licence: SPDX expression of the library.
         homepage: of the library.
@@ -49,8 +35,11 @@ class EnvironmentSpec:
     kwargs: dict[str, Any]
     reward_threshold: float | None
     nondeterministic: bool
+    deterministic: bool
+    problems: tuple[str, ...]
+    steps_per_second: float
     render_modes: tuple[str, ...]
-    library_version: str | None
+    library_version: str
     requirements: tuple[str, ...]
     licence: str
     homepage: str
@@ -62,17 +51,17 @@ class LibraryRecord:
 
     Attributes:
         slug: first part of the ids of its environments.
-        num_environments: how many ``list_environments`` gives; 0 where the library cannot be imported.
-        problem: why its environments cannot be used here, with the command that helps; None if they can.
+        num_environments: how many ``list_environments`` gives.
+        importable: whether the library can be imported in this process.
         requirements: what pip installs to get the library.
-        python: the versions of Python that the library takes.
+        python: version of Python of its isolated installation.
         licence: SPDX expression.
         homepage: address of its documentation.
     """
 
     slug: str
     num_environments: int
-    problem: str | None
+    importable: bool
     requirements: tuple[str, ...]
     python: str
     licence: str

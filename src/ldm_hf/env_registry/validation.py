@@ -118,7 +118,9 @@ def _trajectory(env: RemoteEnv, deadline: float) -> list[np.ndarray]:
 
 
 def _numbers(env: RemoteEnv, observation: Any) -> list[np.ndarray]:
-    parts = [np.asarray(part) for part in split(env.describe()["observation_space"], observation) if not _is_nested(part)]
+    parts = [
+        np.asarray(part) for part in split(env.describe()["observation_space"], observation) if not _is_nested(part)
+    ]
     return [part for part in parts if part.dtype.kind in "biufc"]
 
 

@@ -1,4 +1,4 @@
-"""Libraries in virtual environments of their own: other versions of Python and of packages, but the user's own privileges."""
+"""Libraries in virtual environments: other versions of Python and of packages, but the user's own privileges."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ class VenvProvider(IsolatedProvider):
 
     def launch(self, folder: Path, limits: Limits) -> WorkerProcess:
         """Start a worker in a session of its own, with a home folder of its own."""
-        errors = tempfile.TemporaryFile()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the worker has ended
         process = subprocess.Popen(
             [self.python, folder / "worker.py", folder / "socket"],
             cwd=self.folder / "home",
@@ -164,14 +164,16 @@ def find_python(version: str) -> Path:
     Raises:
         EnvironmentFailure: there is none.
     """
-    found = subprocess.run([uv.find_uv_bin(), "python", "find", "--no-project", version], capture_output=True)
+    found = subprocess.run(
+        [uv.find_uv_bin(), "python", "find", "--no-project", version], check=False, capture_output=True
+    )
     if found.returncode == 0 and found.stdout.strip():
         return Path(found.stdout.decode().strip())
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for interpreter in sorted(root.glob(f"versions/{version}.*/bin/python")):
         return interpreter
     on_path = shutil.which(f"python{version}")
-    if on_path and subprocess.run([on_path, "--version"], capture_output=True).returncode == 0:
+    if on_path and subprocess.run([on_path, "--version"], check=False, capture_output=True).returncode == 0:
         return Path(on_path)
     raise EnvironmentFailure(
         f"there is no Python {version} here; try: uv python install {version}, or the docker provider"
@@ -187,7 +189,9 @@ def freeze(python: Path) -> list[str]:
 
 def _run(command: list[object], subject: str) -> None:
     """Run an installer; its output is shown only as part of the error."""
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         tail = " ".join(done.stdout.split())[-1000:]
         raise EnvironmentFailure(f"{subject} could not be installed: {tail}")

@@ -16,6 +16,7 @@ import colorsys
 import functools
 import json
 import math
+import string
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ MAX_ACTION_SLOTS = 28  # paper section 4.3: at most 28 action dimensions
 NUM_BINS = 1024  # paper section 4.3: size of the discretisation and of the discrete tables
 IMAGE_SIZE = 64  # paper section 4.3: images are resized to 64x64x3
 
+_MAX_TEXT = 1024
 _MAX_IMAGE_CHANNELS = 16
 _MIN_IMAGE_SIDE = 5
 
@@ -67,12 +69,18 @@ def space_to_json(space: Any) -> dict[str, Any]:
         characters = "".join(sorted(space.character_set))
         return {"type": kind, "min_length": space.min_length, "max_length": space.max_length, "charset": characters}
     if kind == "Sequence":
-        return {"type": kind, "space": space_to_json(space.feature_space), "stack": bool(getattr(space, "stack", False))}
+        return {
+            "type": kind,
+            "space": space_to_json(space.feature_space),
+            "stack": bool(getattr(space, "stack", False)),
+        }
     if kind == "Graph":
         edges = None if space.edge_space is None else space_to_json(space.edge_space)
         return {"type": kind, "node_space": space_to_json(space.node_space), "edge_space": edges}
     if kind == "OneOf":
         return {"type": kind, "spaces": [space_to_json(part) for part in space.spaces]}
+    if isinstance(space.sample(), str):  # minigrid's missions: a space of its own that says nothing of its texts
+        return {"type": "Text", "min_length": 0, "max_length": _MAX_TEXT, "charset": string.printable}
     return {"type": kind, "repr": repr(space)}
 
 

@@ -99,7 +99,7 @@ class Batch:
 
     def get(self, name):
         """An attribute of each environment, as plain data."""
-        return [plain(getattr(environment.env, name, None), strict=True) for environment in self.environments]
+        return [plain(getattr(environment.env, name), strict=True) for environment in self.environments]
 
     def call(self, name, args, kwargs):
         """Call a method of each environment; what it returns, as plain data."""
@@ -136,8 +136,8 @@ class Batch:
     def _reshape(self, value, path, shape, index):
         squeezed = [[length for length in lengths if length != 1] for lengths in (value.shape, shape)]
         if squeezed[0] != squeezed[1]:
-            where = "observation" + "".join("[{!r}]".format(part) for part in path)
-            raise TranslationError("{} has shape {}, the space says {}".format(where, value.shape, shape))
+            where = "observation" + "".join(f"[{part!r}]" for part in path)
+            raise TranslationError(f"{where} has shape {value.shape}, the space says {shape}")
         self.outside[index] += 1
         return value.reshape(shape)
 
@@ -166,7 +166,7 @@ class Batch:
 def columns(infos):
     """Infos of several environments by key: (values, where there is one).
 
-    The values are an array where they are numbers or arrays of one kind, otherwise a list; for a dictionary they are columns again.
+    The values are an array where they are numbers or arrays of one kind, otherwise a list; a dictionary's are columns again.
     """
     found = {}
     for key in {key: None for info in infos if info for key in info}:
@@ -218,7 +218,7 @@ def plain(value, strict=False, depth=0):
                 return array
             return plain(array.tolist(), strict, depth + 1)
     if strict:
-        raise TranslationError("a {} is not plain data and cannot leave the installation".format(type(value).__name__))
+        raise TranslationError(f"a {type(value).__name__} is not plain data and cannot leave the installation")
     return None
 
 

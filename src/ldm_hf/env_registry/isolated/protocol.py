@@ -29,11 +29,11 @@ class ProtocolError(Exception):
     """What came is not a message; the other side is broken or hostile."""
 
 
-class ChannelClosed(Exception):  # noqa: N818 - the other side's end is an event, and often no error
+class ChannelClosed(Exception):
     """The other side has closed its end."""
 
 
-class ChannelTimeout(Exception):  # noqa: N818
+class ChannelTimeout(Exception):
     """No message came in time."""
 
 
@@ -113,9 +113,7 @@ class Channel:
             return None
         (length,) = _LENGTH.unpack_from(received)
         if length > MAX_MESSAGE_BYTES:
-            raise ProtocolError(
-                "a message of {} bytes was announced; {} is the limit".format(length, MAX_MESSAGE_BYTES)
-            )
+            raise ProtocolError(f"a message of {length} bytes was announced; {MAX_MESSAGE_BYTES} is the limit")
         end = _LENGTH.size + length
         if len(received) < end:
             return None
@@ -124,9 +122,9 @@ class Channel:
         try:
             message = msgpack.unpackb(body, ext_hook=_decode_array, raw=False)
         except Exception as error:
-            raise ProtocolError("not a message: {}: {}".format(type(error).__name__, error)) from error
+            raise ProtocolError(f"not a message: {type(error).__name__}: {error}") from error
         if not isinstance(message, dict):
-            raise ProtocolError("a message is a map, got {}".format(type(message).__name__))
+            raise ProtocolError(f"a message is a map, got {type(message).__name__}")
         return message
 
 
@@ -209,19 +207,19 @@ class SharedBatch:
 def _encode_array(value):
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
-        raise TypeError("{} is not plain data".format(type(value).__name__))
+        raise TypeError(f"{type(value).__name__} is not plain data")
     header = msgpack.packb([array.dtype.str, list(array.shape)])
     return msgpack.ExtType(_ARRAY, header + array.tobytes())
 
 
 def _decode_array(code, data):
     if code != _ARRAY:
-        raise ValueError("unknown extension type {}".format(code))
+        raise ValueError(f"unknown extension type {code}")
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(data)
     dtype, shape = unpacker.unpack()
     dtype = np.dtype(dtype)
     if dtype.kind not in "biufc":
-        raise ValueError("an array of {} is not plain data".format(dtype))
+        raise ValueError(f"an array of {dtype} is not plain data")
     values = np.frombuffer(data, dtype, offset=unpacker.tell())
     return values.reshape([int(length) for length in shape]).copy()

@@ -17,11 +17,15 @@ import importlib
 import inspect
 import math
 import random
+import string
 import sys
 
 import numpy as np
 
 KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple", "Text", "Sequence", "Graph", "OneOf")
+
+MAX_TEXT = 1024
+"""Length of texts whose space does not say how long they are."""
 
 
 class TranslationError(Exception):
@@ -84,6 +88,8 @@ def construct(recipe):
 def describe_space(space):
     """A space as JSON data, the same as ``ldm_hf.modeling.spaces_ldm.space_to_json`` gives."""
     kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in KINDS), None)
+    if kind is None and isinstance(space.sample(), str):  # minigrid's missions
+        return {"type": "Text", "min_length": 0, "max_length": MAX_TEXT, "charset": string.printable}
     if kind == "Box":
         bounds = {"low": _bounds(space.low, space.shape), "high": _bounds(space.high, space.shape)}
         return dict({"type": kind, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}, **bounds)
@@ -113,7 +119,7 @@ def describe_space(space):
         return {"type": kind, "node_space": describe_space(space.node_space), "edge_space": edges}
     if kind == "OneOf":
         return {"type": kind, "spaces": [describe_space(part) for part in space.spaces]}
-    raise TranslationError("a space of type {} is none of Gymnasium's".format(type(space).__name__))
+    raise TranslationError(f"a space of type {type(space).__name__} is none of Gymnasium's")
 
 
 def _bounds(bounds, shape):
@@ -174,7 +180,7 @@ class Environment:
             observation, reward, cost, terminated, truncated, info = result
             info = dict(info, cost=cost)
         else:
-            raise TranslationError("a step gave {} values; 4, 5 or 6 are known".format(len(result)))
+            raise TranslationError(f"a step gave {len(result)} values; 4, 5 or 6 are known")
         self.api = len(result)
         self._steps += 1
         if type(reward) is not float:
@@ -248,7 +254,7 @@ class Environment:
             return float(values.reshape(())), info
         weights = np.ones(values.size) if self._weights is None else np.asarray(self._weights, np.float64)
         if weights.shape != values.shape:
-            raise TranslationError("a reward of shape {} with {} weights".format(values.shape, weights.size))
+            raise TranslationError(f"a reward of shape {values.shape} with {weights.size} weights")
         self.statistics["vector_rewards"] += 1
         return float(values @ weights), dict(info, vector_reward=values)
 

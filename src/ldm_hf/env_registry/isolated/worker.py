@@ -166,7 +166,7 @@ def kill_descendants(patience=5.0):
     statuses = {}
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        with open("/proc/self/task/{}/children".format(os.getpid())) as file:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
             children = [int(process) for process in file.read().split()]
         for process in children:
             try:

@@ -1,0 +1,121 @@
+"""Vector environments for Stable-Baselines3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from ldm_hf.errors import ConfigError, EnvironmentFailure
+
+
+class Sb3VecEnv(VecEnv):
+    """A Gymnasium vector environment, remote or not, as Stable-Baselines3's own ``VecEnv``.
+
+    ``infos[i]`` of a finished episode holds its last observation as ``terminal_observation``, and ``TimeLimit.truncated``
+    says whether it was cut off, so that values are bootstrapped where Stable-Baselines3 does it.
+    """
+
+    def __init__(self, envs: gymnasium.vector.VectorEnv) -> None:
+        """Take over a vector environment.
+
+        Raises:
+            ConfigError: it does not reset in the step that ends an episode, which Stable-Baselines3 requires.
+        """
+        mode = envs.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ConfigError(f"Stable-Baselines3 needs environments made with autoreset_mode='SameStep', got {mode!r}")
+        self.envs = envs
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata = {**envs.metadata, **self.metadata}
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments, with the seeds and options that were set before."""
+        options = next((one for one in self._options if one), None)
+        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        observations, info = self.envs.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        self.reset_infos = info_rows(info, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Have every environment take its action, without waiting where the environments are remote."""
+        self._actions = actions
+        if hasattr(self.envs, "step_async"):
+            self.envs.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the step: observations, rewards as float32, ends of episodes, infos."""
+        step = self.envs.step_wait() if hasattr(self.envs, "step_wait") else self.envs.step(self._actions)
+        observations, rewards, terminated, truncated, info = step
+        final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", {})
+        info.pop("_final_obs", None)
+        info.pop("_final_info", None)
+        rows = info_rows(info, self.num_envs)
+        dones = terminated | truncated
+        if dones.any():
+            final_rows = info_rows(final_info, self.num_envs)
+            for index in np.flatnonzero(dones):
+                self.reset_infos[index] = rows[index]
+                rows[index] = {**final_rows[index], "terminal_observation": final_obs[index]}
+        for row, cut_off in zip(rows, (truncated & ~terminated).tolist(), strict=True):
+            row["TimeLimit.truncated"] = cut_off
+        return observations, rewards.astype(np.float32), dones, rows
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of each environment."""
+        if attr_name == "render_mode":
+            return [self.envs.render_mode for _ in self._get_indices(indices)]
+        try:
+            values = self.envs.get_attr(attr_name)  # type: ignore[attr-defined]
+        except EnvironmentFailure as failure:  # `has_attr` asks like this.
+            raise AttributeError(str(failure)) from failure
+        return [values[index] for index in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of all environments."""
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ConfigError("an attribute can be set in all environments alone")
+        self.envs.set_attr(attr_name, [value] * self.num_envs)  # type: ignore[attr-defined]
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list:
+        """Call a method of all environments; returns what those of ``indices`` gave."""
+        values = self.envs.call(method_name, *method_args, **method_kwargs)  # type: ignore[attr-defined]
+        return [values[index] for index in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Nothing that Stable-Baselines3 asks for is wrapped around single environments here."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A frame of each environment."""
+        return list(self.envs.render() or [])  # type: ignore[arg-type]
+
+
+def info_rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """A vector environment's info as one dictionary an environment."""
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in info.items():
+        present = info.get(f"_{key}")
+        if present is None:
+            continue
+        parts = info_rows(values, num_envs) if isinstance(values, dict) else values
+        if isinstance(parts, np.ndarray) and parts.ndim == 1:
+            parts = parts.tolist()
+        if present.all():
+            for row, value in zip(rows, parts, strict=True):
+                row[key] = value
+        else:
+            for index in np.flatnonzero(present):
+                rows[index][key] = parts[index]
+    return rows
