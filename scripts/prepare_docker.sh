@@ -72,7 +72,8 @@ add_python() {  # add_python VERSION PREFIX
     cat >"$context/Dockerfile" <<EOF
 FROM $IMAGE:$DEBIAN_PYTHON
 COPY python $2
-RUN chmod a+rx /root && ln -sf $2/bin/python3 /usr/local/bin/python3
+RUN dir=$2; while [ "\$dir" != / ]; do chmod a+rx "\$dir"; dir=\$(dirname "\$dir"); done; \\
+    ln -sf $2/bin/python3 /usr/local/bin/python3
 EOF
     docker build -q -t "$IMAGE:$1" "$context" >/dev/null || fail "the image $IMAGE:$1 could not be built"
 }

@@ -61,7 +61,12 @@ def leftovers() -> set[str]:
     containers = engine().containers.list(all=True, filters={"label": OWNER_LABEL}, ignore_removed=True)
     folders = [path.name for path in Path(tempfile.gettempdir()).glob("ldm-worker-*")]
     workers = [str(process.pid) for process in psutil.process_iter(["cmdline"]) if is_worker(process)]
-    return {container.id for container in containers} | set(folders) | set(workers) | set(os.listdir("/dev/shm"))
+    return (
+        {container.id for container in containers}
+        | set(folders)
+        | set(workers)
+        | {path.name for path in Path("/dev/shm").iterdir()}
+    )
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -76,9 +81,7 @@ def wait_until(condition, message):
 
 
 def settings(provider, harm, **changes):
-    return RemoteSettings(
-        provider, f"Hostile/{harm}-v0", **{"limits": LIMITS, "step_timeout": TIMEOUT, **changes}
-    )
+    return RemoteSettings(provider, f"Hostile/{harm}-v0", **{"limits": LIMITS, "step_timeout": TIMEOUT, **changes})
 
 
 def third_step(env):
@@ -192,7 +195,9 @@ sys.stdin.read()
 @pytest.mark.parametrize("harm", ["hang", "hang_in_c", "ignore_signals", "fork_bomb", "privileges"])
 def test_nothing_outlives_a_killed_parent(provider, harm):
     code = PARENT.format(tests=str(Path(__file__).parent), harm=harm)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout.readline() == "ready\n"
         if harm == "privileges":  # nothing hangs: killed between steps
             assert parent.stdout.readline() == "done\n"

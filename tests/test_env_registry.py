@@ -122,7 +122,7 @@ def test_gymnasium_s_own_checks_pass(name):
 
 
 def test_a_missing_package_names_the_command_that_helps():
-    with pytest.raises(EnvironmentFailure, match="procgen.*pip install"):
+    with pytest.raises(EnvironmentFailure, match=r"procgen.*pip install"):
         ldm_hf.make("procgen/procgen-coinrun-v0", provider="inprocess")
     for environment in [one for one in GYMNASIUM if one not in HERE][:1]:  # none where everything is installed
         with pytest.raises(EnvironmentFailure, match="pip install"):

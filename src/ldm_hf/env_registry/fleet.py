@@ -14,7 +14,7 @@ import numpy as np
 from ldm_hf.env_registry.infos import Columns
 from ldm_hf.env_registry.isolated.protocol import leaves
 from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
-from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 
 FAILURE_KEY = "worker_failure"
 """Key of the info that says why a worker was replaced."""
@@ -92,11 +92,21 @@ class Fleet:
 
     def send_step(self, actions: Sequence[Any]) -> None:
         """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
-        for index, part in enumerate(self.slices):
+        for values in actions:
+            if len(values) != self.num_envs:
+                raise InvalidValueError(
+                    f"{self.settings.id}: actions have shape {np.shape(values)}, but there are {self.num_envs} environments"
+                )
+        # All actions are checked before any environment steps.
+        inline = [
+            worker.write_actions([values[part] for values in actions])
+            for part, worker in zip(self.slices, map(self._worker, self._indices()), strict=True)
+        ]
+        for index in self._indices():
             # A failure here is kept until `receive_step`, when the other workers have finished.
             self._failed[index] = None
             try:
-                self._worker(index).send_step([values[part] for values in actions])
+                self._worker(index).send_step(inline[index])
             except EnvironmentFailure as failure:
                 self._failed[index] = failure
 

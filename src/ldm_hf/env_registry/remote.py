@@ -108,9 +108,16 @@ class WorkerBatch:
         request = {"seeds": list(seeds), "options": options, "mask": None if mask is None else [bool(m) for m in mask]}
         return self._worker.ask(self.settings.step_timeout, do="reset", **request)
 
-    def send_step(self, actions: Sequence[Any]) -> None:
-        """Write the actions, one batched array a leaf of the action space, and have all environments take them."""
-        inline = None
+    def write_actions(self, actions: Sequence[Any]) -> list[list[Any]] | None:
+        """Write actions, one batched array a leaf of the action space, where the worker reads them.
+
+        Returns:
+            Those that have no fixed size, for ``send_step``: a list an environment; None if there are none.
+
+        Raises:
+            InvalidValueError: they do not have the shape of the action space, or are of another kind.
+        """
+        inline: list[list[Any]] | None = None
         for shared, values in zip(self.shared.actions, actions, strict=True):
             if shared is None:
                 inline = inline or [[] for _ in range(self.num_envs)]
@@ -126,6 +133,10 @@ class WorkerBatch:
                 np.copyto(shared, array, casting="same_kind")
             except TypeError as error:
                 raise InvalidValueError(f"{self.settings.id}: actions are of another kind: {error}") from None
+        return inline
+
+    def send_step(self, inline: list[list[Any]] | None) -> None:
+        """Have all environments take the actions that were written."""
         if inline is None:
             self._worker.send(self.settings.step_timeout, do="step")
         else:

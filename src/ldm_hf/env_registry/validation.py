@@ -1,5 +1,7 @@
 """Trying one environment out, in a worker of its own: what ``ldm env add`` and ``ldm env check`` know of it."""
 
+import json
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -41,14 +43,19 @@ def validate(
         settings = RemoteSettings(provider, found.name, limits=limits, step_timeout=timeout, start_timeout=timeout)
         env = RemoteEnv(settings)
     except LDMError as error:
-        return replace(found, failure=str(error))
+        return replace(found, failure=_reason(str(error)))
     try:
         return _try_out(env, found, deadline)
     except Exception as error:  # A space that cannot be sampled, for one: the environment is to blame.
         reason = str(error) if isinstance(error, LDMError) else f"{type(error).__name__}: {error}"
-        return replace(found, failure=" ".join(reason.split()))
+        return replace(found, failure=_reason(reason))
     finally:
         env.close()
+
+
+def _reason(text: str) -> str:
+    """One line, without the places where this machine keeps things."""
+    return re.sub(r"/[^\s'\"]*/(?=site-packages/)|/[^\s'\"]*/ldm-worker-[^/]*/run/", "", " ".join(text.split()))
 
 
 def _try_out(env: RemoteEnv, found: EnvironmentReport, deadline: float) -> EnvironmentReport:
@@ -89,7 +96,7 @@ def _try_out(env: RemoteEnv, found: EnvironmentReport, deadline: float) -> Envir
         step_values=seen["step_values"],
         problems=tuple(problems(described)),
         render_modes=tuple(described["render_modes"]),
-        kwargs=described["kwargs"] if isinstance(described["kwargs"], dict) else {},
+        kwargs=json.loads(json.dumps(described["kwargs"] or {}, default=np.ndarray.tolist)),
     )
 
 

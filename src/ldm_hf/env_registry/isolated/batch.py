@@ -21,7 +21,7 @@ class Batch:
         self.autoreset = autoreset
         self.outside = np.zeros(num_envs, np.int64)
         self.steps = 0
-        self._ended = [False] * num_envs
+        self._ended = [True] * num_envs  # A batch that was never reset starts with a reset where steps make them.
         self._space = first.action_space
         self._observation_leaves = [(path, leaf, array_format(leaf)) for path, leaf in leaves(first.observation_space)]
         self._limits = [_limits(leaf, shape_and_dtype) for _, leaf, shape_and_dtype in self._observation_leaves]

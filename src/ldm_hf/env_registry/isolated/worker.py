@@ -65,6 +65,7 @@ class Server:
         for registry, specs in translation.registries():
             for name, spec in list(specs.items()):
                 entry_point = getattr(spec, "entry_point", None)
+                entry_point = getattr(entry_point, "func", entry_point)  # of a functools.partial
                 if not isinstance(entry_point, str):
                     entry_point = "{}:{}".format(
                         getattr(entry_point, "__module__", ""), getattr(entry_point, "__qualname__", "")

@@ -1,0 +1,52 @@
+"""What every benchmark shares: taking turns, medians of ratios, a table, and ``--json``."""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import rich.table
+from rich.console import Console
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[float], float]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Measure contenders in turn, A B C A B C ...: on a shared machine speed drifts, and ratios within a round do not.
+
+    Args:
+        contenders: name -> function of the seconds to run, which returns a rate.
+        rounds: how often each is measured; one more round, the first, is not counted.
+        seconds: of one measurement.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, measure in contenders.items():
+            rate = measure(seconds if number else seconds / 4)
+            if number:
+                rates[name].append(rate)
+    return rates
+
+
+def ratio(rates: Mapping[str, list[float]], name: str, other: str) -> tuple[float, float, float]:
+    """Smallest, median and largest of the ratios of two contenders within a round."""
+    ratios = [one / two for one, two in zip(rates[name], rates[other], strict=True)]
+    return min(ratios), statistics.median(ratios), max(ratios)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    table = rich.table.Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+
+
+def write_json(path: Path | None, figures: Mapping[str, object]) -> None:
+    """Write the figures as one flat object, with what they were measured on."""
+    if path is not None:
+        head = {"python": platform.python_version(), "machine": platform.machine()}
+        path.write_text(json.dumps({**head, **figures}, indent=1) + "\n", encoding="utf-8")

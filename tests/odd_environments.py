@@ -1,0 +1,96 @@
+"""Environments of every form that libraries have; classes only, so that a manifest names them by their entry point."""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+class Counting:
+    """Observes how often it was stepped; ``kind`` says in which form."""
+
+    observation_space = BOX
+    action_space = spaces.Discrete(3)
+    metadata = {"render.modes": ["rgb_array"], "video.frames_per_second": 12}
+
+    def __init__(self, kind="old", length=3, render_mode=None):
+        self.kind, self.length = kind, length
+        self.seeds = []
+
+    @property
+    def unwrapped(self):
+        return self
+
+    def seed(self, seed=None):
+        self.seeds.append(seed)
+        return [seed]
+
+    def reset(self):
+        self.count = 0
+        return np.zeros(2)
+
+    def step(self, action):
+        assert type(action) is int, type(action)  # as nasim wants it
+        self.count += 1
+        observation, done = np.full(2, self.count / 10), self.count >= self.length
+        return {
+            "old": lambda: (observation, self.count, done, {"action": action}),
+            "cut": lambda: (observation, 1.0, done, {"TimeLimit.truncated": done}),
+            "cost": lambda: (observation, 1.0, 2.5, done, False, {}),
+            "vector": lambda: (observation, np.array([1.0, 10.0, 100.0]), done, False, {}),
+            "outside": lambda: (observation * 100, float("inf"), done, False, {}),
+            "column": lambda: (observation[:, None], np.array([1.5]), np.array([done]), np.bool_(False), {}),
+            "lists": lambda: (observation.tolist(), Foreign(2.0), done, False, {}),
+            "endless": lambda: (observation, 0.0, False, {}),
+            "three": lambda: (observation, 0.0, done),
+        }[self.kind]()
+
+    def render(self, mode="human"):
+        return np.full((4, 6, 4), self.count, np.uint8)
+
+    def close(self):
+        pass
+
+
+class Foreign:
+    """A number of another framework."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.value, dtype)
+
+
+class Nested(gymnasium.Env):
+    """Observes and takes values of every kind of space."""
+
+    observation_space = spaces.Dict(
+        {
+            "picture": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "parts": spaces.Tuple([spaces.Discrete(5, start=2), spaces.MultiBinary(3)]),
+            "mission": spaces.Text(20),
+            "seen": spaces.Sequence(spaces.Box(0, 9, (2,), np.float32)),
+            "map": spaces.Graph(spaces.Box(0, 1, (2,)), spaces.Discrete(3)),
+        }
+    )
+    action_space = spaces.Dict({"move": spaces.MultiDiscrete([3, 4]), "push": BOX, "jump": spaces.Discrete(2, start=1)})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(0), {"options": options or {}, "nested": {"depth": 1}}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        total = int(np.sum(action["move"]) + action["jump"])
+        return self._observe(total), float(action["push"].sum()), False, False, {"total": total, "name": "step"}
+
+    def _observe(self, number):
+        return {
+            "picture": np.full((8, 8, 3), number, np.uint8),
+            "parts": (2 + number % 5, np.array([1, 0, 1], np.int8)),
+            "mission": f"go{number}",
+            "seen": tuple(np.full(2, index, np.float32) for index in range(number % 4)),
+            "map": spaces.GraphInstance(np.zeros((2, 2), np.float32), np.array([2]), np.array([[0, 1]])),
+        }
