@@ -26,8 +26,10 @@ from ldm_hf.progress import progress_bar
 PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
 """Versions of Python that are tried, in this order, where none is asked for."""
 
-DEFAULT_TIMEOUT = 180.0
-"""Seconds that the validation of one environment may take."""
+OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
+"""Tools that still take what packages of old Gym's time say of themselves."""
+
+_OLD_METADATA = ("invalid metadata", "could not be parsed", "Failed to build", "build_wheel")
 
 _COMPARED = ("observation_space", "action_space", "max_episode_steps", "deterministic", "step_values", "problems")
 _LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
@@ -176,11 +178,18 @@ def install(
     """
     failures = []
     for python in pythons:
-        try:
-            return _install(replace(draft, python=python), provider_class)
-        except EnvironmentFailure as failure:
-            failures.append(f"Python {python}: {failure}")
-            print(f"Python {python} does not do: {str(failure)[-300:]}", file=sys.stderr)
+        attempt = replace(draft, python=python)
+        # uv takes no old metadata (gym 0.21's, for one) and no Python 3.7: then it is pip, with the tools of that time.
+        old = replace(attempt, installer="pip", build_requirements=draft.build_requirements or OLD_TOOLS)
+        for manifest in (attempt, old) if python != "3.7" and attempt != old else (old,):
+            try:
+                return _install(manifest, provider_class)
+            except EnvironmentFailure as failure:
+                reason = str(failure)
+                failures.append(f"Python {python} with {manifest.installer}: {reason}")
+                print(f"Python {python} with {manifest.installer} does not do: {reason[-300:]}", file=sys.stderr)
+            if not any(sign in reason for sign in _OLD_METADATA):
+                break
     raise EnvironmentFailure(f"{draft.slug} cannot be installed. " + " | ".join(failures))
 
 
@@ -204,7 +213,8 @@ def _install(
         remove(resolving.folder)
     provider = provider_class(draft)
     provider.build()
-    return provider, discover(provider)
+    installed = find_distribution(provider).version if isinstance(provider, VenvProvider) else _pinned_version(draft)
+    return provider, {**discover(provider), "version": installed}
 
 
 def environments_of(manifest: Manifest, found: dict[str, Any]) -> list[EnvironmentReport]:
@@ -265,9 +275,8 @@ def write_library(
 ) -> tuple[Path, Path]:
     """Write manifest and report into a folder; returns their paths."""
     manifest = provider.manifest
-    version = next((version for name, version in _pins(manifest.lock) if name == _pin_name(manifest)), "")
     environments = {report.name: report for report in reports}
-    report = Report(manifest.slug, version, found["python"], provider.name, environments)
+    report = Report(manifest.slug, found["version"], found["python"], provider.name, environments)
     folder.mkdir(parents=True, exist_ok=True)
     report.write(folder / f"{manifest.slug}.json")
     with replacing(folder / f"{manifest.slug}.toml") as temporary:
@@ -309,7 +318,8 @@ def _licence(metadata: Any) -> str:
     ]
     named = next((_LICENCES.get(one, one) for one in classifiers), "")
     text = (metadata["License"] or "").strip().splitlines()
-    return expression or named or (text[0][:60] if text else "") or "unknown"
+    written = text[0][:60] if text and text[0].upper() != "UNKNOWN" else ""
+    return expression or named or written or "unknown"
 
 
 def _pin_name(manifest: Manifest, lock: Iterable[str] | None = None) -> str:
@@ -333,8 +343,9 @@ def _same_source(origin: str, wanted: str) -> bool:
     return origin.startswith(base) or origin.startswith(local)
 
 
-def _pins(lock: Iterable[str]) -> list[tuple[str, str]]:
-    return [(_normal(parts[0]), parts[2]) for line in lock if (parts := line.partition("=="))[1]]
+def _pinned_version(manifest: Manifest) -> str:
+    pins = [line.partition("==") for line in manifest.lock]
+    return next((version for name, _, version in pins if _normal(name) == _pin_name(manifest)), "")
 
 
 def _normal(name: str) -> str:

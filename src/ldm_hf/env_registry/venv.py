@@ -184,7 +184,8 @@ def freeze(python: Path) -> list[str]:
     """Every package of an installation with its version, without those that only install others."""
     listed = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
     names = [line for line in listed.stdout.splitlines() if line and not line.startswith(("#", "-e"))]
-    return [line for line in names if not re.match(r"(pip|wheel)\b", line)]
+    # A local version (torch's "+cpu") is a build that another index may not have.
+    return [line.removesuffix("+cpu") for line in names if not re.match(r"(pip|wheel)\b", line)]
 
 
 def _run(command: list[object], subject: str) -> None:
