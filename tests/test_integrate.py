@@ -1,0 +1,187 @@
+"""Manifests, validation, reports and the catalogue; adding a library for real is under the marker slow."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import ldm_hf
+from conftest import run_ldm
+from ldm_hf.env_registry.catalogue import catalogue_page
+from ldm_hf.env_registry.integrate import environments_of, validate_all
+from ldm_hf.env_registry.isolated import translation
+from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifests, read_manifest
+from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
+from ldm_hf.env_registry.validation import NUM_STEPS, validate
+from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
+from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
+from test_remote_env import ODD, TESTS, Here
+
+SHIPPED = sorted(library_folders()[0].glob("*.toml"))
+SPACES = [
+    gymnasium.spaces.Box(-np.inf, 3, (2,), np.float64),
+    gymnasium.spaces.Box(np.array([0, 1]), np.array([5, 1]), dtype=np.int16),
+    gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    gymnasium.spaces.Discrete(3, start=-1),
+    gymnasium.spaces.MultiDiscrete([[2, 3], [4, 5]]),
+    gymnasium.spaces.MultiBinary([2, 3]),
+    gymnasium.spaces.MultiBinary(4),
+    gymnasium.spaces.Text(5, min_length=2, charset="abc"),
+    gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2), stack=True),
+    gymnasium.spaces.Graph(gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(3)),
+    gymnasium.spaces.OneOf([gymnasium.spaces.Discrete(2), gymnasium.spaces.Box(0, 1, (1,))]),
+    gymnasium.spaces.Dict(b=gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)]), a=gymnasium.spaces.MultiBinary(1)),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_workers_describe_spaces_as_models_do(space):
+    described = translation.describe_space(space)
+    assert described == space_to_json(space) and json.loads(json.dumps(described)) == described
+    assert space_from_json(described) == space
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_manifests_are_whole(path):
+    manifest = read_manifest(path)
+    assert manifest.slug == path.stem and Manifest.from_toml(manifest.to_toml(), path.name) == manifest
+    assert manifest.lock, "a library that the tool added has a lock"
+    assert all("==" in line or " @ git+https://" in line for line in manifest.lock)
+    report = read_report(path.with_suffix(".json"))
+    assert report.slug == path.stem and report.python.startswith(manifest.python) and report.validated
+    assert not [
+        line for line in (path.read_text(), path.with_suffix(".json").read_text()) if "site-packages/.." in line
+    ]
+    for one in report.validated:
+        assert one.steps == NUM_STEPS and one.max_episode_steps > 0 and one.steps_per_second > 0
+        assert space_to_json(space_from_json(one.action_space)) == one.action_space
+
+
+def test_enough_is_shipped():
+    validated = {path.stem: len(read_report(path.with_suffix(".json")).validated) for path in SHIPPED}
+    assert len(validated) >= 50 and sum(validated.values()) >= 2000
+    assert {read_manifest(path).python for path in SHIPPED} >= {"3.8", "3.10", "3.11", "3.12"}
+
+
+def test_the_catalogue_is_up_to_date():
+    page = Path(__file__).parents[1] / "docs" / "catalogue.md"
+    assert page.read_text() == catalogue_page(), "run: ldm env catalogue docs/catalogue.md"
+
+
+def test_what_is_no_manifest_is_told_by_its_name():
+    with pytest.raises(ConfigError, match=r"x\.toml is not a library manifest"):
+        Manifest.from_toml("slug = [", "x.toml")
+    with pytest.raises(ConfigError, match=r"x\.toml is not a library manifest.*colour"):
+        Manifest.from_toml('slug = "x"\ncolour = 1', "x.toml")
+
+
+def test_an_installation_is_made_anew_when_what_it_is_made_from_changes():
+    keys = {
+        replace(ODD, **change).build_key
+        for change in ({}, {"python": "3.9"}, {"lock": ("a==1",)}, {"installer": "pip"}, {"system_packages": ("g++",)})
+    }
+    assert len(keys) == 5
+    assert replace(ODD, environment={}, default_max_episode_steps=3, superseded=("*",)).build_key == ODD.build_key
+
+
+def test_validation_reports_what_it_saw():
+    report = validate(Here(ODD), EnvironmentReport("vector", "odd_environments:Counting"), timeout=60)
+    assert report.failure is None and report.steps == 1000 and report.step_values == 5
+    assert (report.vector_rewards, report.nonfinite_rewards, report.observations_outside_space) == (1000, 0, 0)
+    assert (report.max_episode_steps, report.time_limit_is_default) == (7, True)
+    assert report.deterministic and report.problems == () and report.render_modes == ("rgb_array",)
+    outside = validate(Here(ODD), EnvironmentReport("outside"), timeout=60)
+    # Of an episode's three observations 10, 20 and 30 all lie outside [-1, 1]; its reset's 0 does not.
+    assert (outside.observations_outside_space, outside.nonfinite_rewards) == (1000, 1000)
+    nested = validate(Here(ODD), EnvironmentReport("nested"), timeout=60)
+    assert nested.failure is None and "space['map'] is a Graph space" in nested.problems[0]
+    read = EnvironmentReport.from_json(json.loads(json.dumps(nested.to_json())))
+    assert read == nested
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("three", "a step gave 3 values"),
+        ("Hostile/exit-v0", "exited with status 7"),
+        ("Hostile/hang_in_c-v0", "gave no answer within 2 s"),
+        ("Missing-v0", "no registry knows"),
+        ("not an id", "is not an environment id"),
+    ],
+)
+def test_what_cannot_be_validated_is_listed_with_its_reason(name, reason):
+    report = validate(Here(ODD), EnvironmentReport(name), timeout=2.0 if "2 s" in reason else 60)
+    assert reason in report.failure and "\n" not in report.failure
+
+
+def test_an_interrupted_validation_goes_on(tmp_path):
+    provider = Here(ODD)
+    found = [EnvironmentReport(name) for name in ("cost", "old", "three")]
+    work_file = tmp_path / "odd.validation.jsonl"
+    before = EnvironmentReport("old", failure="as it stands in the file")
+    line = json.dumps({"build": provider.manifest.build_key, **before.to_json()})
+    other = json.dumps({"build": "another installation", **EnvironmentReport("cost", failure="no").to_json()})
+    work_file.write_text(f'{line}\n{other}\n{{"half a li')
+    reports = validate_all(provider, found, work_file=work_file, jobs=2, timeout=60)
+    assert [report.name for report in reports] == ["cost", "old", "three"]
+    assert reports[0].failure is None and reports[1] == before and "3 values" in reports[2].failure
+
+
+def test_a_library_s_environments_are_found_among_all_that_are_registered():
+    registered = [
+        {"id": name, "entry_point": entry_point, "registry": "gym", "reward_threshold": None, "nondeterministic": False}
+        for name, entry_point in (
+            ("Mine-v0", "odd_environments.sub:X"),
+            ("Other-v0", "other:X"),
+            ("Old-v0", "odd_environments:old"),
+        )
+    ]
+    manifest = replace(ODD, entry_points=ODD.entry_points[:1], broken_entry_points=("odd_environments:old",))
+    assert [one.name for one in environments_of(manifest, {"environments": registered})] == ["Mine-v0", "old"]
+
+
+def test_reports_are_written_whole_and_a_user_s_own_win(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_HOME", str(tmp_path))
+    folder = library_folders()[1]
+    folder.mkdir()
+    good = EnvironmentReport(
+        "Own-v0", observation_space=space_to_json(SPACES[0]), action_space=space_to_json(SPACES[3]), max_episode_steps=5
+    )
+    environments = {"Own-v0": good, "Bad-v0": EnvironmentReport("Bad-v0", failure="it is broken")}
+    report = Report("procgen", "9", "3.10", "venv", environments)
+    report.write(folder / "procgen.json")
+    own = replace(load_manifests()["procgen"], licence="ours")
+    (folder / "procgen.toml").write_text(own.to_toml())
+    assert load_report("procgen") == report and load_manifests()["procgen"] == own
+    assert [spec.id for spec in ldm_hf.list_environments("procgen")] == ["procgen/Own-v0"]
+    assert ldm_hf.spec("procgen/Own-v0").licence == "ours"
+    with pytest.raises(UnknownEnvironmentError, match="could be validated: it is broken"):
+        ldm_hf.make("procgen/Bad-v0")
+    (folder / "procgen.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"procgen\.json is not a validation report"):
+        load_report("procgen")
+
+
+@pytest.mark.slow
+def test_a_library_is_added_listed_checked_and_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_HOME", str(tmp_path))
+    hostile = str(TESTS / "hostile")
+    done = run_ldm("env", "add", hostile, "--slug", "hostile", "--only", "Hostile/[pr]*", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "hostile: 1 environments validated, 1 failed" in done.stdout
+    assert "Hostile/raise_error-v0" in done.stdout and "no such luck" in done.stdout
+    assert run_ldm("env", "list", "hostile").stdout.split() == ["hostile/Hostile/privileges-v0"]
+    assert "as its report says" in run_ldm("env", "check", "hostile").stdout
+    env = ldm_hf.make("hostile/Hostile/privileges-v0", provider="venv")
+    env.reset(seed=0)
+    assert (env.step(0)[0] == 1).all()
+    env.close()
+    with pytest.raises(EnvironmentFailure, match="not installed here"):
+        ldm_hf.make("hostile/Hostile/privileges-v0", provider="inprocess")
+    failed = run_ldm("env", "add", "no-such-package-anywhere", "--python", "3.11")
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(
+        "error: no-such-package-anywhere cannot"
+    )
