@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording, first_and_last10
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.schema import RunInfo, dataset_folder
 from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
-from ldm_hf.env_registry.registry import library_version, make, spec
+from ldm_hf.env_registry.registry import library_version, make_vec, spec
+from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
@@ -146,7 +147,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _environments(environment: str, number: int, seed: int) -> VecEnv:
-    venv = DummyVecEnv([lambda: make(environment)] * number)
+    venv = Sb3VecEnv(make_vec(environment, number))
     venv.seed(seed)
     return venv
 

@@ -184,8 +184,8 @@ class Fleet:
             self._copy(shared.observations, answer.get("inline"), size),
             self._copy(shared.final_observations, answer.get("final_inline"), size) if "final_infos" in answer else [],
             shared.rewards.copy(),
-            shared.terminated != 0,
-            shared.truncated != 0,
+            shared.ends[:, 0] != 0,
+            shared.ends[:, 1] != 0,
             [(answer.get("infos"), size)],
             [(answer.get("final_infos"), size)],
         )

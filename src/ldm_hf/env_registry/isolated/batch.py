@@ -64,6 +64,7 @@ class Batch:
         """Step every environment, and reset those whose episode ends as the autoreset mode says."""
         shared = self.shared
         infos, finals, inline, final_inline = [], None, {}, {}
+        rewards, ends = [], []
         same_step, next_step = self.autoreset == "SameStep", self.autoreset == "NextStep"
         for index, environment in enumerate(self.environments):
             if next_step and self._ended[index]:
@@ -79,10 +80,11 @@ class Batch:
                 observation, info = environment.reset()
             self._ended[index] = ended
             self._write(shared.observations, index, observation, inline)
-            shared.rewards[index] = reward
-            shared.terminated[index] = terminated
-            shared.truncated[index] = truncated
+            rewards.append(reward)
+            ends.append((terminated, truncated))
             infos.append(info)
+        shared.rewards[:] = rewards
+        shared.ends[:] = ends
         self.steps += len(self.environments)
         self._count_outside()
         return self._answer(infos, finals, inline, final_inline)
@@ -145,9 +147,11 @@ class Batch:
         outside = None
         for array, limits in zip(self.shared.observations, self._limits):
             if limits is not None:
-                rows = ~((array >= limits[0]) & (array <= limits[1])).reshape(len(array), -1).all(axis=1)
-                outside = rows if outside is None else outside | rows
-        if outside is not None and outside.any():
+                inside = (array >= limits[0]) & (array <= limits[1])
+                if not inside.all():  # seldom, and only then which is asked
+                    rows = ~inside.reshape(len(array), -1).all(axis=1)
+                    outside = rows if outside is None else outside | rows
+        if outside is not None:
             self.outside += outside
 
     def _answer(self, infos, finals, inline, final_inline):

@@ -174,7 +174,7 @@ class SharedBatch:
         actions, observations, final_observations: one array a leaf of the space, of shape (num_envs, *shape of the leaf);
             None where a leaf's values have no fixed size.
         rewards: float64 of shape (num_envs,).
-        terminated, truncated: uint8 of shape (num_envs,), 0 or 1.
+        ends: terminated and truncated, uint8 of shape (num_envs, 2), 0 or 1.
     """
 
     def __init__(self, observation_space, action_space, num_envs):
@@ -183,9 +183,9 @@ class SharedBatch:
         self.nbytes = 0
         observation = [array_format(leaf) for _, leaf in leaves(observation_space)]
         action = [array_format(leaf) for _, leaf in leaves(action_space)]
-        number, flag = ((), np.dtype(np.float64)), ((), np.dtype(np.uint8))
+        number, flags = ((), np.dtype(np.float64)), ((2,), np.dtype(np.uint8))
         self._parts = [len(action), len(observation), len(observation)]
-        for leaf in action + observation + observation + [number, flag, flag]:
+        for leaf in action + observation + observation + [number, flags]:
             if leaf is None:
                 self._formats.append(None)
                 continue
@@ -201,7 +201,7 @@ class SharedBatch:
         first, second, third = np.cumsum(self._parts)
         self.actions, self.observations = arrays[:first], arrays[first:second]
         self.final_observations = arrays[second:third]
-        self.rewards, self.terminated, self.truncated = arrays[third:]
+        self.rewards, self.ends = arrays[third:]
 
 
 def _encode_array(value):
