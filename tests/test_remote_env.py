@@ -413,3 +413,18 @@ def test_text_of_an_unknown_space_is_text():
     assert translation.describe_space(Mission())["type"] == "Text"
     with pytest.raises(translation.TranslationError, match="none of Gymnasium's"):
         translation.describe_space(type("Odd", (gymnasium.Space,), {"sample": lambda self: 3})())
+
+
+def test_numbers_of_infos_travel_together():
+    first, second = (
+        {protocol.FLOATS: [["x", "y"], np.array([[1.0, 2.0], [3.0, 4.0]])]},
+        {protocol.FLOATS: [["x", "y"], np.array([[5.0], [6.0]])]},
+    )
+    info = vector_info([(first, 2), (second, 1)])
+    assert info["x"].tolist() == [1, 2, 5] and info["y"].tolist() == [3, 4, 6] and info["_x"].tolist() == [True] * 3
+    # A worker that has no such numbers, or others, has zeros where there is none.
+    other = {protocol.FLOATS: [["y"], np.array([[7.0]])]}
+    mixed = vector_info([(first, 2), (other, 1), (None, 1)])
+    assert mixed["x"].tolist() == [1, 2, 0, 0] and mixed["_x"].tolist() == [True, True, False, False]
+    assert mixed["y"].tolist() == [3, 4, 7, 0] and mixed["_y"].tolist() == [True, True, True, False]
+    assert row_info(first, 1) == {"x": 2.0, "y": 4.0}

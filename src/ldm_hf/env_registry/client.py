@@ -49,8 +49,8 @@ class RemoteEnv(gymnasium.Env):
         """
         self._fleet.send_step([[part] for part in split(self._fleet.description["action_space"], action)])
         step = self._fleet.receive_step()
-        ends = bool(step.terminated[0]), bool(step.truncated[0])
-        return self._observation(step), float(step.rewards[0]), *ends, row_info(step.infos[0][0], 0)
+        terminated, truncated = step.ends[:, 0].tolist()
+        return self._observation(step), float(step.rewards[0]), terminated, truncated, row_info(step.infos[0][0], 0)
 
     def render(self) -> Any:
         """The frame as uint8 of shape (height, width, 3), or None where the environment gives none."""
@@ -160,7 +160,8 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         info = vector_info(step.infos)
         if step.final_observations:
             info.update(self._final_info(step))
-        return self._observation(step.observations), step.rewards, step.terminated, step.truncated, info
+        terminated, truncated = step.ends
+        return self._observation(step.observations), step.rewards, terminated, truncated, info
 
     def render(self) -> tuple[Any, ...]:
         """A frame of each environment: uint8 of shape (height, width, 3), or None."""
@@ -198,7 +199,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         return join(self._fleet.description["observation_space"], batched)
 
     def _final_info(self, step: Step) -> dict[str, Any]:
-        ended = step.terminated | step.truncated
+        ended = step.ends.any(axis=0)
         observations = np.full(self.num_envs, None, object)
         for index in np.flatnonzero(ended):
             parts = iter([part[index] for part in step.final_observations])

@@ -1,8 +1,6 @@
 """Several workers as one batch of environments, and what happens when one of them fails."""
 
-import functools
 import itertools
-import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.env_registry.infos import Columns
-from ldm_hf.env_registry.isolated.protocol import leaves
+from ldm_hf.env_registry.isolated.protocol import array_format, leaves
 from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 
@@ -28,17 +26,17 @@ class Step:
 
     Attributes:
         observations: a leaf of the space each: an array of shape (num_envs, ...), or a list where values have no fixed size.
-        final_observations: the same, of those environments whose episode ended in a step that already reset them.
+        final_observations: the same, of those environments whose episode ended in a step that already reset them; empty
+            if there is none.
         rewards: float64 of shape (num_envs,).
-        terminated, truncated: bool of shape (num_envs,).
+        ends: terminated and truncated, bool of shape (2, num_envs).
         infos, final_infos: of each worker: infos by key, number of environments.
     """
 
     observations: list[Any]
     final_observations: list[Any]
     rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
+    ends: np.ndarray
     infos: list[tuple[Columns | None, int]]
     final_infos: list[tuple[Columns | None, int]]
 
@@ -83,12 +81,11 @@ class Fleet:
             if worker is None:
                 self._start(index)
 
-        def reset(index: int) -> Callable[[], dict[str, Any]]:
+        def ask(index: int) -> dict[str, Any]:
             part = self.slices[index]
-            chosen = None if mask is None else mask[part].tolist()
-            return lambda: self._worker(index).reset(seeds[part], options, chosen)
+            return self._worker(index).reset(seeds[part], options, None if mask is None else mask[part].tolist())
 
-        return self._gather([self._attempt(index, reset(index)) for index in self._indices()])
+        return self._gather(ask)
 
     def send_step(self, actions: Sequence[Any]) -> None:
         """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
@@ -112,7 +109,14 @@ class Fleet:
 
     def receive_step(self) -> Step:
         """Wait until every environment has taken its step."""
-        return self._gather([self._attempt(index, self._receiver(index)) for index in self._indices()])
+
+        def ask(index: int) -> dict[str, Any]:
+            failure = self._failed[index]
+            if failure is not None:
+                raise failure
+            return self._worker(index).receive_step()
+
+        return self._gather(ask)
 
     def ask(self, do: str, per_worker: Callable[[slice], dict[str, Any]] = lambda part: {}) -> list[dict[str, Any]]:
         """Send another request to every worker, one after the other."""
@@ -140,20 +144,10 @@ class Fleet:
             raise EnvironmentFailure(f"{self.settings.id}: a worker has ended; call reset() to replace it")
         return worker
 
-    def _receiver(self, index: int) -> Callable[[], dict[str, Any]]:
-        failure = self._failed[index]
-
-        def receive() -> dict[str, Any]:
-            if failure is not None:
-                raise failure
-            return self._worker(index).receive_step()
-
-        return receive
-
-    def _attempt(self, index: int, action: Callable[[], dict[str, Any]]) -> dict[str, Any] | EnvironmentFailure:
+    def _attempt(self, index: int, ask: Callable[[int], dict[str, Any]]) -> dict[str, Any] | EnvironmentFailure:
         """What a worker answers; one that fails is ended, because the state of its environments is unknown."""
         try:
-            answer = action()
+            answer = ask(index)
         except EnvironmentFailure as failure:
             worker = self.workers[index]
             if worker is not None:
@@ -164,72 +158,64 @@ class Fleet:
         self._failures[index] = 0
         return answer
 
-    def _gather(self, answers: list[dict[str, Any] | EnvironmentFailure]) -> Step:
-        failures = {index: answer for index, answer in enumerate(answers) if isinstance(answer, EnvironmentFailure)}
+    def _gather(self, ask: Callable[[int], dict[str, Any]]) -> Step:
+        """Take the answers in turn, each copied while later workers are still busy."""
+        none: list[tuple[Columns | None, int]] = [(None, part.stop - part.start) for part in self.slices]
+        step = Step(self._room(), [], np.empty(self.num_envs), np.empty((2, self.num_envs), bool), none, list(none))
+        failures = {}
+        for index in self._indices():
+            answer = self._attempt(index, ask)
+            if isinstance(answer, EnvironmentFailure):
+                failures[index] = answer
+            else:
+                self._read(index, answer, step)
         for index, failure in failures.items():
             if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
                 raise failure
-        replaced = {index: self._replace(index, str(failure)) for index, failure in failures.items()}
-        given = [
-            replaced[index] if index in replaced else self._read(index, answers[index]) for index in self._indices()
-        ]
-        step = _concatenate(given)
+        for index, failure in failures.items():
+            self._replace(index, str(failure), step)
         self._last = step.observations
         return step
 
-    def _read(self, index: int, answer: Any) -> Step:
-        worker = self._worker(index)
-        shared, size = worker.shared, worker.num_envs
-        return Step(
-            self._copy(shared.observations, answer.get("inline"), size),
-            self._copy(shared.final_observations, answer.get("final_inline"), size) if "final_infos" in answer else [],
-            shared.rewards.copy(),
-            shared.ends[:, 0] != 0,
-            shared.ends[:, 1] != 0,
-            [(answer.get("infos"), size)],
-            [(answer.get("final_infos"), size)],
-        )
+    def _room(self) -> list[Any]:
+        """Space for the observations of all environments."""
+        formats = [array_format(leaf) for leaf in self._leaves]
+        return [
+            [None] * self.num_envs if found is None else np.empty((self.num_envs, *found[0]), found[1])
+            for found in formats
+        ]
 
-    def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, size: int) -> list[Any]:
-        found: list[Any] = []
-        rows = [list(row) if row else [] for row in inline or [None] * size]
-        for leaf, array in zip(self._leaves, arrays, strict=True):
-            if array is not None:
-                found.append(array.copy())
-            else:
-                found.append([decode(leaf, row.pop(0)) if row else None for row in rows])
-        return found
+    def _read(self, index: int, answer: dict[str, Any], step: Step) -> None:
+        part, shared = self.slices[index], self._worker(index).shared
+        self._copy(shared.observations, answer.get("inline"), part, step.observations)
+        step.rewards[part] = shared.rewards
+        step.ends[:, part] = shared.ends.T
+        step.infos[index] = answer.get("infos"), part.stop - part.start
+        if "final_infos" in answer:
+            step.final_observations = step.final_observations or self._room()
+            self._copy(shared.final_observations, answer.get("final_inline"), part, step.final_observations)
+            step.final_infos[index] = answer["final_infos"], part.stop - part.start
 
-    def _replace(self, index: int, reason: str) -> Step:
+    def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, part: slice, room: list[Any]) -> None:
+        rows = [list(row) if row else [] for row in inline or ()]
+        for leaf, array, values in zip(self._leaves, arrays, room, strict=True):
+            values[part] = array if array is not None else [decode(leaf, row.pop(0)) if row else None for row in rows]
+
+    def _replace(self, index: int, reason: str, step: Step) -> None:
         """Start a new worker in place of a failed one; its environments' episodes end as truncated."""
         part = self.slices[index]
         size = part.stop - part.start
-        last = [values[part] for values in self._last]
         info: Columns = {FAILURE_KEY: [[reason] * size, [True] * size]}
-        step = Step(last, [], np.zeros(size), np.zeros(size, bool), np.ones(size, bool), [(info, size)], [(None, size)])
         self._start(index)
+        step.rewards[part], step.ends[0, part], step.ends[1, part] = 0.0, False, True
         if self.autoreset == "SameStep":
+            step.final_observations = step.final_observations or self._room()
+            step.final_infos[index] = info, size
             answer = self._worker(index).reset([None] * size, None)
-            step.final_observations, step.final_infos = last, step.infos
-            step.observations = self._copy(self._worker(index).shared.observations, answer.get("inline"), size)
-            step.infos = [(answer.get("infos"), size)]
-        return step
-
-
-def _concatenate(steps: list[Step]) -> Step:
-    if len(steps) == 1:
-        return steps[0]
-    finals = [step.final_observations or step.observations for step in steps]
-    return Step(
-        [_join(parts) for parts in zip(*(step.observations for step in steps), strict=True)],
-        [_join(parts) for parts in zip(*finals, strict=True)] if any(step.final_observations for step in steps) else [],
-        np.concatenate([step.rewards for step in steps]),
-        np.concatenate([step.terminated for step in steps]),
-        np.concatenate([step.truncated for step in steps]),
-        [part for step in steps for part in step.infos],
-        [part for step in steps for part in step.final_infos],
-    )
-
-
-def _join(parts: tuple[Any, ...]) -> Any:
-    return functools.reduce(operator.iadd, parts, []) if isinstance(parts[0], list) else np.concatenate(parts)
+            step.infos[index] = answer.get("infos"), size
+            self._copy(self._worker(index).shared.observations, answer.get("inline"), part, step.observations)
+        else:
+            step.infos[index] = info, size
+        last = step.final_observations if self.autoreset == "SameStep" else step.observations
+        for values, before in zip(last, self._last, strict=True):
+            values[part] = before[part]

@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from ldm_hf.env_registry.isolated.protocol import FLOATS
+
 Columns = dict[str, Any]
-"""Key -> [values, where there is one]; values are an array, a list, or columns again."""
+"""Key -> [values, where there is one]; values are an array, a list, or columns again.
+
+Under ``FLOATS`` stand the keys whose values are a number of every environment, with all their values as one array of shape
+(keys, environments): most infos are such numbers, and one array is taken apart faster than many.
+"""
 
 
 def vector_info(parts: Sequence[tuple[Columns | None, int]]) -> dict[str, Any]:
@@ -15,12 +21,21 @@ def vector_info(parts: Sequence[tuple[Columns | None, int]]) -> dict[str, Any]:
     Args:
         parts: infos and number of the environments of each worker, in order.
     """
-    keys = {key: None for columns, _ in parts if columns for key in columns}
     info: dict[str, Any] = {}
+    given = [(columns or {}, size) for columns, size in parts]
+    packed = [columns[FLOATS] for columns, _ in given if FLOATS in columns]
+    if len(packed) == len(given) and all(names == packed[0][0] for names, _ in packed):
+        matrix = packed[0][1] if len(packed) == 1 else np.concatenate([numbers for _, numbers in packed], axis=1)
+        for key, row in zip(packed[0][0], matrix, strict=True):
+            info[key], info[f"_{key}"] = row, np.ones(len(row), bool)
+        given = [({key: part for key, part in columns.items() if key != FLOATS}, size) for columns, size in given]
+    else:
+        given = [(_unpacked(columns), size) for columns, size in given]
+    keys = {key: None for columns, _ in given for key in columns}
     for key in keys:
-        given = [(columns[key] if columns and key in columns else None, size) for columns, size in parts]
-        info[key] = _merge([(None if column is None else column[0], size) for column, size in given])
-        present = [np.zeros(size, bool) if column is None else np.array(column[1], bool) for column, size in given]
+        found = [(columns.get(key), size) for columns, size in given]
+        info[key] = _merge([(None if column is None else column[0], size) for column, size in found])
+        present = [np.zeros(size, bool) if column is None else np.array(column[1], bool) for column, size in found]
         info[f"_{key}"] = np.concatenate(present)
     return info
 
@@ -28,10 +43,19 @@ def vector_info(parts: Sequence[tuple[Columns | None, int]]) -> dict[str, Any]:
 def row_info(columns: Columns | None, row: int) -> dict[str, Any]:
     """The info of one environment, as its ``step`` would return it."""
     info = {}
-    for key, (values, present) in (columns or {}).items():
+    for key, (values, present) in _unpacked(columns).items():
         if present[row]:
             info[key] = row_info(values, row) if isinstance(values, dict) else _scalar(values[row])
     return info
+
+
+def _unpacked(columns: Columns | None) -> Columns:
+    """Columns whose numbers stand under their own keys."""
+    if not columns or FLOATS not in columns:
+        return columns or {}
+    keys, matrix = columns[FLOATS]
+    numbers = {key: [row, [True] * len(row)] for key, row in zip(keys, matrix, strict=True)}
+    return {**numbers, **{key: part for key, part in columns.items() if key != FLOATS}}
 
 
 def _scalar(value: Any) -> Any:

@@ -17,7 +17,7 @@ from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
 STEP_TIMEOUT = 60.0
 """Seconds that a step or a reset may take."""
 
-CLIENT_SPIN, WORKER_SPIN = 500e-6, 100e-6
+CLIENT_SPIN, WORKER_SPIN = 500e-6, 200e-6
 """Seconds to keep asking for a message before sleeping: waking a sleeping process costs more than a short step takes."""
 
 
@@ -89,9 +89,7 @@ class WorkerBatch:
         self._worker = Worker(settings.provider, settings.id, settings.limits, settings.start_timeout)
         try:
             make = {"recipe": settings.recipe(), "num_envs": num_envs, "autoreset": autoreset}
-            self.description = self._worker.ask(
-                settings.start_timeout, do="make", spin=WORKER_SPIN if spin else 0.0, **make
-            )
+            self.description = self._worker.ask(settings.start_timeout, do="make", spin=WORKER_SPIN, **make)
             with self._trust():
                 observation, action = self.description["observation_space"], self.description["action_space"]
                 self.observation_space, self.action_space = space_from_json(observation), space_from_json(action)

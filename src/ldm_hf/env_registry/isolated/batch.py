@@ -4,10 +4,11 @@ Python 3.7 with numpy alone must run this file.
 """
 
 import numpy as np
-from protocol import SharedBatch, array_format, leaves
+from protocol import FLOATS, SharedBatch, array_format, leaves
 from translation import Environment, TranslationError
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_FLOAT = (float, np.float64)
 _MAX_DEPTH = 8
 
 
@@ -172,12 +173,17 @@ def columns(infos):
 
     The values are an array where they are numbers or arrays of one kind, otherwise a list; a dictionary's are columns again.
     """
-    found = {}
+    found, numbers = {}, {}
     for key in {key: None for info in infos if info for key in info}:
+        if all(info and type(info.get(key)) in _FLOAT for info in infos):
+            numbers[str(key)] = [info[key] for info in infos]
+            continue
         present = [bool(info) and key in info for info in infos]
         values = [info[key] if there else None for info, there in zip(infos, present)]
         given = values if all(present) else [value for value, there in zip(values, present) if there]
         found[str(key)] = [_column(values, given), present]
+    if numbers:
+        found[FLOATS] = [list(numbers), np.array(list(numbers.values()))]
     return found
 
 

@@ -20,6 +20,9 @@ import numpy as np
 MAX_MESSAGE_BYTES = 256 << 20
 """A longer message is taken for garbage."""
 
+FLOATS = ""
+"""Key in infos that holds all of their numbers in one array."""
+
 _LENGTH = struct.Struct("<I")
 _ARRAY = 1  # msgpack extension type: an array as (dtype, shape, bytes)
 _ALIGNMENT = 64
