@@ -2,34 +2,38 @@
 
     python benchmarks/remote_env.py --json figures.json
 
-Contenders: Gymnasium's SyncVectorEnv in this process and AsyncVectorEnv; this package's venv and docker providers; OpenEnv
-serving the same environment on loopback. Every one takes the same actions and resets in the step that ends an episode, and
-what it observes is compared with the others before it is timed.
+Contenders: Gymnasium's SyncVectorEnv in this process (``sync``) and AsyncVectorEnv (``async``); this package's ``venv`` and
+``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); OpenEnv serving the same
+environment on loopback (``openenv``); and ``apart_x4``, as many processes that exchange nothing: the most that the
+processors can give. Every one takes the same actions and resets in the step that ends an episode, and what it observes is
+compared with ``sync`` before it is timed. benchmarks/README.md explains the figures.
 """
 
 import argparse
 import contextlib
-import json
 import os
-import socket
-import subprocess
+import statistics
 import sys
-import time
-import venv
 from pathlib import Path
 
 import gymnasium
 import numpy as np
+from contenders import Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
 from harness import print_table, ratio, take_turns, write_json
 
 from ldm_hf.env_registry.client import RemoteVectorEnv
 from ldm_hf.env_registry.container import DockerProvider, engine_problem
-from ldm_hf.env_registry.manifest import Manifest, home
+from ldm_hf.env_registry.isolation import IsolatedProvider
+from ldm_hf.env_registry.manifest import Manifest
 from ldm_hf.env_registry.remote import RemoteSettings
 from ldm_hf.env_registry.venv import VenvProvider
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"cartpole": "CartPole-v1", "halfcheetah": "HalfCheetah-v5", "image": "LdmBenchmark/MovingSquare-v0"}
+CONTENDERS = ("sync", "async", "venv", "docker", "openenv", "apart")
+COMPARED_WITH = ("sync", "async", "openenv")
+COMPARED_STEPS = 40
+SEVERAL_FROM = 16  # environments: fewer are not divided over workers
 LIBRARY = Manifest(
     slug="benchmark",
     requirements=(str(HERE / "image_env"), f"gymnasium=={gymnasium.__version__}"),
@@ -39,189 +43,148 @@ LIBRARY = Manifest(
     licence="Apache-2.0",
     homepage="",
 )
-COMPARED_STEPS = 50
 
 
-class Vector:
-    """A Gymnasium vector environment as a contender."""
-
-    def __init__(self, envs):
-        self.envs = envs
-        envs.single_action_space.seed(0)
-        self.actions = [np.array([envs.single_action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
-        envs.reset(seed=0)
-
-    def rate(self, seconds):
-        """Transitions a second."""
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            self.envs.step(self.actions[count % len(self.actions)])
-            count += 1
-        return count * self.envs.num_envs / (time.perf_counter() - start)
-
-    def sums(self, steps):
-        """Sum of the observations of each of the first steps."""
-        self.envs.reset(seed=0)
-        return [float(self.envs.step(self.actions[step])[0].astype(np.float64).sum()) for step in range(steps)]
-
-    def close(self):
-        """End it."""
-        self.envs.close()
-
-
-class OpenEnv:
-    """OpenEnv's server and client, each in a process of an environment of its own."""
-
-    def __init__(self, name, num_envs):
-        python = self.installed()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [python, HERE / "peers" / "openenv_peer.py"]
-        arguments = [name, str(port), str(num_envs)]
-        self.server = subprocess.Popen([*command, "serve", *arguments], stderr=subprocess.DEVNULL)
-        self.wait_for(port)
-        self.client = subprocess.Popen(
-            [*command, "drive", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        if not self.client.stdout.readline():
-            raise RuntimeError("OpenEnv's client did not start")
-
-    @staticmethod
-    def installed():
-        """The interpreter of OpenEnv's environment, which is made if it is not there."""
-        folder = home() / "benchmarks" / "openenv"
-        python = folder / "bin" / "python"
-        if not (folder / "done").exists():
-            venv.create(folder, clear=True, with_pip=True)
-            requirements = ["-r", HERE / "peers" / "requirements-openenv.txt", *LIBRARY.requirements]
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
-            (folder / "done").touch()
-        return python
-
-    def wait_for(self, port):
-        """Until the server listens."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.server.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return
-            time.sleep(0.1)
-        raise RuntimeError("OpenEnv's server did not start")
-
-    def ask(self, **request):
-        """Have the client do something."""
-        self.client.stdin.write(json.dumps(request) + "\n")
-        self.client.stdin.flush()
-        return json.loads(self.client.stdout.readline())
-
-    def rate(self, seconds):
-        """Transitions a second."""
-        return self.ask(seconds=seconds)["rate"]
-
-    def sums(self, steps):
-        """Sum of the observations of each of the first steps."""
-        return self.ask(observations=steps)["sums"]
-
-    def close(self):
-        """End both processes."""
-        for process in (self.client, self.server):
-            process.kill()
-            process.wait()
-
-
-def contenders(name, num_envs, workers, providers):
+def makers(name: str, num_envs: int, workers: int, providers: dict[str, IsolatedProvider]) -> dict[str, Maker]:
     """The contenders of one comparison, by name, as functions that make them."""
-    same_step = gymnasium.vector.AutoresetMode.SAME_STEP
 
-    def make_one():
-        import ldm_benchmark  # noqa: F401 - registers it, in the processes of AsyncVectorEnv too
-
-        return gymnasium.make(name, disable_env_checker=True)
-
-    def remote(provider, num_workers):
+    def remote(provider: IsolatedProvider, num_workers: int) -> Vector:
         return Vector(RemoteVectorEnv(RemoteSettings(provider, name), num_envs, num_workers=num_workers))
 
-    made = {
-        "sync": lambda: Vector(gymnasium.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=same_step)),
-        "async": lambda: Vector(gymnasium.vector.AsyncVectorEnv([make_one] * num_envs, autoreset_mode=same_step)),
-        "openenv": lambda: OpenEnv(name, num_envs),
-    }
+    several = num_envs >= SEVERAL_FROM and workers > 1
+    made: dict[str, Maker] = {"sync": lambda: sync(name, num_envs), "async": lambda: asynchronous(name, num_envs)}
     for label, provider in providers.items():
         made[label] = lambda provider=provider: remote(provider, 1)
-        if num_envs >= 16 and workers > 1:
+        if several:
             made[f"{label}_x{workers}"] = lambda provider=provider: remote(provider, workers)
+    if several:
+        made[f"apart_x{workers}"] = lambda: Apart(name, num_envs, workers)
+    made["openenv"] = lambda: OpenEnv(name, num_envs, LIBRARY.requirements)
     return made
 
 
-def compare(label, num_envs, options, providers):
+def same(seen: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether observations agree; physics differs in the last bits between builds of its library."""
+    return seen.shape == expected.shape and seen.dtype == expected.dtype and np.allclose(seen, expected, 1e-4, 1e-6)
+
+
+def start(makers: dict[str, Maker], stack: contextlib.ExitStack) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Start the contenders and compare what they observe; returns those that run, and why others don't."""
+    running: dict[str, Contender] = {}
+    problems = {}
+    expected = None
+    for contender, make in makers.items():
+        try:
+            with quiet():
+                made = make()
+            stack.callback(made.close)
+            seen = made.observations(COMPARED_STEPS)
+        except Exception as error:  # noqa: BLE001 - whatever keeps one from running, the others go on
+            problems[contender] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            continue
+        expected = seen if expected is None else expected
+        if same(seen, expected):
+            running[contender] = made
+        else:
+            problems[contender] = "it observes something else than sync"
+    return running, problems
+
+
+def compare(
+    label: str, num_envs: int, options: argparse.Namespace, providers: dict[str, IsolatedProvider]
+) -> dict[str, float | str]:
     """Measure one environment with one number of copies; returns the figures and prints the table."""
     name = ENVIRONMENTS[label]
     with contextlib.ExitStack() as stack:
-        running = {}
-        for contender, make in contenders(name, num_envs, options.workers, providers).items():
-            if contender.partition("_")[0] in options.contenders:
-                running[contender] = make()
-                stack.callback(running[contender].close)
-        sums = {contender: one.sums(COMPARED_STEPS) for contender, one in running.items()}
-        for contender, seen in sums.items():
-            if not np.allclose(seen, sums["sync"], rtol=1e-5):
-                raise SystemExit(
-                    f"{contender} observes something else than sync on {name}: {seen[:3]} {sums['sync'][:3]}"
-                )
+        made = makers(name, num_envs, options.workers, providers)
+        made = {contender: make for contender, make in made.items() if contender.split("_")[0] in options.contenders}
+        running, problems = start(made, stack)
+        if "sync" in problems:
+            raise SystemExit(f"{name} does not run in this process: {problems['sync']}")
         rates = take_turns({key: one.rate for key, one in running.items()}, options.rounds, options.seconds)
-    figures, rows = {}, []
-    for contender, measured in rates.items():
-        key = f"{label}_{num_envs}_{contender}"
-        figures[f"{key}_steps_per_s"] = round(float(np.median(measured)), 1)
-        row = [contender, f"{np.median(measured):,.0f}"]
-        for other in ("sync", "async", "openenv"):
-            if other in rates and other != contender:
-                low, middle, high = ratio(rates, contender, other)
-                figures[f"{key}_over_{other}"] = round(middle, 3)
-                row.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
-            else:
-                row.append("")
-        rows.append(row)
+    title = f"{name}, {num_envs} environments: transitions/s; ratios within a round, median (smallest-largest)"
+    columns = ["", "transitions/s", *(f"/ {other}" for other in COMPARED_WITH)]
+    print_table(title, columns, [row(rates, contender) for contender in rates])
+    for contender, problem in problems.items():
+        print(f"{contender} does not run here: {problem}")
+    figures: dict[str, float | str] = {
+        f"{label}_{num_envs}_{key}_problem": problem for key, problem in problems.items()
+    }
+    return {**figures, **{f"{label}_{num_envs}_{key}": value for key, value in summarise(rates).items()}}
+
+
+def row(rates: dict[str, list[float]], contender: str) -> list[str]:
+    """A contender's row of the table."""
+    cells = [contender, f"{statistics.median(rates[contender]):,.0f}"]
+    for other in COMPARED_WITH:
+        if other in rates and other != contender:
+            low, middle, high = ratio(rates, contender, other)
+            cells.append(
+                f"{middle:.3g} ({low:.2g}-{high:.2g})" if middle < 100 else f"{middle:.0f} ({low:.0f}-{high:.0f})"
+            )
+        else:
+            cells.append("")
+    return cells
+
+
+def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
+    """The figures of one comparison: rates, and medians of ratios with their smallest and largest."""
+    figures: dict[str, float] = {}
+    pairs = [(contender, other) for contender in rates for other in COMPARED_WITH if other in rates]
     for contender in rates:
-        if contender.startswith("docker"):
-            venv_contender = contender.replace("docker", "venv")
-            figures[f"{label}_{num_envs}_{contender}_over_venv"] = round(ratio(rates, contender, venv_contender)[1], 3)
-    title = f"{name}, {num_envs} environments: transitions/s, and ratios within a round: median (smallest-largest)"
-    print_table(title, ["", "transitions/s", "/ sync", "/ async", "/ OpenEnv"], rows)
+        kind, _, workers = contender.partition("_")
+        if kind in ("venv", "docker") and f"apart_{workers}" in rates:
+            pairs.append((contender, f"apart_{workers}"))
+        if kind == "docker" and contender.replace("docker", "venv") in rates:
+            pairs.append((contender, contender.replace("docker", "venv")))
+        figures[f"{contender}_steps_per_s"] = round(statistics.median(rates[contender]), 1)
+    for contender, other in pairs:
+        if contender != other:
+            low, middle, high = ratio(rates, contender, other)
+            key = f"{contender}_over_{other.split('_')[0]}"
+            figures.update({key: round(middle, 4), f"{key}_min": round(low, 4), f"{key}_max": round(high, 4)})
     return figures
 
 
-def main():
+def available(contenders: set[str]) -> dict[str, IsolatedProvider]:
+    """The isolated providers that are asked for and that can be used here, installed."""
+    providers: dict[str, IsolatedProvider] = {}
+    if "venv" in contenders:
+        providers["venv"] = VenvProvider(LIBRARY)
+    if "docker" in contenders:
+        problem = engine_problem()
+        if problem is None:
+            providers["docker"] = DockerProvider(LIBRARY)
+        else:
+            print(f"docker does not run here: {problem}")
+    for provider in providers.values():
+        provider.build()
+    return providers
+
+
+def main() -> None:
     """Run the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS))
     parser.add_argument("--num-envs", nargs="+", type=int, default=[1, 8, 64])
-    every = ["sync", "async", "venv", "docker", "openenv"]
-    parser.add_argument("--contenders", nargs="+", choices=every, default=every)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the variant with several")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one measurement")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the variants with several"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures, one flat object")
     options = parser.parse_args()
     options.contenders = {"sync", *options.contenders}  # what the others are compared with
     sys.path.insert(0, str(HERE / "image_env"))
 
-    providers = {}
-    if "venv" in options.contenders:
-        providers["venv"] = VenvProvider(LIBRARY)
-    if "docker" in options.contenders:
-        problem = engine_problem()
-        if problem is None:
-            providers["docker"] = DockerProvider(LIBRARY)
-        else:
-            print(f"docker is left out: {problem}")
-    for provider in providers.values():
-        provider.build()
-    figures = {"cores": len(os.sched_getaffinity(0)), "workers": options.workers, "rounds": options.rounds}
+    providers = available(options.contenders)
+    settings = {"cores": len(os.sched_getaffinity(0)), "workers": options.workers, "rounds": options.rounds}
+    figures: dict[str, object] = {**settings, "seconds": options.seconds, "load_before": os.getloadavg()[0]}
     for label in options.environments:
         for num_envs in options.num_envs:
             figures.update(compare(label, num_envs, options, providers))
-    write_json(options.json, figures)
+    write_json(options.json, {**figures, "load_after": os.getloadavg()[0]})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """OpenEnv serving a Gymnasium environment on loopback, and its own client stepping it; runs in an environment of its own.
 
 ``serve ID PORT NUM_ENVS`` is the server, a session an environment. ``drive ID PORT NUM_ENVS`` is the client: it reads
-a line of JSON for each request, {"seconds": ...} or {"observations": steps}, and answers each.
+a line of JSON for each request, {"seconds": ...} or {"observations": steps, "file": where they are saved}, and answers each.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class GymAction(Action):
 
 
 class GymObservation(Observation):
-    """An observation, as JSON takes it."""
+    """An observation, as JSON takes it: all of its numbers in one list, as OpenEnv's own environments send pictures."""
 
     value: list
 
@@ -46,7 +46,7 @@ class GymEnvironment(Environment):
     def reset(self, seed=None, episode_id=None, **kwargs):
         """Start an episode."""
         observation, _ = self.env.reset(seed=seed)
-        return GymObservation(value=observation.tolist(), done=False, reward=0.0)
+        return GymObservation(value=observation.ravel().tolist(), done=False, reward=0.0)
 
     def step(self, action, timeout_s=None, **kwargs):
         """Take an action."""
@@ -54,7 +54,7 @@ class GymEnvironment(Environment):
         observation, reward, terminated, truncated, _ = self.env.step(value)
         if terminated or truncated:
             observation, _ = self.env.reset()
-        return GymObservation(value=observation.tolist(), done=terminated or truncated, reward=float(reward))
+        return GymObservation(value=observation.ravel().tolist(), done=terminated or truncated, reward=float(reward))
 
     @property
     def state(self):
@@ -87,8 +87,9 @@ def serve(port, num_envs):
 
 async def drive(port, num_envs):
     """Step all sessions at the same time, as often as asked."""
-    space = gymnasium.make(ID).action_space
-    dtype = np.dtype(getattr(gymnasium.make(ID).observation_space, "dtype", np.float64))
+    env = gymnasium.make(ID)
+    space, shape, dtype = env.action_space, (num_envs, *env.observation_space.shape), env.observation_space.dtype
+    env.close()
     clients = [GymClient(base_url=f"http://127.0.0.1:{port}") for _ in range(num_envs)]
     space.seed(0)
     batches = [[space.sample().tolist() for _ in clients] for _ in range(64)]
@@ -100,16 +101,15 @@ async def drive(port, num_envs):
     async def step(number):
         actions = [GymAction(value=value) for value in batches[number % len(batches)]]
         results = await asyncio.gather(*(client.step(action) for client, action in zip(clients, actions, strict=True)))
-        return np.array([result.observation.value for result in results], dtype), results
+        return np.array([result.observation.value for result in results], dtype).reshape(shape)
 
     while line := await asyncio.to_thread(sys.stdin.readline):
         request = json.loads(line)
         if "observations" in request:
             await asyncio.gather(*(client.reset(seed=index) for index, client in enumerate(clients)))
-            seen = [
-                float((await step(number))[0].astype(np.float64).sum()) for number in range(request["observations"])
-            ]
-            print(json.dumps({"sums": seen}), flush=True)
+            seen = [await step(number) for number in range(request["observations"])]
+            np.save(request["file"], np.stack(seen))
+            print(json.dumps({"saved": len(seen)}), flush=True)
             continue
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < request["seconds"]:

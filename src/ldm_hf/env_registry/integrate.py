@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
 from ldm_hf.env_registry.connection import discover
+from ldm_hf.env_registry.distribution import find_distribution, normal_name, pinned_version
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.env_registry.manifest import Manifest, load_manifests, tomllib
 from ldm_hf.env_registry.providers import ISOLATED, isolated
@@ -32,7 +32,6 @@ OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
 _OLD_METADATA = ("invalid metadata", "could not be parsed", "Failed to build", "build_wheel")
 
 _COMPARED = ("observation_space", "action_space", "max_episode_steps", "deterministic", "step_values", "problems")
-_LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _slug(requirement: str) -> str:
         name = re.sub(r"(\.git)?(@[^/]*)?$", "", requirement.rstrip("/")).rpartition("/")[2]
     else:
         name = re.match(r"[\w.-]*", requirement)[0]  # type: ignore[index]
-    return _normal(name)
+    return normal_name(name)
 
 
 def check_library(target: str, provider_name: str, *, jobs: int, timeout: float) -> list[str]:
@@ -150,17 +149,6 @@ def check_library(target: str, provider_name: str, *, jobs: int, timeout: float)
             if reason:
                 differences.append(f"{slug}/{before.name}: {reason}")
     return differences
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """What the metadata of an installed package say of it."""
-
-    name: str
-    version: str
-    modules: tuple[str, ...]
-    licence: str
-    homepage: str
 
 
 def install(
@@ -213,7 +201,7 @@ def _install(
         remove(resolving.folder)
     provider = provider_class(draft)
     provider.build()
-    installed = find_distribution(provider).version if isinstance(provider, VenvProvider) else _pinned_version(draft)
+    installed = find_distribution(provider).version if isinstance(provider, VenvProvider) else pinned_version(draft)
     return provider, {**discover(provider), "version": installed}
 
 
@@ -282,74 +270,6 @@ def write_library(
     with replacing(folder / f"{manifest.slug}.toml") as temporary:
         temporary.write_text(manifest.to_toml(), encoding="utf-8")
     return folder / f"{manifest.slug}.toml", folder / f"{manifest.slug}.json"
-
-
-def find_distribution(provider: VenvProvider) -> Distribution:
-    """What the metadata of a manifest's first requirement say, in its installation."""
-    name = _pin_name(provider.manifest, provider.packages())
-    packages = next((provider.folder / "lib").glob("python*/site-packages"))
-    for info in sorted(packages.glob("*.*-info")):
-        metadata_file = info / ("METADATA" if info.suffix == ".dist-info" else "PKG-INFO")
-        if not metadata_file.exists():
-            continue
-        metadata = HeaderParser().parsestr(metadata_file.read_text(encoding="utf-8", errors="replace"))
-        if _normal(metadata["Name"] or "") == name:
-            links = [link.partition(",")[2].strip() for link in metadata.get_all("Project-URL") or []]
-            homepage = metadata["Home-page"] or next(iter(links), "")
-            return Distribution(name, metadata["Version"], _modules(info), _licence(metadata), homepage)
-    raise ConfigError(f"the requirement {provider.manifest.requirements[0]!r} installed no package {name!r}")
-
-
-def _modules(info: Path) -> tuple[str, ...]:
-    top_level = info / "top_level.txt"
-    if top_level.exists():
-        names = top_level.read_text(encoding="utf-8").split()
-    else:
-        files = [line.partition(",")[0] for line in (info / "RECORD").read_text(encoding="utf-8").splitlines()]
-        names = [Path(file).parts[0].removesuffix(".py") for file in files if file.endswith(".py")]
-    there = [name for name in dict.fromkeys(names) if name.isidentifier() and any(info.parent.glob(f"{name}*"))]
-    return tuple(name for name in there if name not in ("tests", "test", "docs", "examples", "scripts", "benchmarks"))
-
-
-def _licence(metadata: Any) -> str:
-    expression = metadata["License-Expression"] or ""
-    classifiers = [
-        line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line
-    ]
-    named = next((_LICENCES.get(one, one) for one in classifiers), "")
-    text = (metadata["License"] or "").strip().splitlines()
-    written = text[0][:60] if text and text[0].upper() != "UNKNOWN" else ""
-    return expression or named or written or "unknown"
-
-
-def _pin_name(manifest: Manifest, lock: Iterable[str] | None = None) -> str:
-    """The normalised name of the package that a manifest's first requirement installs."""
-    first = manifest.requirements[0]
-    source = first.partition(" @ ")[2] or first
-    if "://" in source or Path(source).exists():
-        wanted = source.removeprefix("git+").partition("#")[0].removesuffix(".git")
-        for line in lock if lock is not None else manifest.lock:
-            name, _, origin = line.partition(" @ ")
-            if origin and _same_source(origin, wanted):
-                return _normal(name)
-    match = re.match(r"[\w.-]+", first)
-    return _normal(match[0]) if match else first
-
-
-def _same_source(origin: str, wanted: str) -> bool:
-    origin = origin.removeprefix("git+").removeprefix("file://")
-    base = re.sub(r"@[0-9a-f]{7,40}$", "", wanted)
-    local = str(Path(wanted).resolve()) if "://" not in wanted else wanted
-    return origin.startswith(base) or origin.startswith(local)
-
-
-def _pinned_version(manifest: Manifest) -> str:
-    pins = [line.partition("==") for line in manifest.lock]
-    return next((version for name, _, version in pins if _normal(name) == _pin_name(manifest)), "")
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _read_work(path: Path, build: str) -> dict[str, EnvironmentReport]:
