@@ -5,6 +5,7 @@ and ``close()``.
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -84,7 +85,7 @@ class Apart:
         """Start the processes."""
         self.pipes, self.processes = [], []
         bounds = [num_envs * index // processes for index in range(processes + 1)]
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in itertools.pairwise(bounds):
             ours, theirs = multiprocessing.Pipe()
             arguments = (theirs, name, last - first, first, num_envs)
             process = multiprocessing.Process(target=self._serve, args=arguments, daemon=True)
@@ -205,7 +206,7 @@ def quiet() -> Any:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
-    with open(os.devnull, "w") as nothing:
+    with Path(os.devnull).open("w") as nothing:
         for descriptor in (1, 2):
             os.dup2(nothing.fileno(), descriptor)
     try:

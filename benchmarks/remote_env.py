@@ -79,7 +79,7 @@ def start(makers: dict[str, Maker], stack: contextlib.ExitStack) -> tuple[dict[s
                 made = make()
             stack.callback(made.close)
             seen = made.observations(COMPARED_STEPS)
-        except Exception as error:  # noqa: BLE001 - whatever keeps one from running, the others go on
+        except Exception as error:  # Whatever keeps one from running, the others go on.
             problems[contender] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             continue
         expected = seen if expected is None else expected
@@ -131,13 +131,13 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
     """The figures of one comparison: rates, and medians of ratios with their smallest and largest."""
     figures: dict[str, float] = {}
     pairs = [(contender, other) for contender in rates for other in COMPARED_WITH if other in rates]
-    for contender in rates:
+    for contender, measured in rates.items():
         kind, _, workers = contender.partition("_")
         if kind in ("venv", "docker") and f"apart_{workers}" in rates:
             pairs.append((contender, f"apart_{workers}"))
         if kind == "docker" and contender.replace("docker", "venv") in rates:
             pairs.append((contender, contender.replace("docker", "venv")))
-        figures[f"{contender}_steps_per_s"] = round(statistics.median(rates[contender]), 1)
+        figures[f"{contender}_steps_per_s"] = round(statistics.median(measured), 1)
     for contender, other in pairs:
         if contender != other:
             low, middle, high = ratio(rates, contender, other)
