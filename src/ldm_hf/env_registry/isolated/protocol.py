@@ -23,6 +23,8 @@ MAX_MESSAGE_BYTES = 256 << 20
 FLOATS = ""
 """Key in infos that holds all of their numbers in one array."""
 
+_RESTED = 100  # messages to sleep for, after asking for one in vain
+
 _LENGTH = struct.Struct("<I")
 _ARRAY = 1  # msgpack extension type: an array as (dtype, shape, bytes)
 _ALIGNMENT = 64
@@ -48,6 +50,7 @@ class Channel:
         self.socket = connection
         self.socket.setblocking(False)
         self._received = bytearray()
+        self._rest = 0
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
@@ -78,12 +81,17 @@ class Channel:
         Args:
             timeout: seconds to wait; None waits for ever.
             spin: seconds to keep asking before sleeping: waking a sleeping process costs more than a short answer takes.
+                When that was in vain, the next messages are slept for: on a busy machine asking can take the processor
+                from the very process that should answer.
 
         Raises:
             ChannelClosed, ChannelTimeout: there is none.
             ProtocolError: what came is no message.
         """
         start = time.monotonic()
+        if self._rest:
+            self._rest -= 1
+            spin = 0.0
         while True:
             message = self._take()
             if message is not None:
@@ -93,6 +101,8 @@ class Channel:
             except BlockingIOError:
                 waited = time.monotonic() - start
                 if waited >= spin:
+                    if spin:
+                        self._rest = _RESTED
                     self._sleep(None if timeout is None else timeout - waited)
                 continue
             except OSError as error:
