@@ -23,7 +23,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 FLOATS = ""
 """Key in infos that holds all of their numbers in one array."""
 
-_RESTED = 100  # messages to sleep for, after asking for one in vain
+_REST = 100  # messages to sleep for, after asking for one in vain
 
 _LENGTH = struct.Struct("<I")
 _ARRAY = 1  # msgpack extension type: an array as (dtype, shape, bytes)
@@ -102,7 +102,7 @@ class Channel:
                 waited = time.monotonic() - start
                 if waited >= spin:
                     if spin:
-                        self._rest = _RESTED
+                        self._rest = _REST
                     self._sleep(None if timeout is None else timeout - waited)
                 continue
             except OSError as error:
