@@ -23,6 +23,7 @@ import gymnasium
 import numpy as np
 
 from ldm_hf.env_registry.manifest import home
+from ldm_hf.env_registry.sb3 import Sb3VecEnv
 
 HERE = Path(__file__).parent
 BATCHES = 64  # of actions, drawn beforehand and taken over and over
@@ -64,6 +65,29 @@ class Vector:
     def close(self) -> None:
         """End it."""
         self.envs.close()
+
+
+class Adapted(Vector):
+    """A vector environment through the adapter for Stable-Baselines3."""
+
+    def __init__(self, envs: gymnasium.vector.VectorEnv) -> None:
+        """Put the adapter around it."""
+        super().__init__(envs)
+        self.adapter = Sb3VecEnv(envs)
+
+    def rate(self, seconds: float) -> float:
+        """Transitions a second."""
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            self.adapter.step(self.actions[count % BATCHES])
+            count += 1
+        return count * self.envs.num_envs / (time.perf_counter() - start)
+
+    def observations(self, steps: int) -> np.ndarray:
+        """Observations of the first steps after a reset with seed 0."""
+        self.adapter.seed(0)
+        self.adapter.reset()
+        return np.stack([self.adapter.step(self.actions[step % BATCHES])[0].copy() for step in range(steps)])
 
 
 def sync(name: str, num_envs: int, first: int = 0, total: int | None = None) -> Vector:

@@ -3,8 +3,8 @@
     python benchmarks/remote_env.py --json figures.json
 
 Contenders: Gymnasium's SyncVectorEnv in this process (``sync``) and AsyncVectorEnv (``async``); this package's ``venv`` and
-``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); OpenEnv serving the same
-environment on loopback (``openenv``); and ``apart_x4``, as many processes that exchange nothing: the most that the
+``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); ``sb3``, the ``venv`` provider
+through the adapter for Stable-Baselines3; OpenEnv serving the same environment on loopback (``openenv``); and ``apart_x4``, as many processes that exchange nothing: the most that the
 processors can give. Every one takes the same actions and resets in the step that ends an episode, and what it observes is
 compared with ``sync`` before it is timed. benchmarks/README.md explains the figures.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-from contenders import Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
+from contenders import Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
 from harness import print_table, ratio, take_turns, write_json
 
 from ldm_hf.env_registry.client import RemoteVectorEnv
@@ -30,7 +30,7 @@ from ldm_hf.env_registry.venv import VenvProvider
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"cartpole": "CartPole-v1", "halfcheetah": "HalfCheetah-v5", "image": "LdmBenchmark/MovingSquare-v0"}
-CONTENDERS = ("sync", "async", "venv", "docker", "openenv", "apart")
+CONTENDERS = ("sync", "async", "venv", "docker", "sb3", "openenv", "apart")
 COMPARED_WITH = ("sync", "async", "openenv")
 COMPARED_STEPS = 40
 SEVERAL_FROM = 16  # environments: fewer are not divided over workers
@@ -48,8 +48,8 @@ LIBRARY = Manifest(
 def makers(name: str, num_envs: int, workers: int, providers: dict[str, IsolatedProvider]) -> dict[str, Maker]:
     """The contenders of one comparison, by name, as functions that make them."""
 
-    def remote(provider: IsolatedProvider, num_workers: int) -> Vector:
-        return Vector(RemoteVectorEnv(RemoteSettings(provider, name), num_envs, num_workers=num_workers))
+    def remote(provider: IsolatedProvider, num_workers: int, kind: type[Vector] = Vector) -> Vector:
+        return kind(RemoteVectorEnv(RemoteSettings(provider, name), num_envs, num_workers=num_workers))
 
     several = num_envs >= SEVERAL_FROM and workers > 1
     made: dict[str, Maker] = {"sync": lambda: sync(name, num_envs), "async": lambda: asynchronous(name, num_envs)}
@@ -57,6 +57,8 @@ def makers(name: str, num_envs: int, workers: int, providers: dict[str, Isolated
         made[label] = lambda provider=provider: remote(provider, 1)
         if several:
             made[f"{label}_x{workers}"] = lambda provider=provider: remote(provider, workers)
+    if "venv" in providers:
+        made["sb3"] = lambda: remote(providers["venv"], 1, Adapted)
     if several:
         made[f"apart_x{workers}"] = lambda: Apart(name, num_envs, workers)
     made["openenv"] = lambda: OpenEnv(name, num_envs, LIBRARY.requirements)
@@ -135,8 +137,9 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
         kind, _, workers = contender.partition("_")
         if kind in ("venv", "docker") and f"apart_{workers}" in rates:
             pairs.append((contender, f"apart_{workers}"))
-        if kind == "docker" and contender.replace("docker", "venv") in rates:
-            pairs.append((contender, contender.replace("docker", "venv")))
+        beside = contender.replace(kind, "venv")
+        if kind in ("docker", "sb3") and beside in rates:
+            pairs.append((contender, beside))
         figures[f"{contender}_steps_per_s"] = round(statistics.median(measured), 1)
     for contender, other in pairs:
         if contender != other:
@@ -149,7 +152,7 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
 def available(contenders: set[str]) -> dict[str, IsolatedProvider]:
     """The isolated providers that are asked for and that can be used here, installed."""
     providers: dict[str, IsolatedProvider] = {}
-    if "venv" in contenders:
+    if contenders & {"venv", "sb3"}:
         providers["venv"] = VenvProvider(LIBRARY)
     if "docker" in contenders:
         problem = engine_problem()

@@ -34,6 +34,7 @@ install() {  # Debian packages that hold the commands named after the colon, whe
 start_engine() {
     install docker.io:dockerd iptables:iptables
     [ "$(id -u)" -eq 0 ] || fail "no Docker engine answers, and starting one needs root"
+    pgrep -x dockerd >/dev/null || rm -f /var/run/docker.pid  # an engine that was killed leaves it behind
     echo "Starting a Docker engine, its log is $LOG" >&2
     setsid nohup dockerd >"$LOG" 2>&1 </dev/null &
     for _ in $(seq "$((WAIT * 5))"); do

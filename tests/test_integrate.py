@@ -78,12 +78,22 @@ def test_what_is_no_manifest_is_told_by_its_name():
         Manifest.from_toml('slug = "x"\ncolour = 1', "x.toml")
 
 
-def test_an_installation_is_made_anew_when_what_it_is_made_from_changes():
+def test_an_installation_is_made_anew_when_what_it_is_made_from_changes(tmp_path):
     keys = {
         replace(ODD, **change).build_key
         for change in ({}, {"python": "3.9"}, {"lock": ("a==1",)}, {"installer": "pip"}, {"system_packages": ("g++",)})
     }
     assert len(keys) == 5
+    source = tmp_path / "library"
+    source.mkdir()
+    (source / "code.py").write_text("one = 1")
+    local = replace(ODD, requirements=(str(source),))
+    before = local.build_key
+    (source / "__pycache__").mkdir()
+    (source / "__pycache__" / "code.pyc").write_text("compiled")
+    assert local.build_key == before
+    (source / "code.py").write_text("one = 2")
+    assert local.build_key != before
     assert replace(ODD, environment={}, default_max_episode_steps=3, superseded=("*",)).build_key == ODD.build_key
 
 

@@ -162,7 +162,7 @@ class Manifest:
     def build_key(self) -> str:
         """Twelve hexadecimal digits that change when an isolated installation must be made anew."""
         parts = (
-            self.requirements,
+            [_content(requirement) for requirement in self.requirements],
             self.python,
             self.lock,
             self.build_requirements,
@@ -248,6 +248,21 @@ def _read(file: Path, modified: int) -> Manifest:
 def pip_install(requirements: Sequence[str]) -> str:
     """The command that installs these, quoted for a shell."""
     return shlex.join(["pip", "install", *requirements])
+
+
+def _content(requirement: str) -> str:
+    """A requirement; a folder with a hash of what it holds, because its name does not change when that does."""
+    folder = Path(requirement)
+    if not folder.is_dir():
+        return requirement
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        if file.is_file() and not any(
+            part.startswith((".", "__pycache__", "build")) or "egg-info" in part for part in parts
+        ):
+            digest.update(f"{'/'.join(parts)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return f"{requirement} {digest.hexdigest()}"
 
 
 def _importable(modules: Sequence[str]) -> bool:
