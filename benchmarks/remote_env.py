@@ -3,10 +3,11 @@
     python benchmarks/remote_env.py --json figures.json
 
 Contenders: Gymnasium's SyncVectorEnv in this process (``sync``) and AsyncVectorEnv (``async``); this package's ``venv`` and
-``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); ``sb3``, the ``venv`` provider
-through the adapter for Stable-Baselines3; OpenEnv serving the same environment on loopback (``openenv``); and ``apart_x4``, as many processes that exchange nothing: the most that the
-processors can give. Every one takes the same actions and resets in the step that ends an episode, and what it observes is
-compared with ``sync`` before it is timed. benchmarks/README.md explains the figures.
+``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); the ``venv`` provider through
+the adapter for Stable-Baselines3 (``sb3``); OpenEnv serving the same environment on loopback (``openenv``); ``apart_x4``,
+as many processes that exchange nothing: the most that the processors can give. Every one takes the same actions and resets
+in the step that ends an episode, and what it observes is compared with ``sync`` before it is timed. benchmarks/README.md
+explains the figures.
 """
 
 import argparse
