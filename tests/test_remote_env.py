@@ -302,6 +302,16 @@ def test_a_replaced_worker_ends_its_episodes_as_truncated(mode):
     envs.close()
 
 
+def test_a_worker_that_never_takes_a_step_is_not_replaced_for_ever():
+    envs = RemoteVectorEnv(settings("Hostile/exit-v0", kwargs={"harmless": 0}, restart=True), 1)
+    envs.reset(seed=0)
+    for _ in range(3):
+        assert envs.step(np.zeros(1, int))[3].all()
+    with pytest.raises(EnvironmentFailure, match="status 7"):
+        envs.step(np.zeros(1, int))
+    envs.close()
+
+
 def test_a_library_that_cannot_be_imported_is_told_with_its_reason():
     broken = Manifest("broken", ("x",), "", ("no_such_module",), (), "", "")
     with pytest.raises(EnvironmentFailure, match=r"broken/X-v0: load failed: ModuleNotFoundError.*no_such_module"):

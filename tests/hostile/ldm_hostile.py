@@ -23,8 +23,8 @@ class Hostile(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 1e6, (3,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, harm, armed=True, only=None):
-        self.harm, self.armed, self.only = harm, armed, only
+    def __init__(self, harm, armed=True, only=None, harmless=HARMLESS_STEPS):
+        self.harm, self.armed, self.only, self.harmless = harm, armed, only, harmless
         self.steps = 0
 
     def reset(self, *, seed=None, options=None):
@@ -37,7 +37,7 @@ class Hostile(gymnasium.Env):
         self.steps += 1
         observation = np.full(3, self.steps, np.float32)
         # `only` picks the one environment of a batch, by its seed, that does harm.
-        if self.armed and self.steps > HARMLESS_STEPS and self.only in (None, self.seed):
+        if self.armed and self.steps > self.harmless and self.only in (None, self.seed):
             observation = getattr(self, self.harm)(observation)
         return observation, 1.0, False, False, {}
 
