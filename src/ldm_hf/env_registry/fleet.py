@@ -74,6 +74,7 @@ class Fleet:
         self.description = first.description
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self._leaves = [leaf for _, leaf in leaves(self.description["observation_space"])]
+        self._formats = [array_format(leaf) for leaf in self._leaves]
 
     def reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: np.ndarray | None) -> Step:
         """Reset the environments of the mask, or all; failed workers are replaced first."""
@@ -179,10 +180,9 @@ class Fleet:
 
     def _room(self) -> list[Any]:
         """Space for the observations of all environments."""
-        formats = [array_format(leaf) for leaf in self._leaves]
         return [
             [None] * self.num_envs if found is None else np.empty((self.num_envs, *found[0]), found[1])
-            for found in formats
+            for found in self._formats
         ]
 
     def _read(self, index: int, answer: dict[str, Any], step: Step) -> None:

@@ -67,12 +67,12 @@ class Batch:
         infos, finals, inline, final_inline = [], None, {}, {}
         rewards, ends = [], []
         same_step, next_step = self.autoreset == "SameStep", self.autoreset == "NextStep"
+        actions = self._actions(actions)
         for index, environment in enumerate(self.environments):
             if next_step and self._ended[index]:
                 (observation, info), reward, terminated, truncated = environment.reset(), 0.0, False, False
             else:
-                action = self._action(self._space, index, iter(shared.actions), actions)
-                observation, reward, terminated, truncated, info = environment.step(action)
+                observation, reward, terminated, truncated, info = environment.step(actions[index])
             ended = terminated or truncated
             if ended and same_step:
                 self._write(shared.final_observations, index, observation, final_inline)
@@ -110,8 +110,14 @@ class Batch:
             plain(getattr(environment.env, name)(*args, **kwargs), strict=True) for environment in self.environments
         ]
 
+    def _actions(self, inline):
+        """The actions, one an environment, in the types that libraries expect: Python integers and arrays of their own."""
+        shared = [None if array is None else array.copy() for array in self.shared.actions]
+        if len(shared) == 1 and shared[0] is not None and self._space["type"] not in ("Dict", "Tuple"):
+            return shared[0].tolist() if self._space["type"] == "Discrete" else list(shared[0])
+        return [self._action(self._space, index, iter(shared), inline) for index in range(len(self.environments))]
+
     def _action(self, space, index, arrays, inline):
-        """The action of one environment, in the types that libraries expect: own arrays and Python integers."""
         kind = space["type"]
         if kind == "Dict":
             return {key: self._action(part, index, arrays, inline) for key, part in sorted(space["spaces"].items())}
@@ -120,7 +126,7 @@ class Batch:
         array = next(arrays)
         if array is None:
             return inline[index].pop(0)
-        return int(array[index]) if kind == "Discrete" else array[index].copy()
+        return int(array[index]) if kind == "Discrete" else array[index]
 
     def _write(self, arrays, index, observation, inline):
         for array, (path, _, shape_and_dtype) in zip(arrays, self._observation_leaves):

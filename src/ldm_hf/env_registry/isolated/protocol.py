@@ -92,10 +92,8 @@ class Channel:
         if self._rest:
             self._rest -= 1
             spin = 0.0
-        while True:
-            message = self._take()
-            if message is not None:
-                return message
+        message = self._take()
+        while message is None:
             try:
                 data = self.socket.recv(1 << 18)
             except BlockingIOError:
@@ -110,6 +108,8 @@ class Channel:
             if not data:
                 raise ChannelClosed()
             self._received += data
+            message = self._take()
+        return message
 
     def close(self):
         """Close this end."""
