@@ -26,7 +26,7 @@ FLOATS = ""
 _REST = 100  # messages to sleep for, after asking for one in vain
 
 _LENGTH = struct.Struct("<I")
-_ARRAY = 1  # msgpack extension type: an array as (dtype, shape, bytes)
+_ARRAY = 1  # msgpack extension type: an array as a line of text, its dtype and its lengths, and its bytes
 _ALIGNMENT = 64
 
 
@@ -50,6 +50,7 @@ class Channel:
         self.socket = connection
         self.socket.setblocking(False)
         self._received = bytearray()
+        self._packer = msgpack.Packer(default=_encode_array, use_bin_type=True)  # kept: making one allocates much
         self._rest = 0
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -61,7 +62,7 @@ class Channel:
             ChannelClosed: the other side is gone.
             ChannelTimeout: it does not take the message in time (seconds).
         """
-        body = msgpack.packb(message, default=_encode_array, use_bin_type=True)
+        body = self._packer.pack(message)
         data = memoryview(_LENGTH.pack(len(body)) + body)
         deadline = None if timeout is None else time.monotonic() + timeout
         while data:
@@ -221,18 +222,16 @@ def _encode_array(value):
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{type(value).__name__} is not plain data")
-    header = msgpack.packb([array.dtype.str, list(array.shape)])
-    return msgpack.ExtType(_ARRAY, header + array.tobytes())
+    header = "{} {}\n".format(array.dtype.str, " ".join(map(str, array.shape)))
+    return msgpack.ExtType(_ARRAY, header.encode() + array.tobytes())
 
 
 def _decode_array(code, data):
     if code != _ARRAY:
         raise ValueError(f"unknown extension type {code}")
-    unpacker = msgpack.Unpacker(raw=False)
-    unpacker.feed(data)
-    dtype, shape = unpacker.unpack()
+    end = data.index(b"\n") + 1
+    dtype, *shape = data[:end].decode().split()
     dtype = np.dtype(dtype)
     if dtype.kind not in "biufc":
         raise ValueError(f"an array of {dtype} is not plain data")
-    values = np.frombuffer(data, dtype, offset=unpacker.tell())
-    return values.reshape([int(length) for length in shape]).copy()
+    return np.frombuffer(data, dtype, offset=end).reshape([int(length) for length in shape]).copy()
