@@ -23,7 +23,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 FLOATS = ""
 """Key in infos that holds all of their numbers in one array."""
 
-_REST = 100  # messages to sleep for, after asking for one in vain
+_LONGEST_REST = 128  # messages to sleep for, after asking in vain again and again
 
 _LENGTH = struct.Struct("<I")
 _ARRAY = 1  # msgpack extension type: an array as a line of text, its dtype and its lengths, and its bytes
@@ -51,7 +51,7 @@ class Channel:
         self.socket.setblocking(False)
         self._received = bytearray()
         self._packer = msgpack.Packer(default=_encode_array, use_bin_type=True)  # kept: making one allocates much
-        self._rest = 0
+        self._rest, self._next_rest = 0, 1
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
@@ -82,8 +82,8 @@ class Channel:
         Args:
             timeout: seconds to wait; None waits for ever.
             spin: seconds to keep asking before sleeping: waking a sleeping process costs more than a short answer takes.
-                When that was in vain, the next messages are slept for: on a busy machine asking can take the processor
-                from the very process that should answer.
+                When that was in vain, the next messages are slept for, twice as many each time: on a busy machine
+                asking can take the processor from the very process that should answer.
 
         Raises:
             ChannelClosed, ChannelTimeout: there is none.
@@ -101,7 +101,8 @@ class Channel:
                 waited = time.monotonic() - start
                 if waited >= spin:
                     if spin:
-                        self._rest = _REST
+                        self._rest = self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+                        spin = 0.0
                     self._sleep(None if timeout is None else timeout - waited)
                 continue
             except OSError as error:
@@ -110,6 +111,8 @@ class Channel:
                 raise ChannelClosed()
             self._received += data
             message = self._take()
+        if spin:
+            self._next_rest = 1
         return message
 
     def close(self):
