@@ -10,10 +10,12 @@ import pytest
 
 import ldm_hf
 from conftest import run_ldm
+from ldm_hf.env_registry import providers
 from ldm_hf.env_registry.catalogue import catalogue_page
 from ldm_hf.env_registry.integrate import environments_of, validate_all
 from ldm_hf.env_registry.isolated import translation
 from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifests, read_manifest
+from ldm_hf.env_registry.registry import find_manifest
 from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
 from ldm_hf.env_registry.validation import NUM_STEPS, validate
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
@@ -95,6 +97,25 @@ def test_an_installation_is_made_anew_when_what_it_is_made_from_changes(tmp_path
     (source / "code.py").write_text("one = 2")
     assert local.build_key != before
     assert replace(ODD, environment={}, default_max_episode_steps=3, superseded=("*",)).build_key == ODD.build_key
+
+
+def test_a_provider_is_chosen_by_argument_then_variable_then_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_HOME", str(tmp_path))
+    monkeypatch.delenv("LDM_PROVIDER", raising=False)
+    here, apart = find_manifest("gymnasium"), find_manifest("procgen")
+    assert providers.choose(here, "", None).name == "inprocess"
+    monkeypatch.setattr(providers, "engine_problem", lambda: "there is none")
+    assert providers.choose(apart, "", None).name == "venv"
+    monkeypatch.setattr(providers, "engine_problem", lambda: None)
+    monkeypatch.setattr(providers.DockerProvider, "is_built", lambda self: False)
+    assert providers.choose(apart, "", None).name == "docker"
+    monkeypatch.setattr(providers.VenvProvider, "is_built", lambda self: True)
+    assert providers.choose(apart, "", None).name == "venv"  # made already
+    monkeypatch.setenv("LDM_PROVIDER", "docker")
+    assert providers.choose(here, "", None).name == "docker" and providers.choose(here, "", "venv").name == "venv"
+    monkeypatch.setenv("LDM_PROVIDER", "moon")
+    with pytest.raises(ConfigError, match="inprocess, venv, docker, got 'moon'"):
+        providers.choose(here, "", None)
 
 
 def test_validation_reports_what_it_saw():
