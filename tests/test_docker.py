@@ -1,17 +1,20 @@
 """Hostile environments in containers: the client survives, says what happened, and leaves nothing behind."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from ldm_hf.env_registry import container as containers
 from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.container import OWNER_LABEL, DockerProvider, engine, engine_problem
 from ldm_hf.env_registry.isolation import Limits
@@ -20,9 +23,15 @@ from ldm_hf.env_registry.remote import RemoteSettings
 from ldm_hf.errors import EnvironmentFailure
 
 PROBLEM = engine_problem()
+REQUIRED = bool(os.environ.get("CI") or os.environ.get("LDM_REQUIRE_DOCKER"))
 pytestmark = pytest.mark.skipif(
-    PROBLEM is not None and not os.environ.get("CI"), reason=f"no containers here: {PROBLEM}; see docs/docker.md"
+    PROBLEM is not None and not REQUIRED, reason=f"no containers here: {PROBLEM}; see docs/docker.md"
 )
+
+# Marks the processes of this run, also those that a killed parent started, among all others of the machine.
+TOKEN_VARIABLE = "LDM_TEST_TOKEN"
+TOKEN = os.environ.setdefault(TOKEN_VARIABLE, uuid.uuid4().hex)
+PARENTS: set[str] = set()
 
 HOSTILE = Manifest(
     slug="hostile",
@@ -32,16 +41,17 @@ HOSTILE = Manifest(
     packages=("ldm_hostile",),
     licence="Apache-2.0",
     homepage="",
+    environment={TOKEN_VARIABLE: TOKEN},
 )
 LIMITS = Limits(memory=300 << 20, processes=64, file_size=16 << 20, tmp_size=32 << 20)
 TIMEOUT = 10.0
-DEADLINE = 15.0
+DEADLINE = 60.0  # of a wait that ends as soon as it can
 
 
 @pytest.fixture(scope="module")
 def provider():
     if PROBLEM is not None:
-        pytest.fail(f"continuous integration needs a Docker engine: {PROBLEM}")
+        pytest.fail(f"a Docker engine is required here: {PROBLEM}")
     found = DockerProvider(HOSTILE)
     found.build()
     return found
@@ -55,29 +65,33 @@ def nothing_is_left():
 
 
 def leftovers() -> set[str]:
-    """Containers of this package, processes inside them, socket folders, and named shared memory."""
+    """What is there of this run: containers, processes inside or outside of them, socket folders; named shared memory."""
     if PROBLEM is not None:
         return set()
-    containers = engine().containers.list(all=True, filters={"label": OWNER_LABEL}, ignore_removed=True)
-    folders = [path.name for path in Path(tempfile.gettempdir()).glob("ldm-worker-*")]
-    workers = [str(process.pid) for process in psutil.process_iter(["cmdline"]) if is_worker(process)]
+    listed = engine().containers.list(all=True, filters={"label": OWNER_LABEL}, ignore_removed=True)
+    owners = {str(os.getpid()), *PARENTS}
+    folders = [path for owner in owners for path in Path(tempfile.gettempdir()).glob(f"ldm-worker-{owner}-*")]
     return (
-        {container.id for container in containers}
-        | set(folders)
-        | set(workers)
+        {container.id for container in listed if container.labels[OWNER_LABEL] in owners}
+        | {path.name for path in folders}
+        | {str(process.pid) for process in psutil.process_iter() if is_ours(process)}
         | {path.name for path in Path("/dev/shm").iterdir()}
     )
 
 
-def is_worker(process: psutil.Process) -> bool:
-    return "/run/ldm/worker.py" in (process.info["cmdline"] or [])
+def is_ours(process: psutil.Process) -> bool:
+    """Whether the process has a worker's variables, which all that a worker starts inherits."""
+    try:
+        return process.environ().get(TOKEN_VARIABLE) == TOKEN
+    except psutil.Error:
+        return False
 
 
 def wait_until(condition, message):
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, message()
-        os.sched_yield()
+        time.sleep(0.05)
 
 
 def settings(provider, harm, **changes):
@@ -198,9 +212,74 @@ def test_nothing_outlives_a_killed_parent(provider, harm):
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
+        PARENTS.add(str(parent.pid))
         assert parent.stdout.readline() == "ready\n"
         if harm == "privileges":  # nothing hangs: killed between steps
             assert parent.stdout.readline() == "done\n"
         assert len(engine().containers.list(filters={"label": f"{OWNER_LABEL}={parent.pid}"})) == 2
         parent.send_signal(signal.SIGKILL)
     # `nothing_is_left` waits for the containers to go.
+
+
+@pytest.fixture
+def fresh_engine():
+    engine.cache_clear()
+    yield
+    engine.cache_clear()
+
+
+@pytest.mark.parametrize("host", ["tcp://127.0.0.1:1", "unix:///nowhere/docker.sock"])
+def test_an_engine_out_of_reach_is_one_clear_line(monkeypatch, fresh_engine, host):
+    monkeypatch.setenv("DOCKER_HOST", host)
+    problem = engine_problem()
+    assert problem.startswith(("no Docker engine answers", "the Docker engine at")) and "\n" not in problem
+    with pytest.raises(EnvironmentFailure, match="Docker engine"):
+        DockerProvider(HOSTILE).build()
+
+
+def test_an_engine_behind_tcp_is_refused_even_if_it_answers(monkeypatch, fresh_engine):
+    class Client:
+        api = type("Api", (), {"base_url": "http://10.0.0.1:2375"})
+
+        def ping(self):
+            return True
+
+    monkeypatch.setattr("docker.from_env", lambda **_: Client())
+    assert engine_problem().startswith("the Docker engine at http://10.0.0.1:2375 is not reached by a Unix socket")
+    Client.api.base_url = "http+docker://ssh"
+    assert "http+docker://ssh" in engine_problem()
+
+
+def test_an_image_that_is_missing_is_never_taken_from_a_registry(provider, monkeypatch):
+    missing = DockerProvider(dataclasses.replace(HOSTILE, slug="never-built"))
+    asked = []
+    monkeypatch.setattr("docker.models.images.ImageCollection.pull", lambda *args, **_: asked.append(args))
+    with pytest.raises(EnvironmentFailure, match="container of 'never-built' did not start: 404"):
+        RemoteEnv(settings(missing, "exit"))
+    assert asked == []
+
+
+def test_a_build_that_fails_says_why_and_leaves_no_container(provider):
+    manifest = dataclasses.replace(HOSTILE, slug="broken", requirements=("/nowhere/at-all",))
+    before = {found.id for found in engine().containers.list(all=True)}
+    with pytest.raises(EnvironmentFailure, match=r"image of 'broken' could not be built: .*/nowhere/at-all") as caught:
+        DockerProvider(manifest).build()
+    assert "\n" not in str(caught.value) and not DockerProvider(manifest).is_built()
+    assert {found.id for found in engine().containers.list(all=True)} <= before
+
+
+def test_containers_of_a_process_that_is_gone_are_removed(provider, monkeypatch):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    labels = containers._labels()
+    elsewhere = {**labels, OWNER_LABEL: str(gone.pid), "ldm-hf.pids": "another-machine/1"}
+    made = [
+        engine().containers.create(provider.tag, ["sleep", "3600"], labels=one)
+        for one in ({**labels, OWNER_LABEL: str(gone.pid)}, {**labels, OWNER_LABEL: str(gone.pid)}, labels, elsewhere)
+    ]
+    made[1].start()  # as if its supervisor stayed
+    RemoteEnv(settings(provider, "exit")).close()
+    left = {found.id for found in engine().containers.list(all=True, ignore_removed=True)}
+    for container in made[2:]:
+        container.remove(force=True)
+    assert [container.id in left for container in made] == [False, False, True, True]

@@ -5,11 +5,16 @@ import functools
 import hashlib
 import io
 import os
+import platform
+import shlex
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess
 from ldm_hf.env_registry.manifest import Manifest
@@ -22,9 +27,13 @@ BASE_IMAGE = "python:{python}-slim-bookworm"
 OWNER_LABEL = "ldm-hf.owner"
 """Label of every container: the process that it belongs to."""
 
+_PIDS_LABEL = "ldm-hf.pids"
 _MOUNT = "/run/ldm"
 _NOBODY = 65534
 _KILL_TIMEOUT = 10.0
+_PING_TIMEOUT, _REQUEST_TIMEOUT = 10.0, 600.0  # of the engine: a step of a build may say nothing for minutes
+_LOCAL = "http+docker://localhost"  # what the SDK calls a Unix socket
+_OUTPUT_KEPT = 1000  # characters of a build's output, for the message about its failure
 _INSTALLATION = "/opt/ldm"
 
 
@@ -48,10 +57,11 @@ class DockerProvider(IsolatedProvider):
         """Whether the engine has the image."""
         import docker.errors
 
-        try:
-            engine().images.get(self.tag)
-        except docker.errors.ImageNotFound:
-            return False
+        with _typed("the engine does not say what images it has"):
+            try:
+                engine().images.get(self.tag)
+            except docker.errors.ImageNotFound:
+                return False
         return True
 
     def build(self) -> None:
@@ -60,44 +70,45 @@ class DockerProvider(IsolatedProvider):
         Raises:
             EnvironmentFailure: no engine answers, or the build fails.
         """
-        import docker.errors
-
         if self.is_built():
             return
         print(f"Building the image {self.tag} on {self.base_image} (once)", file=sys.stderr)
-        try:
-            engine().images.build(
+        subject, output = f"the image of {self.manifest.slug!r} could not be built", ""
+        with _typed(subject):
+            for line in engine().api.build(
                 fileobj=self._context(),
                 custom_context=True,
                 tag=self.tag,
                 rm=True,
+                forcerm=True,  # of builds that fail, too
                 labels={"ldm-hf.slug": self.manifest.slug},
-            )
-        except docker.errors.BuildError as error:
-            output = " ".join("".join(line.get("stream", "") for line in error.build_log).split())
-            raise EnvironmentFailure(
-                f"the image of {self.manifest.slug!r} could not be built: {output[-1000:]}"
-            ) from error
-        except docker.errors.APIError as error:
-            raise EnvironmentFailure(f"the image of {self.manifest.slug!r} could not be built: {error}") from error
+                decode=True,
+            ):
+                text = line.get("stream", "")
+                output = (output + text)[-_OUTPUT_KEPT:]
+                if text.startswith("Step "):
+                    print(f"  {text.strip()[:100]}", file=sys.stderr)
+                if "error" in line:
+                    raise EnvironmentFailure(f"{subject}: {_one_line(output + line['error'])}")
 
     def launch(self, folder: Path, limits: Limits) -> WorkerProcess:
         """Start a worker in a container that can do nothing but talk to its socket and compute."""
-        import docker.errors
         from docker.types import LogConfig, Mount, Ulimit
 
         user = (os.getuid(), os.getgid()) if os.getuid() else (_NOBODY, _NOBODY)
-        try:
-            container = engine().containers.run(
+        with _typed(f"the container of {self.manifest.slug!r} did not start"):
+            _remove_orphans()
+            # Not `run`, which asks a public registry for an image that is missing here: that one would be anybody's.
+            container = engine().containers.create(
                 self.tag,
                 [f"{_INSTALLATION}/bin/python", f"{_MOUNT}/worker.py", f"{_MOUNT}/socket"],
-                detach=True,
                 auto_remove=True,
-                labels={OWNER_LABEL: str(os.getpid())},
+                labels=_labels(),
                 user=f"{user[0]}:{user[1]}",
                 environment={**WORKER_VARIABLES, "HOME": "/tmp", **self.manifest.environment},
                 working_dir="/tmp",
                 mounts=[Mount(_MOUNT, str(folder), type="bind", read_only=True)],
+                use_config_proxy=False,  # an address that may hold the user's password
                 network_mode="none",
                 ipc_mode="none",
                 read_only=True,
@@ -115,13 +126,17 @@ class DockerProvider(IsolatedProvider):
                 ],
                 log_config=LogConfig(type="none"),
             )
-        except (docker.errors.APIError, docker.errors.ImageNotFound) as error:
-            raise EnvironmentFailure(f"the container of {self.manifest.slug!r} did not start: {error}") from error
+            try:
+                container.start()
+            except BaseException:
+                _Container(container).kill()
+                raise
         return _Container(container)
 
     def provenance(self) -> dict[str, str]:
         """Provider, version of Python, and the image with its digest."""
-        image = engine().images.get(self.tag)
+        with _typed(f"the image of {self.manifest.slug!r} is not there"):
+            image = engine().images.get(self.tag)
         return {"provider": self.name, "python": self.manifest.python, "image": self.tag, "digest": str(image.id)}
 
     def _context(self) -> io.BytesIO:
@@ -129,12 +144,13 @@ class DockerProvider(IsolatedProvider):
         context = io.BytesIO()
         with tarfile.open(fileobj=context, mode="w") as archive:
             packages = []
-            for package in self.manifest.lock or (*self.manifest.requirements, *WORKER_REQUIREMENTS):
+            wanted = self.manifest.lock or (*self.manifest.requirements, *WORKER_REQUIREMENTS)
+            for index, package in enumerate(wanted):
                 source = Path(package.partition(" @ ")[2].removeprefix("file://") or package)
                 is_here = source.is_absolute() and source.exists()
                 if is_here:
-                    archive.add(source, f"sources/{source.name}")
-                packages.append(f"/build/sources/{source.name}" if is_here else package)
+                    archive.add(source, f"sources/{index}/{source.name}", filter=_unless_made)
+                packages.append(f"/build/sources/{index}/{source.name}" if is_here else package)
             _add(archive, "sources/.keep", "")
             _add(archive, "packages.txt", "\n".join(packages) + "\n")
             _add(archive, "Dockerfile", dockerfile(self.manifest, self.base_image))
@@ -144,14 +160,14 @@ class DockerProvider(IsolatedProvider):
 
 def dockerfile(manifest: Manifest, base_image: str) -> str:
     """The recipe of a library's image."""
-    system = " ".join(manifest.system_packages)
+    system = shlex.join(manifest.system_packages)
     apt = f"apt-get update && apt-get install -y --no-install-recommends {system} && rm -rf /var/lib/apt/lists/*"
     pip = f"{_INSTALLATION}/bin/python -m pip install --no-cache-dir --disable-pip-version-check"
     steps = [
         f"FROM {base_image}",
         f"RUN {apt}" if system else "",
         f"RUN python3 -m venv {_INSTALLATION}",
-        f"RUN {pip} {' '.join(map(repr, manifest.build_requirements))}" if manifest.build_requirements else "",
+        f"RUN {pip} {shlex.join(manifest.build_requirements)}" if manifest.build_requirements else "",
         "COPY . /build",
         f"RUN {pip} {'--no-deps' if manifest.lock else ''} "
         f"{'--no-build-isolation' if manifest.build_requirements else ''} -r /build/packages.txt",
@@ -174,14 +190,16 @@ def engine() -> Any:
             "the docker provider needs the Docker SDK; try: pip install 'ldm_hf[docker]'"
         ) from None
     try:
-        client = docker.from_env(timeout=600)
+        client = docker.from_env(timeout=_PING_TIMEOUT)
+        if client.api.base_url != _LOCAL:
+            raise EnvironmentFailure(
+                f"the Docker engine at {client.api.base_url} is not reached by a Unix socket; workers must run on this "
+                "machine: unset DOCKER_HOST"
+            )
         client.ping()
-    except docker.errors.DockerException as error:
-        raise EnvironmentFailure(f"no Docker engine answers: {error}") from error
-    if not client.api.base_url.startswith(("http+docker://", "http://localhost")):
-        raise EnvironmentFailure(
-            f"the Docker engine at {client.api.base_url} is on another machine: sockets don't reach it"
-        )
+    except (docker.errors.DockerException, OSError) as error:  # requests' errors are OSErrors
+        raise EnvironmentFailure(f"no Docker engine answers: {_one_line(str(error))}") from error
+    client.api.timeout = _REQUEST_TIMEOUT
     return client
 
 
@@ -205,6 +223,8 @@ class _Container:
             self._container.reload()
         except docker.errors.NotFound:
             return "exited and its container was removed"
+        except (docker.errors.APIError, OSError) as error:
+            return f"is out of reach, its Docker engine does not answer: {_one_line(str(error))}"
         state = self._container.attrs["State"]
         if state["Status"] in ("created", "running", "restarting"):
             return None
@@ -216,12 +236,58 @@ class _Container:
 
         deadline = time.monotonic() + _KILL_TIMEOUT
         while time.monotonic() < deadline:
-            with contextlib.suppress(docker.errors.APIError):
+            with contextlib.suppress(docker.errors.APIError, OSError):
                 try:
                     self._container.remove(force=True)
                 except docker.errors.NotFound:
                     return
             time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _typed(subject: str) -> Iterator[None]:
+    """Whatever the engine, or the way to it, fails with becomes an ``EnvironmentFailure``."""
+    import docker.errors
+
+    try:
+        yield
+    except (docker.errors.DockerException, OSError) as error:
+        raise EnvironmentFailure(f"{subject}: {_one_line(str(error))}") from error
+
+
+def _labels() -> dict[str, str]:
+    """The process that a container belongs to, and the processes among which its number is unique."""
+    pids = Path("/proc/self/ns/pid")
+    return {
+        OWNER_LABEL: str(os.getpid()),
+        _PIDS_LABEL: f"{platform.node()}/{pids.stat().st_ino if pids.exists() else 0}",
+    }
+
+
+def _remove_orphans() -> None:
+    """Remove containers whose process is gone.
+
+    Containers remove themselves when their worker ends, but not those whose process was killed between making and starting
+    them, and not those whose image holds a supervisor that stays.
+    """
+    import docker.errors
+
+    api = engine().api
+    for container in api.containers(all=True, filters={"label": f"{_PIDS_LABEL}={_labels()[_PIDS_LABEL]}"}):
+        owner = container["Labels"].get(OWNER_LABEL, "")
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            with contextlib.suppress(docker.errors.APIError):
+                api.remove_container(container["Id"], force=True)
+
+
+def _unless_made(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out what tools made in a folder of sources: setuptools would install old modules from ``build``."""
+    name = Path(entry.name).name
+    return None if name in ("build", "__pycache__", ".git", ".venv") or name.endswith(".egg-info") else entry
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[-_OUTPUT_KEPT:]
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
