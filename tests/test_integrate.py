@@ -80,6 +80,31 @@ def test_what_is_no_manifest_is_told_by_its_name():
         Manifest.from_toml('slug = "x"\ncolour = 1', "x.toml")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lock = 'gym==0.21.0'", r"lock should be a list, got 'gym==0\.21\.0'"),
+        ("lock = ['gym==0.21.0', 1]", r"lock\[1\] should be a string, got 1"),
+        ("environment = {THREADS = 1}", r"environment\.THREADS should be a string, got 1"),
+        ("default_max_episode_steps = true", "default_max_episode_steps should be a whole number, got True"),
+        ("entry_points = [{name = 'A-v0'}]", r"entry_points\[0\]: entry_point is missing"),
+        ("arguments = ['A-v0']", r"arguments\[0\] should be a table, got 'A-v0'"),
+        ("reward_weights = [{pattern = '*', weights = [1, 0.5, '2']}]", r"weights\[2\] should be a number, got '2'"),
+        ("installer = 'conda'", "installer should be uv or pip, got 'conda'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_by_its_key(line, message):
+    whole = (
+        "slug = 'x'\nrequirements = ['x']\npython = '3.8'\nmodules = []\npackages = []\nlicence = ''\nhomepage = ''\n"
+    )
+    assert Manifest.from_toml(whole, "x.toml").requirements == ("x",)
+    with pytest.raises(ConfigError, match=r"^x\.toml is not a library manifest: .*" + message):
+        Manifest.from_toml(whole + line, "x.toml")
+    for slug in ("../x", "My_Library", ""):
+        with pytest.raises(ConfigError, match="slug should be like 'my-library'"):
+            Manifest.from_toml(whole.replace("'x'", f"'{slug}'", 1), "x.toml")
+
+
 def test_an_installation_is_made_anew_when_what_it_is_made_from_changes(tmp_path):
     keys = {
         replace(ODD, **change).build_key

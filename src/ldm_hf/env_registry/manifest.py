@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tomli_w
 
@@ -142,14 +143,15 @@ class Manifest:
 
     @classmethod
     def from_data(cls, data: dict[str, Any], source: str) -> "Manifest":
-        """Read a manifest as TOML gives it."""
-        try:
-            tables = {
-                key: tuple(part(**_tuples(table)) for table in data.get(key, [])) for key, part in _TABLES.items()
-            }
-            return cls(**_tuples({**data, **tables}))
-        except TypeError as error:
-            raise ConfigError(f"{source} is not a library manifest: {error}") from error
+        """Read a manifest as TOML gives it; ``ConfigError`` names ``source`` and the key that is wrong."""
+        where = f"{source} is not a library manifest"
+        manifest = _table(cls, data, where)
+        assert isinstance(manifest, cls)
+        if not _SLUG.fullmatch(manifest.slug):
+            raise ConfigError(f"{where}: slug should be like 'my-library', in lower case, got {manifest.slug!r}")
+        if manifest.installer not in INSTALLERS:
+            raise ConfigError(f"{where}: installer should be {' or '.join(INSTALLERS)}, got {manifest.installer!r}")
+        return manifest
 
     def to_toml(self) -> str:
         """The manifest as a file's text; what has its default value is left out."""
@@ -210,12 +212,9 @@ class Manifest:
         return [extra for extra in self.extras if entry_point.startswith(extra.entry_points)]
 
 
-_TABLES: dict[str, type] = {
-    "entry_points": EntryPoint,
-    "arguments": Arguments,
-    "reward_weights": RewardWeights,
-    "extras": Extra,
-}
+INSTALLERS = ("uv", "pip")
+_SLUG = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")  # as in ids
+_WORDS = {str: "a string", int: "a whole number", float: "a number", tuple: "a list", dict: "a table"}
 
 
 def home() -> Path:
@@ -269,5 +268,34 @@ def _importable(modules: Sequence[str]) -> bool:
     return all(importlib.util.find_spec(module.partition(".")[0]) for module in modules)
 
 
-def _tuples(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+def _table(part: Any, table: Any, where: str) -> Any:
+    """A table of TOML as its class, each value of the type that the class declares for it."""
+    declared = {one.name: one for one in fields(part)}
+    for key in _checked(dict, table, where):
+        if key not in declared:
+            raise ConfigError(f"{where}: there is no key {key!r}; there are {', '.join(declared)}")
+    for key, one in declared.items():
+        if key not in table and one.default is MISSING and one.default_factory is MISSING:
+            raise ConfigError(f"{where}: {key} is missing")
+    return part(**{key: _value(declared[key].type, value, f"{where}: {key}") for key, value in table.items()})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """A value of TOML as a field's type: lists as tuples, tables as classes."""
+    if is_dataclass(kind):
+        return _table(kind, value, where)
+    if kind is Any:
+        return value
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return tuple(_value(inner[0], item, f"{where}[{i}]") for i, item in enumerate(_checked(tuple, value, where)))
+    if get_origin(kind) is dict:
+        return {key: _value(inner[1], item, f"{where}.{key}") for key, item in _checked(dict, value, where).items()}
+    return _checked(kind, value, where)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    accepted = {tuple: (list, tuple), float: (int, float)}.get(kind, kind)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ConfigError(f"{where} should be {_WORDS[kind]}, got {value!r}")
+    return value
