@@ -346,15 +346,15 @@ def test_no_worker_outlives_a_killed_parent():
 
 
 def test_closing_and_forgetting_leave_no_process():
-    env = remote("old")
-    before = psutil.Process().children(recursive=True)
-    assert before
+    others = set(psutil.Process().children(recursive=True))
+    env, forgotten = remote("old"), remote("old")
+    workers = set(psutil.Process().children(recursive=True)) - others
+    assert len(workers) == 4  # two supervisors and their children
     env.close()
     env.close()
-    forgotten = remote("old")
     del forgotten
     gc.collect()
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
 
 
