@@ -178,12 +178,17 @@ def test_an_interrupted_validation_goes_on(tmp_path):
     found = [EnvironmentReport(name) for name in ("cost", "old", "three")]
     work_file = tmp_path / "odd.validation.jsonl"
     before = EnvironmentReport("old", failure="as it stands in the file")
-    line = json.dumps({"build": provider.manifest.build_key, **before.to_json()})
-    other = json.dumps({"build": "another installation", **EnvironmentReport("cost", failure="no").to_json()})
+    line = json.dumps({"manifest": provider.manifest.validation_key, **before.to_json()})
+    limited = replace(provider.manifest, default_max_episode_steps=3)  # the same installation, used in another way
+    assert limited.build_key == provider.manifest.build_key
+    other = json.dumps({"manifest": limited.validation_key, **EnvironmentReport("cost", failure="no").to_json()})
     work_file.write_text(f'{line}\n{other}\n{{"half a li')
     reports = validate_all(provider, found, work_file=work_file, jobs=2, timeout=60)
     assert [report.name for report in reports] == ["cost", "old", "three"]
     assert reports[0].failure is None and reports[1] == before and "3 values" in reports[2].failure
+    lines = work_file.read_text().split()
+    assert validate_all(provider, found, work_file=work_file, jobs=2, timeout=60) == reports
+    assert work_file.read_text().split() == lines  # there was nothing left to do
 
 
 def test_a_library_s_environments_are_found_among_all_that_are_registered():

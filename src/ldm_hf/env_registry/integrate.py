@@ -236,11 +236,12 @@ def validate_all(
 ) -> list[EnvironmentReport]:
     """Validate environments, several at a time, each in a process of its own.
 
-    Each finished report is appended to ``work_file`` at once, and what stands there already is not done again: an
-    interrupted validation goes on where it was.
+    Each finished report is appended to ``work_file`` at once, and what stands there already of the same manifest is not
+    done again: an interrupted validation goes on where it was.
     """
     work_file.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_work(work_file, provider.manifest.build_key)
+    key = provider.manifest.validation_key
+    done = _read_work(work_file, key)
     wanted = [report for report in found if fnmatch.fnmatchcase(report.name, only)]
     missing = [report for report in wanted if report.name not in done]
     pool = ThreadPoolExecutor(jobs)
@@ -248,11 +249,13 @@ def validate_all(
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         bar = stack.enter_context(progress_bar(provider.manifest.slug, total=len(wanted), unit="environment"))
         bar.update(len(wanted) - len(missing))
+        if work_file.stat().st_size:
+            log.write("\n")  # The last line may be half written: what comes must not be glued to it.
         futures = [pool.submit(validate, provider, report, timeout=timeout, limits=limits) for report in missing]
         for future in as_completed(futures):
             report = future.result()
             done[report.name] = report
-            log.write(json.dumps({"build": provider.manifest.build_key, **report.to_json()}) + "\n")
+            log.write(json.dumps({"manifest": key, **report.to_json()}) + "\n")
             log.flush()
             bar.update(1)
     return [done[report.name] for report in wanted]
@@ -272,13 +275,13 @@ def write_library(
     return folder / f"{manifest.slug}.toml", folder / f"{manifest.slug}.json"
 
 
-def _read_work(path: Path, build: str) -> dict[str, EnvironmentReport]:
+def _read_work(path: Path, key: str) -> dict[str, EnvironmentReport]:
     done = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):  # The last line may be half written.
             data = json.loads(line)
-            if data.pop("build") == build:
+            if data.pop("manifest", None) == key:
                 report = EnvironmentReport.from_json(data)
                 done[report.name] = report
     return done

@@ -173,6 +173,11 @@ class Manifest:
         )
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
+    @property
+    def validation_key(self) -> str:
+        """Twelve hexadecimal digits that change when the installation does, or how environments are made in it."""
+        return hashlib.sha256(f"{self.build_key}\n{self.to_toml()}".encode()).hexdigest()[:12]
+
     def recipe(self, name: str) -> dict[str, Any]:
         """What a worker needs to make an environment, as plain data; ``isolated/translation.py`` reads it."""
         entry_point = next((found for found in self.entry_points if found.name == name), None)
