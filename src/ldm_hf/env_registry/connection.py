@@ -101,7 +101,9 @@ class Worker:
         except protocol.ProtocolError as error:
             raise self._give_up(f"{doing} was answered by garbage ({error})") from None
         if "error" in answer:
-            raise EnvironmentFailure(f"{self.subject}: {doing} failed: {answer['error']}")
+            # One line without control characters, however the worker wrote it.
+            reason = "".join(letter if letter.isprintable() else " " for letter in str(answer["error"])[:2000])
+            raise EnvironmentFailure(f"{self.subject}: {doing} failed: {' '.join(reason.split())}")
         return answer
 
     def share(self, batch: protocol.SharedBatch) -> None:

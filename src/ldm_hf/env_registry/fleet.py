@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.env_registry.infos import Columns
+from ldm_hf.env_registry.infos import Columns, check
 from ldm_hf.env_registry.isolated.protocol import array_format, leaves
 from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
@@ -121,7 +121,14 @@ class Fleet:
 
     def ask(self, do: str, per_worker: Callable[[slice], dict[str, Any]] = lambda part: {}) -> list[dict[str, Any]]:
         """Send another request to every worker, one after the other."""
-        return [self._worker(index).ask(do, **per_worker(self.slices[index])) for index in self._indices()]
+        answers = [self._worker(index).ask(do, **per_worker(self.slices[index])) for index in self._indices()]
+        key = {"render": "frames", "get": "values", "call": "values"}.get(do)
+        for index, answer in enumerate(answers):
+            size = self.slices[index].stop - self.slices[index].start
+            with self._worker(index).trust():
+                if key is not None and not (isinstance(answer[key], list) and len(answer[key]) == size):
+                    raise ValueError(f"{key} are not those of {size} environments")
+        return answers
 
     def close(self) -> None:
         """End all workers."""
@@ -145,10 +152,12 @@ class Fleet:
             raise EnvironmentFailure(f"{self.settings.id}: a worker has ended; call reset() to replace it")
         return worker
 
-    def _attempt(self, index: int, ask: Callable[[int], dict[str, Any]]) -> dict[str, Any] | EnvironmentFailure:
-        """What a worker answers; one that fails is ended, because the state of its environments is unknown."""
+    def _attempt(self, index: int, ask: Callable[[int], dict[str, Any]], step: Step) -> EnvironmentFailure | None:
+        """Read what a worker answers; one that fails is ended, because the state of its environments is unknown."""
         try:
             answer = ask(index)
+            with self._worker(index).trust():
+                self._read(index, answer, step)
         except EnvironmentFailure as failure:
             worker = self.workers[index]
             if worker is not None:
@@ -157,7 +166,7 @@ class Fleet:
             self._failures[index] += 1
             return failure
         self._failures[index] = 0
-        return answer
+        return None
 
     def _gather(self, ask: Callable[[int], dict[str, Any]]) -> Step:
         """Take the answers in turn, each copied while later workers are still busy."""
@@ -165,11 +174,9 @@ class Fleet:
         step = Step(self._room(), [], np.empty(self.num_envs), np.empty((2, self.num_envs), bool), none, list(none))
         failures = {}
         for index in self._indices():
-            answer = self._attempt(index, ask)
-            if isinstance(answer, EnvironmentFailure):
-                failures[index] = answer
-            else:
-                self._read(index, answer, step)
+            failure = self._attempt(index, ask, step)
+            if failure is not None:
+                failures[index] = failure
         for index, failure in failures.items():
             if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
                 raise failure
@@ -190,14 +197,19 @@ class Fleet:
         self._copy(shared.observations, answer.get("inline"), part, step.observations)
         step.rewards[part] = shared.rewards
         step.ends[:, part] = shared.ends.T
-        step.infos[index] = answer.get("infos"), part.stop - part.start
+        size = part.stop - part.start
+        check(answer.get("infos"), size)
+        step.infos[index] = answer.get("infos"), size
         if "final_infos" in answer:
             step.final_observations = step.final_observations or self._room()
             self._copy(shared.final_observations, answer.get("final_inline"), part, step.final_observations)
-            step.final_infos[index] = answer["final_infos"], part.stop - part.start
+            check(answer["final_infos"], size)
+            step.final_infos[index] = answer["final_infos"], size
 
     def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, part: slice, room: list[Any]) -> None:
         rows = [list(row) if row else [] for row in inline or ()]
+        if any(array is None for array in arrays) and len(rows) != part.stop - part.start:
+            raise ValueError(f"observations of {len(rows)} environments, not {part.stop - part.start}")
         for leaf, array, values in zip(self._leaves, arrays, room, strict=True):
             values[part] = array if array is not None else [decode(leaf, row.pop(0)) if row else None for row in rows]
 
@@ -212,8 +224,10 @@ class Fleet:
             step.final_observations = step.final_observations or self._room()
             step.final_infos[index] = info, size
             answer = self._worker(index).reset([None] * size, None)
-            step.infos[index] = answer.get("infos"), size
-            self._copy(self._worker(index).shared.observations, answer.get("inline"), part, step.observations)
+            with self._worker(index).trust():
+                check(answer.get("infos"), size)
+                step.infos[index] = answer.get("infos"), size
+                self._copy(self._worker(index).shared.observations, answer.get("inline"), part, step.observations)
         else:
             step.infos[index] = info, size
         last = step.final_observations if self.autoreset == "SameStep" else step.observations

@@ -15,6 +15,27 @@ Under ``FLOATS`` stand the keys whose values are a number of every environment, 
 """
 
 
+def check(columns: Any, size: int) -> None:
+    """Hold what a worker sent as infos of ``size`` environments against the form above; ``ValueError`` if it has another."""
+    if columns is None:
+        return
+    if not isinstance(columns, dict) or not all(isinstance(key, str) for key in columns):
+        raise ValueError("infos are not a map of names")
+    for key, (first, second) in columns.items():
+        if key == FLOATS:
+            named = isinstance(first, list) and all(isinstance(name, str) for name in first)
+            fits = named and isinstance(second, np.ndarray) and second.shape == (len(first), size)
+        else:
+            fits = isinstance(second, list) and len(second) == size
+            if isinstance(first, dict):
+                check(first, size)
+            else:
+                is_array = isinstance(first, np.ndarray) and first.ndim > 0
+                fits = fits and (is_array or isinstance(first, list)) and len(first) == size
+        if not fits:
+            raise ValueError(f"infos under {key[:50]!r} are not those of {size} environments")
+
+
 def vector_info(parts: Sequence[tuple[Columns | None, int]]) -> dict[str, Any]:
     """Infos of a vector environment in Gymnasium's form: under each key the values, under ``_key`` where there is one.
 

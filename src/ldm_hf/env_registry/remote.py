@@ -1,6 +1,7 @@
 """The environments of one worker as the client sees them: spaces, shared numbers, requests."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ STEP_TIMEOUT = 60.0
 
 CLIENT_SPIN, WORKER_SPIN = 500e-6, 200e-6
 """Seconds to keep asking for a message before sleeping: waking a sleeping process costs more than a short step takes."""
+
+
+_MAX_ELEMENTS = 1 << 24  # of a space, each with bounds: nothing larger is an observation
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,17 @@ class WorkerBatch:
         try:
             make = {"recipe": settings.recipe(), "num_envs": num_envs, "autoreset": autoreset}
             self.description = self._worker.ask(settings.start_timeout, do="make", spin=WORKER_SPIN, **make)
-            with self._trust():
+            with self.trust():
                 observation, action = self.description["observation_space"], self.description["action_space"]
+                if _elements(observation) + _elements(action) > _MAX_ELEMENTS:
+                    raise ValueError(f"spaces of more than {_MAX_ELEMENTS} numbers")
+                _check_description(self.description)
                 self.observation_space, self.action_space = space_from_json(observation), space_from_json(action)
                 self.shared = SharedBatch(observation, action, num_envs)
+                if self.shared.nbytes > settings.limits.memory:
+                    raise ValueError(
+                        f"its numbers take {self.shared.nbytes} bytes, its limit is {settings.limits.memory}"
+                    )
             self._worker.share(self.shared)
         except BaseException:
             self._worker.close()
@@ -153,13 +164,37 @@ class WorkerBatch:
         self._worker.close()
 
     @contextlib.contextmanager
-    def _trust(self) -> Iterator[None]:
+    def trust(self) -> Iterator[None]:
         """Whatever fails here fails because of what the worker answered."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())
             raise self._worker.fail(f"its answer is not understood ({type(error).__name__}: {reason})") from error
+
+
+def _elements(space: Any) -> int:
+    """How many numbers the boxes in a space's description have; building the space takes memory for each."""
+    if isinstance(space, list):
+        return sum(_elements(part) for part in space)
+    if not isinstance(space, dict):
+        return 0
+    size: Any = space.get("shape", 0)
+    if space.get("type") == "MultiBinary":
+        size = space["n"]
+    own = math.prod(size) if isinstance(size, list) else int(size)
+    return own + sum(_elements(part) for key, part in space.items() if key not in ("low", "high", "nvec", "start"))
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    modes, fps = description["render_modes"], description["render_fps"]
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
+        raise ValueError("render modes are not names")
+    if fps is not None and not isinstance(fps, int | float):
+        raise ValueError("frames per second are not a number")
+    for key in ("max_episode_steps", "time_limit_is_default"):
+        if key not in description:
+            raise ValueError(f"{key} is missing")
 
 
 def split(space: dict[str, Any], value: Any) -> list[Any]:
