@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Small tensors: more threads onl
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test reaches beyond this machine.
 
 from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.run import build_run
-from ldm_hf.dataset_builder.writer import update_repository
+from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.run import RunRequest, build_run
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 
 CARTPOLE, CLIFF, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/CliffWalking-v1", "gymnasium/Pendulum-v1"
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
     """Datasets of three real environments, from runs far too short to learn much."""
     root = tmp_path_factory.mktemp("corpus") / "data"
     for environment, (candidate, timesteps) in _REFERENCES.items():
-        build_run(environment, candidate, timesteps=timesteps, seed=0, root=root)
+        build_run(RunRequest(environment, candidate, timesteps, 0, keep="all"), root)
     update_repository(root / "gymnasium")
     return root
 

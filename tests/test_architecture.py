@@ -26,7 +26,7 @@ ALLOWED = {
     "training": BASE | {"env_registry", "dataset_builder", "cli"},
     "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema"},
 }
-EVERYTHING = {"__init__", "__main__", "_auto", "cli", "env_commands", "quickstart"}
+EVERYTHING = {"__init__", "__main__", "_auto", "cli", "data_commands", "env_commands", "quickstart"}
 
 
 def imported(path: Path) -> set[str]:

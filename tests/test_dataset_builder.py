@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
+from ldm_hf.dataset_builder import reader
+from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
+from ldm_hf.dataset_builder.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
-from ldm_hf.dataset_builder.writer import plan_chunks, update_repository, write_dataset
+from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import space_to_json
@@ -33,8 +39,23 @@ def test_chunks_cover_every_transition_once(lengths, chunk_length):
 
 def some_info(observation_space: spaces.Space, action_space: spaces.Space, rows: int) -> RunInfo:
     return RunInfo(
-        *("test/Some-v0", space_to_json(observation_space), space_to_json(action_space)),
-        *(0.0, 1.0, 1.0, [1.0], 1, rows, 2, "PPO", {}, 0, None, {}),
+        *("test/Some-v0", "PPO-0", space_to_json(observation_space), space_to_json(action_space)),
+        *(
+            LearningCurve.of(range(20), range(0, 200, 10)),
+            [1.0],
+            1,
+            rows,
+            2,
+            "PPO",
+            {},
+            "",
+            0,
+            1.0,
+            None,
+            "MIT",
+            {},
+            {},
+        ),
     )
 
 
@@ -94,7 +115,9 @@ rows = list(load_dataset({str(data / "gymnasium")!r}, "CartPole-v1", split="trai
 print(len(rows), sorted(rows[0]), sum(len(row["observation"]) for row in rows))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    columns = "['action', 'observation', 'reference_action', 'reward', 'step', 'stream', 'terminated', 'truncated']"
+    columns = (
+        "['action', 'observation', 'reference_action', 'reward', 'run', 'step', 'stream', 'terminated', 'truncated']"
+    )
     assert done.stdout.strip() == f"2048 {columns} {4 * 2048}", done.stderr
 
 
@@ -103,8 +126,9 @@ def test_manifest_and_card_list_the_environments(data):
     assert [row["environment"] for row in rows] == [CARTPOLE, CLIFF, PENDULUM]
     assert rows[0]["files"][0]["bytes"] == (data / "gymnasium" / rows[0]["files"][0]["path"]).stat().st_size
     card = (data / "gymnasium" / "README.md").read_text()
-    assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO | 2,048 |" in card
-    assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/train-*.parquet\n" in card
+    assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO-0 | 2,048 |" in card
+    assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/*/train-*.parquet\n" in card
+    assert "under the licence of its library: MIT." in card and "provider inprocess" in card
     assert [dataset.environment for dataset in open_datasets(data, [PENDULUM, CARTPOLE])] == [CARTPOLE, PENDULUM]
     with pytest.raises(UnknownEnvironmentError, match="no data of gymnasium/Nothing-v0"):
         open_datasets(data, ["gymnasium/Nothing-v0"])
@@ -113,11 +137,9 @@ def test_manifest_and_card_list_the_environments(data):
 @pytest.fixture
 def copy(data, tmp_path):
     """A file of its own to damage."""
-    folder = tmp_path / "CartPole-v1"
-    folder.mkdir()
-    path = folder / "train-00000-of-00001.parquet"
-    path.write_bytes((data / "gymnasium/CartPole-v1" / path.name).read_bytes())
-    return path
+    folder = tmp_path / "gymnasium/CartPole-v1/PPO-0"
+    shutil.copytree(data / "gymnasium/CartPole-v1/PPO-0", folder)
+    return folder / "train-00000-of-00001.parquet"
 
 
 def refused(path, reason):
@@ -170,20 +192,74 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path):
     assert refusals > len(whole) / 11 / 2
 
 
-def test_a_file_that_its_manifest_does_not_describe_is_refused(data, copy):
-    repository = copy.parent.parent
+def test_a_file_that_its_manifest_does_not_describe_is_refused(copy):
+    folder, repository = copy.parent, copy.parent.parent.parent
     update_repository(repository)
     assert open_datasets(repository.parent, [CARTPOLE])[0].num_transitions == 2048
+    assert open_datasets(repository, [CARTPOLE])[0].num_transitions == 2048
     table = pq.read_table(copy)
-    info = {**json.loads(table.schema.metadata[METADATA_KEY]), "last10": 1e9}
+    info = {**json.loads(table.schema.metadata[METADATA_KEY]), "seed": 7}
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(info).encode()}), copy)
+    with pytest.raises(
+        DatasetFormatError, match=r"PPO-0/train-.* bytes, [0-9]+ in its manifest: it is truncated or foreign"
+    ):
+        open_datasets(repository, [CARTPOLE])
+    record = RunRecord.read(folder)
+    replace(record, files=describe_files(folder)).write(folder)
+    update_repository(repository)
     with pytest.raises(DatasetFormatError, match="other things of its run than the manifest"):
-        open_datasets(repository.parent, [CARTPOLE])
+        open_datasets(repository, [CARTPOLE])[0].chunk(0)
     copy.unlink()
     with pytest.raises(DatasetFormatError, match="is missing"):
-        open_datasets(repository.parent, [CARTPOLE])
-    with pytest.raises(DatasetFormatError, match="holds no datasets"):
+        open_datasets(repository, [CARTPOLE])
+    (folder / "run.json").write_text("{")
+    with pytest.raises(DatasetFormatError, match="is no record of a run"):
         update_repository(repository)
+    (folder / "run.json").unlink()
+    with pytest.raises(DatasetFormatError, match="holds no runs"):
+        update_repository(repository)
+
+
+def test_runs_of_an_environment_are_read_as_one_dataset(data, tmp_path):
+    repository = tmp_path / "gymnasium"
+    for seed in (0, 1):
+        folder = repository / f"CartPole-v1/PPO-{seed}"
+        shutil.copytree(data / "gymnasium/CartPole-v1/PPO-0", folder)
+    record = RunRecord.read(folder)
+    curve = replace(record.info.curve, last=replace(record.info.curve.last, mean=999.0))
+    info = replace(record.info, run="PPO-1", seed=1, curve=curve)
+    source = open_dataset(data / "gymnasium/CartPole-v1/PPO-0")
+    chunks = plan_chunks([512] * 4, 0)
+    write_dataset(folder, info, chunks, lambda chunk: source.chunk(chunks.index(chunk)))
+    replace(record, run="PPO-1", info=info, files=describe_files(folder)).write(folder)
+    dropped = replace(record, run="A2C-0", dropped="because")
+    (repository / "CartPole-v1/A2C-0").mkdir()
+    dropped.write(repository / "CartPole-v1/A2C-0")
+    update_repository(repository)
+    [dataset] = open_datasets(tmp_path)
+    assert [info.run for info in dataset.runs] == ["PPO-0", "PPO-1"] and dataset.info.last10 == 999.0
+    assert dataset.num_chunks == 8 and dataset.num_transitions == 2 * 2048
+    for index in range(4):
+        np.testing.assert_array_equal(dataset.chunk(index).rewards, dataset.chunk(index + 4).rewards)
+    runs = pq.read_table(repository / "runs.parquet").to_pylist()
+    assert [(run["run"], run["kept"], run["reason"]) for run in runs] == [
+        ("A2C-0", False, "because"),
+        ("PPO-0", True, ""),
+        ("PPO-1", True, ""),
+    ]
+    assert "| `gymnasium/CartPole-v1` | A2C-0 | because |" in (repository / "README.md").read_text()
+    assert (repository / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_thousands_of_environments_open_no_file_before_they_are_read(data, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a footer was read")
+
+    monkeypatch.setattr(reader, "_read_footer", fail)
+    datasets = open_datasets(data)
+    assert [dataset.num_chunks > 0 for dataset in datasets] == [True] * 3
+    with pytest.raises(AssertionError, match="a footer was read"):
+        datasets[0].chunk(0)
 
 
 def test_other_parquet_files_and_versions_are_refused(copy):
@@ -192,7 +268,7 @@ def test_other_parquet_files_and_versions_are_refused(copy):
     refused(copy, "no ldm_hf dataset")
     info = json.loads(table.schema.metadata[METADATA_KEY])
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps({**info, "version": 99}).encode()}), copy)
-    refused(copy, "format version 99; this version of ldm_hf reads 1")
+    refused(copy, "format version 99; this version of ldm_hf reads 2")
     pq.write_table(table.drop_columns(["reward"]), copy)
     refused(copy, "columns that do not fit")
     pq.write_table(table.slice(0, 1000), copy)

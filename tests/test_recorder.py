@@ -9,18 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from conftest import CARTPOLE, CLIFF, PENDULUM
+from conftest import CARTPOLE, PENDULUM
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording, first_and_last10
+from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
+from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.run import _relabelled, build_run
+from ldm_hf.dataset_builder.run import RunRequest, _Source, build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
+from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError
-from ldm_hf.modeling.spaces_ldm import SlotLayout, space_to_json
+from ldm_hf.modeling.spaces_ldm import SlotLayout
 
 
 class Counter(gymnasium.Env):
@@ -55,37 +57,55 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
     lengths = {0: [3, 2], 1: [1, 4]}
     venv = DummyVecEnv([lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths])
     recording = Recording(tmp_path / "r", 50, venv)
-    recorder = RecorderVecEnv(venv, recording)
+    recorder = RecorderVecEnv(venv, 50, recording)
     PPO("MlpPolicy", VecNormalize(recorder) if normalize else recorder, n_steps=64, batch_size=32, seed=0).learn(128)
-    assert recording.length == 50  # the capacity; the algorithm went on
+    assert recording.is_full and recording.length == 50  # the capacity; the algorithm went on
     for copy, cycle in lengths.items():
+        seen, acted = recording.observation_batch(copy, 0, 50), recording.action_batch(copy, 0, 50)
         row = 0
         for episode in range(6):
             length = cycle[episode % 2]
             for step in range(length):
-                assert recording.observations["observation"][row, copy].tolist() == [copy, episode, step]
+                assert seen[row].tolist() == [copy, episode, step]
                 assert recording.rewards[row, copy] == 100 * episode + step
                 last = step == length - 1
                 assert recording.terminated[row, copy] == (last and episode % 2 == 0)
                 assert recording.truncated[row, copy] == (last and episode % 2 == 1)
-                assert abs(recording.actions[row, copy, 0]) <= 1
+                assert abs(acted[row, 0]) <= 1
                 row += 1
     # Episode e of a copy returns 100 e length + (0 + ... + length-1); the first four to end, by hand, ties by copy.
-    assert recording.episode_returns()[:4].tolist() == [0, 3, 201, 406]
+    assert recorder.log.returns[:4] == [0, 3, 201, 406] and recorder.log.ends[:4] == [2, 6, 10, 10]
+    # What each episode ended on: copy 1's first after 1 step, copy 0's first after 3, both seconds at step 5 of each copy.
+    assert recording.terminals[:4] == [(1, 0), (0, 2), (0, 4), (1, 4)]
+    assert recording.terminal_batch(0, 4).tolist() == [[1, 0, 1], [0, 0, 3], [0, 1, 2], [1, 1, 4]]
+
+
+@pytest.mark.parametrize("item", [(), (3,), (20, 20, 3)])
+def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
+    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
+    rows = np.random.default_rng(0).integers(0, 255, (25, 2, *item)).astype(np.int64)
+    file = BlockFile(tmp_path / "b", np.int64, 2, item)
+    for row in rows:
+        file.append(row)
+    for start, stop in [(0, 25), (0, 7), (6, 8), (20, 25), (13, 14), (5, 5)]:
+        np.testing.assert_array_equal(file.read(1, start, stop), rows[start:stop, 1])
+    assert 0 < (tmp_path / "b").stat().st_size < rows.nbytes
+    file.close()
 
 
 def test_resets_within_an_episode_truncate_it(tmp_path):
     """ARS resets all copies when one of them has finished."""
     venv = DummyVecEnv([lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)])
     recording = Recording(tmp_path / "r", 60, venv)
+    recorder = RecorderVecEnv(venv, 60, recording)
     train_policy(
-        RecorderVecEnv(venv, recording),
+        recorder,
         Candidate("ARS", {"n_delta": 2}, 3),
         timesteps=180,
         seed=0,
         progress=lambda _: None,
     )
-    seen = recording.observations["observation"][:60]
+    seen = np.stack([recording.observation_batch(copy, 0, 60) for copy in range(3)], 1)
     done = recording.terminated | recording.truncated
     for copy in range(3):
         for (_, episode, count), (_, next_episode, next_count), over in zip(
@@ -94,27 +114,17 @@ def test_resets_within_an_episode_truncate_it(tmp_path):
             assert (next_episode > episode and next_count == 0) if over else next_episode == episode
             assert over or next_count == count + 1
     # Every evaluation lasts three steps, copy 2's episodes; those of the others never end by themselves.
-    returns = recording.episode_returns()
+    returns = np.array(recorder.log.returns)
     assert len(returns) == done[:, 2].sum() and done[:, 0].sum() == done[:, 2].sum() - 1
     assert set(returns % 100) == {0 + 1 + 2}
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_a_return_that_is_not_finite_spoils_no_other(tmp_path, bad):
-    venv = DummyVecEnv([lambda: Counter(0, [2])])
-    recording = Recording(tmp_path / "r", 6, venv)
+def test_a_return_that_is_not_finite_spoils_no_other(bad):
+    log = EpisodeLog(1)
     for reward, over in [(1, False), (2, True), (bad, False), (2, True), (3, False), (4, True)]:
-        recording.append(np.zeros(3), np.zeros(1), np.array([reward]), np.array([over]), np.array([False]))
-    np.testing.assert_array_equal(recording.episode_returns(), [3, bad, 7])
-    with pytest.raises(EnvironmentFailure, match="1 of 12 episodes have no finite return"):
-        first_and_last10(np.tile(recording.episode_returns(), 4)[np.r_[0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2]])
-
-
-def test_first_and_last_tenth():
-    assert first_and_last10(np.arange(10.0)) == (0, 9)
-    assert first_and_last10(np.arange(39.0)) == (1, 37)  # three episodes each: 0 1 2 and 36 37 38
-    with pytest.raises(EnvironmentFailure, match="only 9 episodes"):
-        first_and_last10(np.zeros(9))
+        log.step(np.array([reward], float), np.array([over]))
+    np.testing.assert_array_equal(log.returns, [3, bad, 7])
 
 
 class Camera(gymnasium.Env):
@@ -184,7 +194,7 @@ def test_normalised_observations_reach_the_policy(tmp_path):
 
 def test_labels_are_the_final_policy_s_deterministic_actions(data):
     for environment in ("CartPole-v1", "CliffWalking-v1", "Pendulum-v1"):
-        folder = data / "gymnasium" / environment
+        [folder] = (data / "gymnasium" / environment).iterdir()
         policy, dataset = ReferencePolicy.load(folder / "policy"), open_dataset(folder)
         chunk = dataset.chunk(0)
         observations = (
@@ -199,40 +209,51 @@ def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch
     venv = DummyVecEnv([lambda: Camera(True)] * 2)
     recording = Recording(tmp_path / "r", 40, venv)
     policy = train_policy(
-        RecorderVecEnv(venv, recording),
+        RecorderVecEnv(venv, 40, recording),
         Candidate("PPO", {"n_steps": 16}, 2),
         timesteps=80,
         seed=0,
         progress=lambda _: None,
     )
     layouts = SlotLayout.of(venv.observation_space), SlotLayout.of(venv.action_space, role="action")
-    at_once = _relabelled(recording, ChunkRange(1, 3, 31), policy, *layouts)
-    assert recording.observation_bytes == 40 * 40 * 3 + 2 * 4
-    monkeypatch.setattr("ldm_hf.dataset_builder.run._BATCH_BYTES", 5 * recording.observation_bytes)
-    piecewise = _relabelled(recording, ChunkRange(1, 3, 31), policy, *layouts)
+    source = _Source(recording, policy, *layouts, FlatObservations(venv.observation_space))
+    at_once = source.transitions(ChunkRange(1, 3, 31))
+    monkeypatch.setattr("ldm_hf.dataset_builder.run._BATCH_BYTES", 5 * (40 * 40 * 3 + 2 * 4))
+    piecewise = source.transitions(ChunkRange(1, 3, 31))
     assert len(at_once) == 28 and at_once.images.shape == (28, 64, 64, 3)
     for name, values in vars(at_once).items():
         np.testing.assert_array_equal(getattr(piecewise, name), values, name)
 
 
 def test_a_run_says_where_it_comes_from(data):
-    info = open_dataset(data / "gymnasium" / "Pendulum-v1").info
+    info = open_dataset(data / "gymnasium/Pendulum-v1/PPO-0").info
     assert (info.environment, info.algorithm, info.seed, info.num_streams) == (PENDULUM, "PPO", 0, 4)
     assert info.hyperparameters == {"n_steps": 64, "use_sde": True, "num_envs": 4, "normalize": True}
     assert info.num_transitions == 4096 and info.num_episodes == 20  # 1024 steps of each copy, 200 an episode
-    assert len(info.deterministic_returns) == 20 and info.library_version == gymnasium.__version__
+    assert len(info.deterministic_returns) == 10 and info.library_version == gymnasium.__version__
+    assert info.provenance["provider"] == "inprocess" and info.licence == "MIT" and info.seconds > 0
+    assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 20
     assert set(info.packages) >= {"python", "torch", "stable_baselines3", "gymnasium"}
 
 
 def test_the_same_seed_gives_the_same_data(data, tmp_path):
-    build_run(CARTPOLE, Candidate("PPO", {"n_steps": 64}, num_envs=4), timesteps=2048, seed=0, root=tmp_path)
-    name = "gymnasium/CartPole-v1/train-00000-of-00001.parquet"
+    build_run(RunRequest(CARTPOLE, Candidate("PPO", {"n_steps": 64}, num_envs=4), 2048, 0, keep="all"), tmp_path)
+    name = "gymnasium/CartPole-v1/PPO-0/train-00000-of-00001.parquet"
     assert pq.read_table(tmp_path / name).equals(pq.read_table(data / name))
 
 
+def test_a_run_that_is_not_fit_leaves_its_record_and_its_policy_but_no_data(tmp_path):
+    candidate = Candidate("PPO", {"n_steps": 64, "learning_rate": 0.0}, num_envs=4)
+    record = build_run(RunRequest(CARTPOLE, candidate, 4096, 0), tmp_path)
+    assert record.dropped.startswith("no significant improvement")
+    folder = tmp_path / "gymnasium/CartPole-v1/PPO-0"
+    assert RunRecord.read(folder) == record and not record.failed
+    assert {path.name for path in folder.iterdir()} == {"run.json", "policy"}
+
+
 def test_a_candidate_that_cannot_act_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match=r"DQN cannot act in gymnasium/Pendulum-v1"):
-        build_run(PENDULUM, Candidate("DQN"), timesteps=100, seed=0, root=tmp_path)
+    with pytest.raises(ConfigError, match=r"DQN cannot be trained on gymnasium/Pendulum-v1: DQN does not act in Box"):
+        build_run(RunRequest(PENDULUM, Candidate("DQN"), 100, 0), tmp_path)
     with pytest.raises(ConfigError, match="no algorithm is called 'PPG'"):
         Candidate("PPG")
     assert not list(tmp_path.iterdir())
@@ -244,7 +265,7 @@ def test_a_full_disk_leaves_nothing_and_loses_nothing(data, tmp_path):
 import resource
 from pathlib import Path
 from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.run import build_run
+from ldm_hf.dataset_builder.run import RunRequest, build_run
 from ldm_hf.errors import StorageError
 import ldm_hf.dataset_builder.run as run
 write = run.write_dataset
@@ -253,69 +274,40 @@ def full(*arguments):
     return write(*arguments)
 run.write_dataset = full
 try:
-    build_run({CARTPOLE!r}, Candidate("PPO", {{"n_steps": 64}}, 4), timesteps=2048, seed=1, root=Path({str(tmp_path)!r}))
+    request = RunRequest({CARTPOLE!r}, Candidate("PPO", {{"n_steps": 64}}, 4), 2048, 1, keep="all")
+    build_run(request, Path({str(tmp_path)!r}))
 except StorageError as error:
     print(error)
 """
-    folder = tmp_path / "gymnasium/CartPole-v1"
+    folder = tmp_path / "gymnasium/CartPole-v1/PPO-1"
     folder.mkdir(parents=True)
     (folder / "old").write_text("kept")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "cannot be written: " in done.stdout and "untouched" in done.stdout, done.stderr
     assert (folder / "old").read_text() == "kept"
-    assert [path.name for path in folder.parent.iterdir()] == ["CartPole-v1"]
+    assert [path.name for path in folder.parent.iterdir()] == ["PPO-1"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_what_an_algorithm_cannot_train_on_is_one_line(tmp_path):
-    with pytest.raises(EnvironmentFailure, match=r"^A2C on gymnasium/Blackjack-v1 failed: .*not supported$"):
-        build_run("gymnasium/Blackjack-v1", Candidate("A2C"), timesteps=100, seed=0, root=tmp_path)
-    with pytest.raises(EnvironmentFailure, match=r"only supports `gym.spaces.Box`"):
-        build_run(CLIFF, Candidate("PPO", normalize=True), timesteps=100, seed=0, root=tmp_path)
+def test_too_few_episodes_are_one_line(tmp_path):
     with pytest.raises(EnvironmentFailure, match=r"only . episodes ended"):
-        build_run(PENDULUM, Candidate("PPO", {"n_steps": 100}), timesteps=1000, seed=0, root=tmp_path)
-    assert not list((tmp_path / "gymnasium").iterdir())
+        build_run(RunRequest(PENDULUM, Candidate("PPO", {"n_steps": 100}), 1000, 0), tmp_path)
+    assert not list((tmp_path / "gymnasium/Pendulum-v1").iterdir())
 
 
-def test_space_for_a_recording_is_taken_before_training(tmp_path):
-    """Writing to a mapped page that finds no space would kill the process, so all of it must be there at once."""
+def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
     venv = DummyVecEnv([lambda: Camera(False)])
-    Recording(tmp_path / "r", 1000, venv)
-    for path in (tmp_path / "r").iterdir():
-        assert path.stat().st_blocks * 512 >= path.stat().st_size > 0
+    with pytest.raises(StorageError, match=r"needs room for [0-9,]+ bytes at least, and has"):
+        Recording(tmp_path / "r", 10**15, venv)
+    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 50_000)
+    recording = Recording(tmp_path / "s", 1000, venv)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
+    one = (pictures, np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), np.zeros(1, bool), [])
     try:
-        with pytest.raises(StorageError, match=r"cannot hold a recording of 1000 transitions: .*; nothing was lost"):
-            Recording(tmp_path / "s", 1000, venv)
+        with pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space"):
+            for _ in range(100):
+                recording.append(*one)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_models_of_stable_baselines_are_what_the_table_says():
-    box, discrete, several = spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3])
-    bits, nested = spaces.MultiBinary(3), spaces.Dict({"a": spaces.Discrete(2)})
-    taken = {
-        **dict.fromkeys(("A2C", "PPO", "TRPO"), (box, discrete, several, bits)),
-        **dict.fromkeys(("DQN", "QRDQN"), (discrete,)),
-        **dict.fromkeys(("DDPG", "SAC", "TD3", "TQC"), (box,)),
-        "ARS": (box, discrete),
-    }
-    for algorithm, expected in taken.items():
-        for space in (box, discrete, several, bits, nested):
-            assert Candidate(algorithm).takes(space_to_json(space)) == (space in expected), (algorithm, space)
-    for space in (
-        spaces.Box(-np.inf, np.inf, (2,)),
-        spaces.Box(np.array([0, -np.inf]), np.array([1, 1])),
-        spaces.Discrete(3, start=1),
-        spaces.MultiDiscrete([2, 3], start=[0, 1]),
-        spaces.MultiDiscrete([[2, 3], [2, 2]]),
-        spaces.MultiBinary([2, 2]),
-    ):
-        assert not Candidate("PPO").takes(space_to_json(space)), space
-    for algorithm, cls in (("SAC", SAC), ("DQN", DQN), ("PPO", PPO)):
-        venv = DummyVecEnv([lambda: gymnasium.make("Blackjack-v1")])
-        venv.action_space = spaces.Tuple([spaces.Discrete(2)])
-        with pytest.raises(AssertionError):
-            cls("MlpPolicy", venv)
-        assert not Candidate(algorithm).takes(space_to_json(venv.action_space))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm_hf.data_commands import build, publish
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 
@@ -18,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(environments, name="env")
+app.command()(build)
+app.command()(publish)
 
 Output = Annotated[Path, typer.Option(help="Folder for the results.")]
 

@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "DatasetFormatError",
     "EnvironmentFailure",
+    "HubError",
     "InvalidValueError",
     "LDMError",
     "StorageError",
@@ -35,6 +36,21 @@ class EnvironmentFailure(LDMError, RuntimeError):
 
 class DatasetFormatError(LDMError, ValueError):
     """A dataset file that is truncated, damaged, foreign or of another version; the message names the path."""
+
+
+class HubError(LDMError, OSError):
+    """The Hub could not be read or written; the message names the repository or file, and what to do.
+
+    Attributes:
+        passing: whether trying again may help.
+    """
+
+    def __init__(self, message: str, passing: bool = False):
+        super().__init__(message)
+        self.passing = passing
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CheckpointError(LDMError, RuntimeError):

@@ -4,24 +4,24 @@ Each step writes its result under a temporary name and renames it; a result that
 """
 
 import json
-import multiprocessing
-import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import remove_leftovers, replacing
-from ldm_hf.processes import exit_with_owner, run_child
+from ldm_hf.processes import run_child
 from ldm_hf.progress import progress_bar
+
+if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.executor import Message
+    from ldm_hf.dataset_builder.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -136,81 +136,69 @@ def quickstart(
 
 def build_references(references: Mapping[str, Reference], data: Path, *, jobs: int, seed: int) -> None:
     """Train and record the references whose datasets are not there yet, ``jobs`` at a time."""
-    from ldm_hf.dataset_builder.schema import dataset_folder
-    from ldm_hf.dataset_builder.writer import update_repository
+    from ldm_hf.dataset_builder.repository import update_repository
 
-    folders = {environment: dataset_folder(data, environment) for environment in references}
-    missing = {name: each for name, each in references.items() if not folders[name].is_dir()}
-    _say(f"1/3  Training reference policies: {len(missing)} of {len(references)} environments to go")
-    for folder in {folder.parent for folder in folders.values()}:
-        remove_leftovers(folder)
+    wanted = [_job(*item, data.absolute(), seed) for item in references.items()]
+    missing = [job for job in wanted if not job.is_done]
+    _say(f"1/3  Training reference policies: {len(missing)} of {len(wanted)} environments to go")
+    for job in wanted:
+        remove_leftovers(job.result.parent.parent)
     if missing:
-        _build_in_parallel(missing, data, jobs, seed)
-    for repository in {folder.parent for folder in folders.values()}:
+        _build_in_parallel(missing, jobs)
+    for repository in {job.result.parent.parent.parent for job in wanted}:
         update_repository(repository)
 
 
-def _build_in_parallel(references: Mapping[str, Reference], data: Path, jobs: int, seed: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    os.environ["OMP_NUM_THREADS"] = "1"  # For the workers: one run, one core.
+def _job(environment: str, reference: Reference, data: Path, seed: int) -> "Job":
+    from ldm_hf.dataset_builder.jobs import Job
+    from ldm_hf.dataset_builder.run import RunRequest
+
+    # Every reference is kept: the table of results has a row for each.
+    request = RunRequest(environment, reference.candidate, reference.timesteps, seed, keep="all")
+    return Job(request, data, ranking=False, seconds=float(reference.timesteps), memory=2**30)
+
+
+def _build_in_parallel(missing: "list[Job]", jobs: int) -> None:
+    from ldm_hf.dataset_builder.executor import LocalExecutor
+    from ldm_hf.dataset_builder.records import RunRecord
+
     # The longest first, so that none is left to run alone at the end.
-    order = sorted(references.items(), key=lambda item: -item[1].timesteps)
-    pool = ProcessPoolExecutor(min(jobs, len(order)), context, _start_worker, (messages, os.getpid()))
+    waiting = sorted(missing, key=lambda job: -job.seconds)
     bars = {
-        environment: progress_bar(
-            f"{environment} (waiting)", reference.timesteps, "step", position=position, unit_scale=True
+        job.name: progress_bar(
+            f"{job.request.environment} (waiting)", job.request.timesteps, "step", position=position, unit_scale=True
         )
-        for position, (environment, reference) in enumerate(references.items())
+        for position, job in enumerate(missing)
     }
+    executor = LocalExecutor(min(jobs, len(missing)))
+    running = 0
     try:
-        pending: set[Future] = {pool.submit(_build, *item, data, seed) for item in order}
-        while pending:
-            finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not messages.empty():
-                environment, stage, done, total = messages.get()
-                _show(bars[environment], environment, stage, done, total)
-            for future in finished:
-                future.result()
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        raise
+        while waiting or running:
+            while waiting and executor.has_room(waiting[0]):
+                executor.submit(waiting.pop(0))
+                running += 1
+            for ended in executor.wait(0.2):
+                running -= 1
+                if ended.crash is not None:
+                    raise EnvironmentFailure(f"{ended.job.name}: {ended.crash}")
+                record = RunRecord.read(ended.job.result.parent)
+                if record.failed:
+                    shutil.rmtree(ended.job.result.parent)
+                    raise EnvironmentFailure(f"{ended.job.name}: {record.dropped}")
+            for message in executor.messages():
+                _show(bars[message.name], message)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        executor.close()
         for bar in bars.values():
             bar.close()
 
 
-def _show(bar: tqdm, environment: str, stage: str, done: int, total: int) -> None:
-    description = f"{environment} ({stage})"
+def _show(bar: tqdm, message: "Message") -> None:
+    description = f"{message.name} ({message.stage})"
     if bar.desc != f"{description}: ":
-        bar.reset(total)
+        bar.reset(message.total)
         bar.set_description(description, refresh=False)
-    bar.update(done - bar.n)
-
-
-_messages: Any = None
-
-
-def _start_worker(messages: Any, owner: int) -> None:
-    global _messages  # noqa: PLW0603  (how a pool's initializer hands something to its tasks)
-    _messages = messages
-    exit_with_owner(owner)
-
-
-def _build(environment: str, reference: Reference, data: Path, seed: int) -> None:
-    from ldm_hf.dataset_builder.run import build_run
-
-    last = 0.0
-
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        if done >= total or time.monotonic() - last > 0.3:
-            last = time.monotonic()
-            _messages.put((environment, stage, done, total))
-
-    build_run(environment, reference.candidate, timesteps=reference.timesteps, seed=seed, root=data, progress=report)
+    bar.update(message.done - bar.n)
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:

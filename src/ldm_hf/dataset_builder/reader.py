@@ -1,7 +1,9 @@
 """Reads datasets: chunks of transitions as numpy arrays, with every defect named by path and reason."""
 
+import functools
+import io
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +11,66 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.schema import RunInfo, arrow_schema
+from ldm_hf.dataset_builder.schema import DATA_FILES, RunInfo, arrow_schema
+from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
+_MANIFEST = "manifest.parquet"
+_OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
 
-class EnvironmentDataset:
-    """The recorded transitions of one environment, read chunk by chunk. No file stays open between two reads.
 
-    Args:
-        paths: its files, all of one run.
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """One file of transitions.
 
-    Raises:
-        DatasetFormatError: a file is missing, truncated, foreign, of another version, or of another environment.
+    Attributes:
+        storage: where it lies.
+        path: in the storage.
+        info: of the run that it belongs to.
+        chunks: transitions of its chunks.
     """
 
-    def __init__(self, paths: Sequence[Path]):
-        self._paths = list(paths)
-        self.info = RunInfo.from_metadata(_footer(self._paths[0])[1].metadata, self._paths[0])
+    storage: Storage
+    path: str
+    info: RunInfo
+    chunks: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return self.storage.where(self.path)
+
+
+class EnvironmentDataset:
+    """The recorded transitions of one environment, of one or several runs, read chunk by chunk.
+
+    Opening it reads nothing but what the manifest says, and no file stays open between two reads, so that thousands of
+    environments cost little.
+
+    Args:
+        files: of all runs.
+
+    Raises:
+        DatasetFormatError: the runs have different spaces, or spaces that cannot be read.
+    """
+
+    def __init__(self, files: Sequence[DataFile]):
+        self._files = list(files)
+        self.runs = list({file.info.run: file.info for file in self._files}.values())
+        self.info = max(self.runs, key=lambda info: info.last10)
+        first = self._files[0].where
         try:
             self._observation = SlotLayout.of(self.info.observation_space)
             self._action = SlotLayout.of(self.info.action_space, role="action")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DatasetFormatError(f"{self._paths[0]} has spaces that cannot be read: {_reason(error)}") from error
+            raise DatasetFormatError(f"{first} has spaces that cannot be read: {_reason(error)}") from error
+        spaces = (self.info.observation_space, self.info.action_space)
+        if any((info.observation_space, info.action_space) != spaces for info in self.runs):
+            raise DatasetFormatError(f"{first} and other runs of {self.environment} have different spaces")
+        self.chunk_lengths = np.array([length for file in self._files for length in file.chunks], np.int64)
+        self._last_chunks = np.cumsum([len(file.chunks) for file in self._files])
 
     @property
     def environment(self) -> str:
@@ -59,27 +97,27 @@ class EnvironmentDataset:
         """Rows of all files."""
         return int(self.chunk_lengths.sum())
 
-    @cached_property
-    def chunk_lengths(self) -> np.ndarray:
-        """Transitions of each chunk, int64 of shape (num_chunks,)."""
-        return np.array([meta.row_group(group).num_rows for _, meta, group in self._chunks], np.int64)
-
     def chunk(self, index: int) -> Transitions:
         """The consecutive transitions of one chunk, as views of the decoded columns.
 
         Raises:
-            DatasetFormatError: the file is damaged there.
+            DatasetFormatError: the file is missing, damaged, foreign, or another than the manifest says.
+            HubError: it cannot be had from the Hub.
         """
-        path, metadata, group = self._chunks[index]
+        number = int(np.searchsorted(self._last_chunks, index, side="right"))
+        file = self._files[number]
+        group = index - int(self._last_chunks[number]) + len(file.chunks)
+        footer = _footer(file)
         try:
-            with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-                table = file.read_row_group(group).combine_chunks()
+            table = file.storage.read(file.path, functools.partial(_row_group, footer=footer, group=group))
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise DatasetFormatError(f"{path} is damaged in chunk {group}: {_reason(error)}") from error
+            if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+                raise
+            raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {_reason(error)}") from error
         length = table.num_rows
         return Transitions(
             _vectors(table, "observation") if self._observation.num_slots else np.empty((length, 0), np.float32),
-            self._images(table, path) if self._observation.image is not None else None,
+            self._images(table, file) if self._observation.image is not None else None,
             _vectors(table, "action"),
             _column(table, "reward").to_numpy(),
             _column(table, "terminated").to_numpy(zero_copy_only=False),
@@ -87,90 +125,182 @@ class EnvironmentDataset:
             _vectors(table, "reference_action"),
         )
 
-    @cached_property
-    def _chunks(self) -> list[tuple[Path, pq.FileMetaData, int]]:
-        chunks = []
-        expected = arrow_schema(self._observation, self._action, self.info)
-        for path in self._paths:
-            metadata, schema = _footer(path)
-            if RunInfo.from_metadata(schema.metadata, path) != self.info:
-                raise DatasetFormatError(f"{path} belongs to another run than {self._paths[0]}")
-            if not schema.equals(expected):
-                raise DatasetFormatError(f"{path} has columns that do not fit its spaces: {', '.join(schema.names)}")
-            chunks += [(path, metadata, group) for group in range(metadata.num_row_groups)]
-        if sum(metadata.row_group(group).num_rows for _, metadata, group in chunks) != self.info.num_transitions:
-            raise DatasetFormatError(
-                f"{self._paths[0].parent} does not hold the {self.info.num_transitions} transitions that its files announce"
-            )
-        return chunks
-
-    def _images(self, table: pa.Table, path: Path) -> np.ndarray:
+    def _images(self, table: pa.Table, file: DataFile) -> np.ndarray:
         column = _column(table, "image")
         side = self._observation.image_size
         data = np.frombuffer(column.buffers()[2], np.uint8)
         if data.size != len(column) * side * side * 3:
-            raise DatasetFormatError(f"{path} holds images that are not {side}x{side}x3 bytes")
+            raise DatasetFormatError(f"{file.where} holds images that are not {side}x{side}x3 bytes")
         return data.reshape(len(column), side, side, 3)
 
 
 def open_dataset(folder: Path) -> EnvironmentDataset:
-    """Open the files of one environment's folder.
+    """Open the files of one run's folder without a manifest.
 
     Raises:
-        DatasetFormatError: there are none, or they cannot be read.
+        DatasetFormatError: there are none, they cannot be read, or not all are there.
     """
-    paths = sorted(Path(folder).glob("train-*.parquet"))
-    if not paths:
-        raise DatasetFormatError(f"{folder} holds no dataset: there is no train-*.parquet in it")
-    return EnvironmentDataset(paths)
-
-
-def open_datasets(root: Path, environments: Sequence[str] | None = None) -> list[EnvironmentDataset]:
-    """Open the datasets that the manifests under a folder list, sorted by environment id.
-
-    Args:
-        root: a folder of dataset repositories, one a library.
-        environments: ids to open; by default all.
-
-    Raises:
-        DatasetFormatError: there is no manifest, or a file that one lists is missing, cannot be read or is of another run.
-        UnknownEnvironmentError: an id is in no manifest.
-    """
-    manifests = sorted(Path(root).glob("*/manifest.parquet"))
-    if not manifests:
-        raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/manifest.parquet under it")
-    found: dict[str, tuple[list[Path], str]] = {}
-    for manifest in manifests:
-        try:
-            columns = ["environment", "files", "info"]
-            rows = pq.read_table(manifest, columns=columns, page_checksum_verification=True).to_pylist()
-            for row in rows:
-                found[row["environment"]] = [manifest.parent / file["path"] for file in row["files"]], row["info"]
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise DatasetFormatError(f"{manifest} cannot be read as a manifest: {_reason(error)}") from error
-    missing = [environment for environment in environments or () if environment not in found]
-    if missing:
-        raise UnknownEnvironmentError(f"{root} has no data of {', '.join(missing)}; it has {', '.join(sorted(found))}")
-    return [_as_listed(*found[environment]) for environment in sorted(environments or found)]
-
-
-def _as_listed(paths: list[Path], info: str) -> EnvironmentDataset:
-    dataset = EnvironmentDataset(paths)
-    if dataset.info.to_json() != info:
+    storage = FolderStorage(Path(folder))
+    names = sorted(path.name for path in Path(folder).glob(DATA_FILES))
+    if not names:
+        raise DatasetFormatError(f"{folder} holds no dataset: there is no {DATA_FILES} in it")
+    files = []
+    for name in names:
+        metadata, schema = _read_footer(storage, name)
+        chunks = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        files.append(DataFile(storage, name, RunInfo.from_metadata(schema.metadata, storage.where(name)), chunks))
+    dataset = EnvironmentDataset(files)
+    for file in files:
+        if file.info != files[0].info:
+            raise DatasetFormatError(f"{file.where} belongs to another run than {files[0].where}")
+        _footer(file)
+    if dataset.num_transitions != dataset.info.num_transitions:
         raise DatasetFormatError(
-            f"{paths[0]} says other things of its run than the manifest: one of them is damaged or old"
+            f"{folder} does not hold the {dataset.info.num_transitions} transitions that its files announce"
         )
     return dataset
 
 
-def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
+def open_datasets(
+    data: str | Path | Sequence[str | Path], environments: Sequence[str] | None = None, *, cached: bool = True
+) -> list[EnvironmentDataset]:
+    """Open the datasets that manifests list, sorted by environment id.
+
+    Args:
+        data: a folder of dataset repositories, one such repository, ``hf://datasets/<namespace>/<name>``, or several of
+            these. The runs of an environment that is in more than one are put together.
+        environments: ids to open; by default all.
+        cached: of the Hub: whether whole files are downloaded to its cache when they are first used. Otherwise only
+            what is needed is read over the network, each time.
+
+    Raises:
+        DatasetFormatError: there is no manifest, or a file that one lists is missing, cannot be read or is of another run.
+        UnknownEnvironmentError: an id is in no manifest.
+        HubError: a repository of the Hub cannot be read.
+    """
+    places = [data] if isinstance(data, str | Path) else list(data)
+    found: dict[str, list[DataFile]] = {}
+    for place in places:
+        for storage in open_storages(place, cached):
+            for file in _listed_files(storage, environments):
+                found.setdefault(file.info.environment, []).append(file)
+    missing = [environment for environment in environments or () if environment not in found]
+    if missing or not found:
+        named = ", ".join(map(str, places))
+        wanted = ", ".join(missing) or "any environment"
+        raise UnknownEnvironmentError(f"{named} has no data of {wanted}; it has {', '.join(sorted(found)) or 'none'}")
+    return [EnvironmentDataset(found[environment]) for environment in sorted(found)]
+
+
+def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[DataFile]:
     try:
-        metadata = pq.read_metadata(path)
+        rows = storage.read(_MANIFEST, _manifest_rows)
+        files = []
+        for row in rows:
+            if environments is not None and row["environment"] not in environments:
+                continue
+            info = RunInfo.from_json(row["info"], storage.where(_MANIFEST))
+            for entry in row["files"]:
+                if entry["chunks"]:
+                    _check_size(storage, entry)
+                    files.append(DataFile(storage, entry["path"], info, tuple(entry["chunks"])))
+        return files
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+            raise
+        raise DatasetFormatError(
+            f"{storage.where(_MANIFEST)} cannot be read as a manifest: {_reason(error)}"
+        ) from error
+
+
+def _manifest_rows(file: Any) -> list[dict[str, Any]]:
+    columns = ["environment", "files", "info"]
+    return list(pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist())
+
+
+def _check_size(storage: Storage, entry: dict[str, Any]) -> None:
+    size = storage.size(entry["path"])
+    if size is not None and size != entry["bytes"]:
+        raise DatasetFormatError(
+            f"{storage.where(entry['path'])} has {size} bytes, {entry['bytes']} in its manifest: it is truncated or foreign"
+        )
+
+
+@functools.lru_cache(_OPEN_FOOTERS)
+def _footer(file: DataFile) -> pq.FileMetaData:
+    """The footer of a file, once it is seen to be what the manifest says."""
+    metadata, schema = _read_footer(file.storage, file.path)
+    if RunInfo.from_metadata(schema.metadata, file.where) != file.info:
+        raise DatasetFormatError(
+            f"{file.where} says other things of its run than the manifest: one of them is damaged or old"
+        )
+    info = file.info
+    layouts = SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action")
+    if not schema.equals(arrow_schema(*layouts, info)):
+        raise DatasetFormatError(f"{file.where} has columns that do not fit its spaces: {', '.join(schema.names)}")
+    if tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) != file.chunks:
+        raise DatasetFormatError(f"{file.where} has other chunks than its manifest says")
+    return metadata
+
+
+def _read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    try:
+        metadata = storage.read(path, pq.read_metadata)
         return metadata, metadata.schema.to_arrow_schema()
-    except FileNotFoundError as error:
-        raise DatasetFormatError(f"{path} is missing") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DatasetFormatError(f"{path} is no whole Parquet file (truncated or foreign): {_reason(error)}") from error
+        if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+            raise
+        raise DatasetFormatError(
+            f"{storage.where(path)} is no whole Parquet file (truncated or foreign): {_reason(error)}"
+        ) from error
+
+
+def _row_group(file: Any, footer: pq.FileMetaData, group: int) -> pa.Table:
+    """Read one row group: its bytes lie together, so that one read fetches them from wherever they are."""
+    meta = footer.row_group(group)
+    columns = [meta.column(index) for index in range(meta.num_columns)]
+    columns = [column for column in columns if column.path_in_schema.partition(".")[0] in _READ]
+    starts = [
+        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
+    ]
+    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    file.seek(min(starts))
+    window = _Window(file.read(max(ends) - min(starts)), min(starts))
+    with pq.ParquetFile(window, metadata=footer, page_checksum_verification=True) as parquet:
+        return parquet.read_row_group(group, columns=_READ).combine_chunks()
+
+
+class _Window(io.RawIOBase):
+    """A file of which only a part is at hand."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data, self._start, self._position = memoryview(data), start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        first = self._position - self._start
+        last = len(self._data) if size < 0 else first + size
+        if first < 0:
+            raise OSError(f"bytes {self._position} to {self._position + size} are not at hand")
+        data = bytes(self._data[first:last])
+        self._position += len(data)
+        return data
+
+
+_READ = ["observation", "image", "action", "reward", "terminated", "truncated", "reference_action"]
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

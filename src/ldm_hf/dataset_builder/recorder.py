@@ -1,56 +1,137 @@
 """Records every transition that a training run makes, raw, on disk."""
 
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from gymnasium.spaces import Dict
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from ldm_hf.errors import EnvironmentFailure, StorageError
+from ldm_hf.errors import StorageError
 
 _PLAIN = "observation"  # name of the array of a space that is not a Dict
+_BLOCK_BYTES = 2**25  # of one array that wait in memory before they are compressed
+_BLOCK_ROWS = 4096
+_CODEC = "zstd"
+_LEVEL = 1
+
+
+class EpisodeLog:
+    """Returns of the episodes that end in B environments, in the order of their ends.
+
+    Attributes:
+        returns: of the episodes that ended by themselves or by a time limit.
+        ends: how many transitions had been made when each of them ended.
+    """
+
+    def __init__(self, num_streams: int) -> None:
+        """Begin with no episode."""
+        self.returns: list[float] = []
+        self.ends: list[int] = []
+        self._running = np.zeros(num_streams)
+        self._transitions = 0
+
+    def step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        """Add one step of all environments."""
+        self._running += rewards
+        self._transitions += len(rewards)
+        if dones.any():
+            self.returns += self._running[dones].tolist()
+            self.ends += [self._transitions] * int(dones.sum())
+            self._running[dones] = 0
+
+    def reset(self) -> None:
+        """Forget the episodes that run: the environments are being reset. Such episodes have no return."""
+        self._running[:] = 0
+
+
+class BlockFile:
+    """An array of shape (T, B, ...) that grows row by row, kept on disk in compressed blocks of one column each."""
+
+    def __init__(self, path: Path, dtype: Any, num_columns: int, item: tuple[int, ...]) -> None:
+        """Make the file; it is gone with its folder."""
+        row_bytes = max(1, num_columns * int(np.prod(item)) * np.dtype(dtype).itemsize)
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes))
+        self._file = path.open("w+b")
+        self._block = np.empty((rows, num_columns, *item), dtype)
+        self._blocks: list[list[tuple[int, int]]] = []  # of each block: where its columns lie in the file
+        self._codec = pa.Codec(_CODEC, compression_level=_LEVEL)
+        self.length = 0
+
+    def append(self, row: Any) -> None:
+        """Add a row of shape (B, ...)."""
+        position = self.length % len(self._block)
+        self._block[position] = row
+        self.length += 1
+        if position == len(self._block) - 1:
+            self._blocks.append([self._write(self._block[:, column]) for column in range(self._block.shape[1])])
+
+    def read(self, column: int, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of one column, of shape (stop - start, ...)."""
+        rows = len(self._block)
+        parts = []
+        for block in range(start // rows, -(-stop // rows)):
+            first, last = max(start - block * rows, 0), min(stop - block * rows, rows)
+            whole = self._read(block, column) if block < len(self._blocks) else self._block[:, column]
+            parts.append(whole[first:last])
+        return np.concatenate(parts) if parts else self._block[:0, column]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, values: np.ndarray) -> tuple[int, int]:
+        offset = self._file.seek(0, 2)
+        return offset, self._file.write(self._codec.compress(np.ascontiguousarray(values)))
+
+    def _read(self, block: int, column: int) -> np.ndarray:
+        offset, size = self._blocks[block][column]
+        self._file.seek(offset)
+        shape = (len(self._block), *self._block.shape[2:])
+        nbytes = self._block[:, column].nbytes
+        data = self._codec.decompress(self._file.read(size), nbytes)
+        return np.frombuffer(data, self._block.dtype).reshape(shape)
 
 
 class Recording:
-    """T steps of B sub-environments as arrays on disk, in time order; row t is what was observed and done at t.
+    """T steps of B sub-environments on disk, in time order; row t is what was observed and done at t.
 
     Attributes:
-        observations: arrays of shape (T, B, ...) by key of a ``Dict`` space, or under one name.
-        actions: as the environments received them, of shape (T, B, ...).
-        rewards: raw, float32 of shape (T, B).
-        terminated, truncated: bool of shape (T, B); a time limit truncates, and so does a reset within an episode.
+        length: T so far.
+        rewards: raw, float32 of shape (capacity, B).
+        terminated, truncated: bool of shape (capacity, B); a time limit truncates, and so does a reset within an episode.
+        terminals: stream and row of each terminal observation, in the order of ``terminal_batch``.
 
     Raises:
-        StorageError: the disk has no room for as many steps as were asked for; all of it is taken at once.
+        StorageError: the disk has no room for a recording of this capacity, or is full later on.
     """
 
     def __init__(self, folder: Path, capacity: int, venv: VecEnv):
         space = venv.observation_space
+        self._nested = isinstance(space, Dict)
         spaces = space.spaces if isinstance(space, Dict) else {_PLAIN: space}
-        shape = (capacity, venv.num_envs)
-
-        def array(name: str, dtype: Any, item: tuple[int, ...] | None = ()) -> np.ndarray:
-            return _reserved_array(folder / f"{name}.npy", dtype, (*shape, *(item or ())))
-
-        try:
-            folder.mkdir(parents=True)
-            self.observations = {
-                key: array(f"observation-{index}", space.dtype, space.shape)
-                for index, (key, space) in enumerate(spaces.items())
-            }
-            self.actions = array("action", venv.action_space.dtype, venv.action_space.shape)
-            self.rewards = array("reward", np.float32)
-            self.terminated = array("terminated", bool)
-            self.truncated = array("truncated", bool)
-            self._unfinished = array("unfinished", bool)
-        except OSError as error:
-            raise StorageError(
-                f"{folder} cannot hold a recording of {capacity * venv.num_envs} transitions: {error.strerror}; "
-                "nothing was lost: free some space or record fewer"
-            ) from error
+        actions = venv.action_space
+        assert actions.dtype is not None and actions.shape is not None
+        streams = venv.num_envs
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._check_room(capacity * streams * (actions.dtype.itemsize * int(np.prod(actions.shape)) + 16))
+        self._observations = {
+            key: BlockFile(folder / f"observation-{index}", part.dtype, streams, part.shape or ())
+            for index, (key, part) in enumerate(spaces.items())
+        }
+        self._terminals = {
+            key: BlockFile(folder / f"terminal-{index}", part.dtype, 1, part.shape or ())
+            for index, (key, part) in enumerate(spaces.items())
+        }
+        self._actions = BlockFile(folder / "action", actions.dtype, streams, actions.shape)
+        self.rewards = np.zeros((capacity, streams), np.float32)
+        self.terminated = np.zeros((capacity, streams), bool)
+        self.truncated = np.zeros((capacity, streams), bool)
+        self.terminals: list[tuple[int, int]] = []
         self.capacity = capacity
         self.length = 0
 
@@ -60,65 +141,98 @@ class Recording:
         return self.rewards.shape[1]
 
     @property
-    def observation_bytes(self) -> int:
-        """Size of one observation."""
-        return sum(array[0, 0].nbytes for array in self.observations.values())
+    def is_full(self) -> bool:
+        """Whether the capacity is reached."""
+        return self.length == self.capacity
 
     def append(
-        self, observations: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, truncated: np.ndarray
+        self,
+        observations: Any,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        truncated: np.ndarray,
+        terminal_observations: list[Any],
     ) -> None:
-        """Add one step of all sub-environments; steps beyond the capacity are not kept."""
-        if self.length == self.capacity:
-            return
+        """Add one step of all sub-environments; there must be room for it.
+
+        Args:
+            observations: that the actions were chosen on.
+            actions, rewards, dones, truncated: of the step.
+            terminal_observations: of the sub-environments whose episode ended, in their order.
+        """
         row = self.length
-        parts = observations if isinstance(observations, dict) else {_PLAIN: observations}
-        for key, array in self.observations.items():
-            array[row] = parts[key]
-        self.actions[row] = actions
+        try:
+            for key, file in self._observations.items():
+                file.append(_part(observations, key))
+            self._actions.append(actions)
+            for stream, observation in zip(np.flatnonzero(dones).tolist(), terminal_observations, strict=True):
+                self.terminals.append((stream, row))
+                for key, file in self._terminals.items():
+                    file.append(np.asarray(_part(observation, key))[None])
+        except OSError as error:
+            raise StorageError(
+                f"{self._folder} cannot hold the recording: {error.strerror}; free some space or record less"
+            ) from error
         self.rewards[row] = rewards
         self.terminated[row] = dones & ~truncated
         self.truncated[row] = dones & truncated
         self.length += 1
 
     def cut_episodes(self) -> None:
-        """Truncate the episodes that run: the environments are being reset. Such episodes have no return."""
-        if not 0 < self.length < self.capacity:
-            return
-        last = self.length - 1
-        self._unfinished[last] = ~(self.terminated[last] | self.truncated[last])
-        self.truncated[last] |= self._unfinished[last]
+        """Truncate the episodes that run: the environments are being reset."""
+        if 0 < self.length < self.capacity:
+            last = self.length - 1
+            self.truncated[last] |= ~self.terminated[last]
 
     def observation_batch(self, stream: int, start: int, stop: int) -> Any:
         """Observations of one stream as a batched value of the space."""
-        parts = {key: np.asarray(array[start:stop, stream]) for key, array in self.observations.items()}
-        return parts[_PLAIN] if set(parts) == {_PLAIN} else parts
+        return self._joined({key: file.read(stream, start, stop) for key, file in self._observations.items()})
 
-    def episode_returns(self) -> np.ndarray:
-        """Returns of the episodes that ended, in the order of their end, float64."""
-        steps, streams = np.nonzero(self.terminated[: self.length] | self.truncated[: self.length])
-        returns = np.empty(len(steps))
-        for stream in np.unique(streams):
-            ends = steps[streams == stream]
-            rewards = self.rewards[: ends[-1] + 1, stream].astype(np.float64)
-            returns[streams == stream] = np.add.reduceat(rewards, [0, *(ends[:-1] + 1)])
-        return returns[~self._unfinished[steps, streams]]
+    def action_batch(self, stream: int, start: int, stop: int) -> np.ndarray:
+        """Actions of one stream, as the environment received them."""
+        return self._actions.read(stream, start, stop)
+
+    def terminal_batch(self, start: int, stop: int) -> Any:
+        """Observations that ended episodes, as a batched value of the space."""
+        return self._joined({key: file.read(0, start, stop) for key, file in self._terminals.items()})
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (*self._observations.values(), *self._terminals.values(), self._actions):
+            file.close()
+
+    def _joined(self, parts: dict[str, np.ndarray]) -> Any:
+        return parts if self._nested else parts[_PLAIN]
+
+    def _check_room(self, least: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < least:
+            raise StorageError(
+                f"{self._folder} needs room for {least:,} bytes at least, and has {free:,}: free some or record less"
+            )
 
 
 class RecorderVecEnv(VecEnvWrapper):
-    """Records what passes between an algorithm and its environments.
+    """Records what passes between an algorithm and its environments, up to a number of steps.
 
     It belongs directly above the environments, below anything that changes observations, actions or rewards.
     """
 
-    def __init__(self, venv: VecEnv, recording: Recording):
+    def __init__(self, venv: VecEnv, steps: int, recording: Recording | None = None):
+        """Log episodes for a number of steps, and record them where a recording of that capacity is given."""
         super().__init__(venv)
+        self.log = EpisodeLog(venv.num_envs)
+        self._left = steps
         self._recording = recording
         self._observations: Any = None
         self._actions: np.ndarray | None = None
 
     def reset(self) -> Any:
         """Reset all environments; some algorithms do so in the middle of episodes."""
-        self._recording.cut_episodes()
+        self.log.reset()
+        if self._recording is not None:
+            self._recording.cut_episodes()
         self._observations = self.venv.reset()
         return self._observations
 
@@ -130,34 +244,23 @@ class RecorderVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step and record it, with the observations that its actions were chosen on."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        assert self._actions is not None
-        self._recording.append(self._observations, self._actions, rewards, dones, truncated)
+        if self._left:
+            self._left -= 1
+            self.log.step(rewards, dones)
+            if self._recording is not None:
+                self._record(rewards, dones, infos)
         # After the end of an episode these are already those of the reset.
         self._observations = observations
         return observations, rewards, dones, infos
 
-
-def first_and_last10(returns: np.ndarray) -> tuple[float, float]:
-    """Mean return of the first and of the last 10 % of episodes, at least one each (paper section 4.2).
-
-    Raises:
-        EnvironmentFailure: fewer than 10 episodes ended, too few to tell, or their returns are not finite.
-    """
-    if len(returns) < 10:
-        raise EnvironmentFailure(f"only {len(returns)} episodes ended; at least 10 are needed: train for longer")
-    if not np.isfinite(returns).all():
-        raise EnvironmentFailure(
-            f"{np.sum(~np.isfinite(returns))} of {len(returns)} episodes have no finite return: nothing can be scored"
-        )
-    share = max(1, len(returns) // 10)
-    return float(returns[:share].mean()), float(returns[-share:].mean())
+    def _record(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict]) -> None:
+        assert self._actions is not None and self._recording is not None
+        truncated, terminal = np.zeros(len(dones), bool), []
+        for index in np.flatnonzero(dones):
+            truncated[index] = infos[index].get("TimeLimit.truncated", False)
+            terminal.append(infos[index]["terminal_observation"])
+        self._recording.append(self._observations, self._actions, rewards, dones, truncated, terminal)
 
 
-def _reserved_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    # A full disk must be noticed here: the kernel kills a process that writes to a mapped page it has no space for.
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+def _part(observations: Any, key: str) -> Any:
+    return observations[key] if isinstance(observations, dict) else observations

@@ -8,22 +8,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from ldm_hf.dataset_builder.candidates import Candidate, algorithm_class
+from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class, observation_bytes
+from ldm_hf.dataset_builder.features import SmallPictureExtractor, needs_small_pictures
 from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
 FORMAT = 1
 _MEAN, _VARIANCE = ".mean", ".variance"
 _PLAIN = "observation"
-_ACTIVATIONS = {"Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "ELU": torch.nn.ELU}
+_CLASSES: dict[str, dict[str, Any]] = {
+    "activation_fn": {"Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "ELU": torch.nn.ELU},
+    "optimizer_class": {"RMSpropTFLike": RMSpropTFLike},
+    "features_extractor_class": {"SmallPictureExtractor": SmallPictureExtractor},
+}
+"""Classes that policy arguments may name."""
+
+_LINEAR = "linear_"
+_REPLAY_BYTES = 2**32
+"""The most that a replay buffer may take: one of pictures is shortened to this, whatever its candidate says."""
 
 
 class ReferencePolicy:
@@ -103,12 +117,12 @@ class ReferencePolicy:
         """The current policy of a trained algorithm."""
         description = {
             "algorithm": candidate.algorithm,
-            "policy": _policy_name(model.env.observation_space if model.env else model.observation_space),
+            "policy": candidate.policy or _policy_name(model.observation_space),
             "policy_arguments": _policy_arguments(model, candidate),
             "observation_space": space_to_json(model.policy.observation_space),
             "action_space": space_to_json(model.policy.action_space),
         }
-        if normalizer is None:
+        if normalizer is None or not normalizer.norm_obs:
             return cls(model.policy, description, {})
         running = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {_PLAIN: normalizer.obs_rms}
         statistics = {key: (values.mean.copy(), values.var.copy()) for key, values in running.items()}
@@ -136,7 +150,13 @@ def _flat(statistics: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tor
 
 
 def train_policy(
-    venv: VecEnv, candidate: Candidate, *, timesteps: int, seed: int, progress: Callable[[int], None]
+    venv: VecEnv,
+    candidate: Candidate,
+    *,
+    timesteps: int,
+    seed: int,
+    progress: Callable[[int], None],
+    device: str = "cpu",
 ) -> ReferencePolicy:
     """Train a candidate on environments and return its final policy.
 
@@ -146,17 +166,58 @@ def train_policy(
         timesteps: budget in transitions; algorithms finish the rollout that they are in.
         seed: of everything random; the same seed gives the same policy on one thread.
         progress: called at every step with the number of transitions so far.
+        device: that trains it; the policy is returned on the CPU.
     """
-    normalizer = VecNormalize(venv, gamma=candidate.hyperparameters.get("gamma", 0.99)) if candidate.normalize else None
+    normalizer = _normalizer(venv, candidate) if candidate.normalize else None
     env = normalizer or venv
-    arguments = {**candidate.hyperparameters}
-    if "policy_kwargs" in arguments:
-        arguments["policy_kwargs"] = _resolve(arguments["policy_kwargs"])
     model = algorithm_class(candidate.algorithm)(
-        _policy_name(env.observation_space), env, seed=seed, device="cpu", **arguments
+        candidate.policy or _policy_name(env.observation_space),
+        env,
+        seed=seed,
+        device=device,
+        **_arguments(candidate, venv, timesteps),
     )
     model.learn(timesteps, callback=_Progress(progress))
+    model.policy.to("cpu")
     return ReferencePolicy.of(model, candidate, normalizer)
+
+
+def _normalizer(venv: VecEnv, candidate: Candidate) -> VecNormalize:
+    """Running statistics of boxes that are no pictures; ARS compares returns, so that its rewards stay as they are."""
+    space = venv.observation_space
+    parts = space.spaces if isinstance(space, Dict) else {_PLAIN: space}
+    keys = [key for key, part in parts.items() if isinstance(part, Box) and not is_image_space(part)]
+    return VecNormalize(
+        venv,
+        gamma=candidate.hyperparameters.get("gamma", 0.99),
+        norm_obs=bool(keys),
+        norm_reward=candidate.algorithm != "ARS",
+        norm_obs_keys=keys if isinstance(space, Dict) and keys else None,
+    )
+
+
+def _arguments(candidate: Candidate, venv: VecEnv, timesteps: int) -> dict[str, Any]:
+    """The arguments of the algorithm's class, with what JSON cannot hold put in place of its description."""
+    arguments = {name: _schedule(value) for name, value in candidate.hyperparameters.items()}
+    if "action_noise" in arguments:
+        shape = venv.action_space.shape or ()
+        arguments["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, arguments["action_noise"]))
+    if candidate.algorithm in OFF_POLICY:
+        stored = 2 * observation_bytes(space_to_json(venv.observation_space)) + 64
+        default = inspect.signature(algorithm_class(candidate.algorithm)).parameters["buffer_size"].default
+        # What is longer than the run is never filled.
+        wanted = min(arguments.get("buffer_size", default), max(timesteps, 1000))
+        arguments["buffer_size"] = max(1000, min(wanted, _REPLAY_BYTES // stored))
+    given = dict(arguments.pop("policy_kwargs", {}))
+    if needs_small_pictures(venv.observation_space):
+        given["features_extractor_class"] = SmallPictureExtractor.__name__
+    return {**arguments, "policy_kwargs": _resolve(given)} if given else arguments
+
+
+def _schedule(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_LINEAR):
+        return LinearSchedule(float(value.removeprefix(_LINEAR)), 0.0, 1.0)
+    return value
 
 
 class _Progress(BaseCallback):
@@ -178,15 +239,15 @@ def _policy_name(space: Any) -> str:
 def _policy_arguments(model: BaseAlgorithm, candidate: Candidate) -> dict[str, Any]:
     # Two that algorithms set themselves; DDPG is TD3 with a single critic.
     own = {"n_critics": model.policy_kwargs.get("n_critics"), "use_sde": getattr(model, "use_sde", None)}
-    given = candidate.hyperparameters.get("policy_kwargs", {})
+    given = dict(candidate.hyperparameters.get("policy_kwargs", {}))
+    if model.env is not None and needs_small_pictures(model.env.observation_space):
+        given["features_extractor_class"] = SmallPictureExtractor.__name__
     return {**given, **{name: value for name, value in own.items() if value}}
 
 
 def _resolve(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Policy arguments with the activation's name replaced by its class."""
-    if "activation_fn" not in arguments:
-        return dict(arguments)
-    return {**arguments, "activation_fn": _ACTIVATIONS[arguments["activation_fn"]]}
+    """Policy arguments with the names of classes replaced by the classes."""
+    return {name: _CLASSES[name][value] if name in _CLASSES else value for name, value in arguments.items()}
 
 
 def _build_policy(record: dict[str, Any]) -> BasePolicy:

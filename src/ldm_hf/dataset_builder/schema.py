@@ -1,4 +1,4 @@
-"""The on-disk format, version 1: what a dataset file holds. ``docs/dataset_format.md`` is its specification."""
+"""The on-disk format, version 2: what a dataset file holds. ``docs/dataset_format.md`` is its specification."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,20 +7,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"ldm_hf"
 """Key of the Parquet schema metadata under which a file keeps its ``RunInfo`` as JSON."""
 
 CHUNK_LENGTH = 8192
 """Transitions that a chunk aims at: four contexts of the paper's 2048. One chunk is one Parquet row group."""
 
+DATA_FILES = "train-*.parquet"
+TERMINAL_FILE = "terminal.parquet"
+POLICY_FOLDER = "policy"
 
-def dataset_folder(root: Path, environment: str) -> Path:
-    """Where an environment's dataset lies under a data folder: ``<library>/<config name>``."""
+
+def environment_folder(root: Path, environment: str) -> Path:
+    """Where an environment's runs lie under a data folder: ``<library>/<config name>``."""
     parsed = EnvironmentId.parse(environment)
     return root / parsed.library / parsed.config_name
 
@@ -31,70 +36,96 @@ class RunInfo:
 
     Attributes:
         environment: ``<library slug>/<Gymnasium id>``.
+        run: name of the run, unique in its environment.
         observation_space, action_space: the spaces as JSON.
-        first10, last10: mean return of the first and last 10 % of the training episodes.
-        deterministic_return: mean return of the final policy acting deterministically, as the labels do.
-        deterministic_returns: its episodes.
+        curve: the training episodes.
+        deterministic_returns: episodes of the final policy acting deterministically, as the labels do.
         num_episodes, num_transitions, num_streams: recorded episodes that ended, rows, sub-environments.
         algorithm: class name in Stable-Baselines3 or SB3-Contrib.
         hyperparameters: what differs from that class's defaults, the number of environments and normalisation included.
+        source: where this configuration comes from.
         seed: of the training run.
+        seconds: that training and recording took.
         library_version: version of the environment's library, None if it is no installed distribution.
+        licence: SPDX expression of that library.
+        provenance: what ran the environment: provider, Python, image digest or lock.
         packages: versions of what trained and recorded the run, Python included.
     """
 
     environment: str
+    run: str
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    first10: float
-    last10: float
-    deterministic_return: float
+    curve: LearningCurve
     deterministic_returns: list[float]
     num_episodes: int
     num_transitions: int
     num_streams: int
     algorithm: str
     hyperparameters: dict[str, Any]
+    source: str
     seed: int
+    seconds: float
     library_version: str | None
+    licence: str
+    provenance: dict[str, str]
     packages: dict[str, str]
+
+    @property
+    def first10(self) -> float:
+        """Mean return of the first 10 % of the training episodes: 0 % of the normalised score."""
+        return self.curve.first.mean
+
+    @property
+    def last10(self) -> float:
+        """Mean return of the last 10 % of the training episodes: 100 % of the normalised score."""
+        return self.curve.last.mean
+
+    @property
+    def deterministic_return(self) -> float:
+        """Mean return of the final policy acting deterministically; NaN where it never did."""
+        returns = self.deterministic_returns
+        return sum(returns) / len(returns) if returns else float("nan")
 
     def to_json(self) -> str:
         """The JSON that files keep."""
         return json.dumps({"version": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
-    def from_metadata(cls, metadata: dict[bytes, bytes] | None, path: Path) -> "RunInfo":
-        """Read what ``to_json`` wrote from a Parquet schema's metadata.
+    def from_json(cls, text: str | bytes, where: object) -> "RunInfo":
+        """Read what ``to_json`` wrote.
 
         Raises:
-            DatasetFormatError: the file is not of this format, or of another version of it.
+            DatasetFormatError: the text is no such JSON, or of another version; the message begins with ``where``.
         """
-        text = (metadata or {}).get(METADATA_KEY)
-        if text is None:
-            raise DatasetFormatError(f"{path} is a Parquet file but no ldm_hf dataset: its schema has no such metadata")
         try:
             values = json.loads(text)
             version = values.pop("version")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DatasetFormatError(f"{path} has metadata that cannot be read: {error}") from error
+            raise DatasetFormatError(f"{where} has metadata that cannot be read: {error}") from error
         if version != SCHEMA_VERSION:
             raise DatasetFormatError(
-                f"{path} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
+                f"{where} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
             )
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise DatasetFormatError(f"{path} has incomplete metadata: {error}") from error
+            return cls(**{**values, "curve": LearningCurve.from_json(values["curve"])})
+        except (TypeError, KeyError) as error:
+            raise DatasetFormatError(f"{where} has incomplete metadata: {error}") from error
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[bytes, bytes] | None, where: object) -> "RunInfo":
+        """Read a Parquet schema's metadata; ``DatasetFormatError`` if they are not of this format."""
+        text = (metadata or {}).get(METADATA_KEY)
+        if text is None:
+            raise DatasetFormatError(
+                f"{where} is a Parquet file but no ldm_hf dataset: its schema has no such metadata"
+            )
+        return cls.from_json(text, where)
 
 
 def arrow_schema(observation: SlotLayout, action: SlotLayout, info: RunInfo) -> pa.Schema:
     """The columns of an environment's files. A space without scalar slots has no ``observation`` column."""
-    columns = [pa.field("stream", pa.int32(), False), pa.field("step", pa.int64(), False)]
-    if observation.num_slots:
-        columns.append(pa.field("observation", pa.list_(pa.float32(), observation.num_slots), False))
-    if observation.image is not None:
-        columns.append(pa.field("image", pa.binary(), False))
+    columns = [*_place(), *_observed(observation)]
     columns += [
         pa.field("action", pa.list_(pa.float32(), action.num_slots), False),
         pa.field("reward", pa.float32(), False),
@@ -103,3 +134,25 @@ def arrow_schema(observation: SlotLayout, action: SlotLayout, info: RunInfo) -> 
         pa.field("reference_action", pa.list_(pa.float32(), action.num_slots), False),
     ]
     return pa.schema(columns, {METADATA_KEY: info.to_json().encode()})
+
+
+def terminal_schema(observation: SlotLayout, info: RunInfo) -> pa.Schema:
+    """The columns of the file of observations that ended episodes: the place of the last transition, and what it led to."""
+    return pa.schema([*_place(), *_observed(observation)], {METADATA_KEY: info.to_json().encode()})
+
+
+def _place() -> list[pa.Field]:
+    return [
+        pa.field("run", pa.string(), False),
+        pa.field("stream", pa.int32(), False),
+        pa.field("step", pa.int64(), False),
+    ]
+
+
+def _observed(observation: SlotLayout) -> list[pa.Field]:
+    columns = []
+    if observation.num_slots:
+        columns.append(pa.field("observation", pa.list_(pa.float32(), observation.num_slots), False))
+    if observation.image is not None:
+        columns.append(pa.field("image", pa.binary(), False))
+    return columns

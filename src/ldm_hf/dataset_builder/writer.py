@@ -1,23 +1,16 @@
-"""Writes an environment's files, and the manifest and card of a library's dataset repository."""
+"""Writes the files of a run."""
 
-import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, RunInfo, arrow_schema
-from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import remove_leftovers, replacing
+from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, TERMINAL_FILE, RunInfo, arrow_schema, terminal_schema
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -31,6 +24,22 @@ class ChunkRange:
     stream: int
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Terminals:
+    """Observations that ended episodes, N of them.
+
+    Attributes:
+        streams, steps: place of the transition that led to each, of shape (N,).
+        observations: slots, float32 of shape (N, S).
+        images: uint8 of shape (N, image_size, image_size, 3), or None.
+    """
+
+    streams: np.ndarray
+    steps: np.ndarray
+    observations: np.ndarray
+    images: np.ndarray | None
 
 
 def plan_chunks(stream_lengths: list[int], seed: int, chunk_length: int = CHUNK_LENGTH) -> list[ChunkRange]:
@@ -48,69 +57,36 @@ def write_dataset(
     info: RunInfo,
     chunks: list[ChunkRange],
     read: Callable[[ChunkRange], Transitions],
+    terminals: Iterable[Terminals] = (),
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[Path]:
-    """Write chunks in the order given, one row group each, as ``train-<i>-of-<n>.parquet``.
+    """Write chunks in the order given, one row group each, as ``train-<i>-of-<n>.parquet``, and ``terminal.parquet``.
 
     Args:
         folder: where to; it must exist.
         info: goes into every file.
         chunks: which transitions.
         read: gives the transitions of a chunk, reference actions included.
+        terminals: observations that ended episodes, in pieces.
         progress: called with the number of rows written.
     """
-    schema = arrow_schema(SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action"), info)
+    observation, action = SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action")
+    schema = arrow_schema(observation, action, info)
     files = list(_split(chunks))
     paths, rows = [], 0
     for index, part in enumerate(files):
         path = folder / f"train-{index:05d}-of-{len(files):05d}.parquet"
         with pq.ParquetWriter(path, schema, **_encoding(schema)) as writer:
             for chunk in part:
-                writer.write_table(_table(chunk, read(chunk), schema), row_group_size=CHUNK_LENGTH)
+                writer.write_table(_table(info.run, chunk, read(chunk), schema), row_group_size=CHUNK_LENGTH)
                 rows += chunk.stop - chunk.start
                 progress(rows)
         paths.append(path)
+    schema = terminal_schema(observation, info)
+    with pq.ParquetWriter(folder / TERMINAL_FILE, schema, **_encoding(schema)) as writer:
+        for piece in terminals:
+            writer.write_table(_terminal_table(info.run, piece, schema), row_group_size=CHUNK_LENGTH)
     return paths
-
-
-def update_repository(repository: Path) -> None:
-    """Rewrite the manifest and the card of a library's dataset repository from the files that are there.
-
-    Raises:
-        DatasetFormatError: there are none, or one is damaged, foreign or missing.
-    """
-    remove_leftovers(repository)
-    rows = []
-    for folder in sorted(path.parent for path in repository.glob("*/train-00000-of-*.parquet")):
-        files = sorted(folder.glob("train-*.parquet"))
-        info = open_dataset(folder).info
-        listed = [
-            {"path": f"{folder.name}/{file.name}", "bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in files
-        ]
-        scores = {name: getattr(info, name) for name in ("first10", "last10", "deterministic_return")}
-        rows.append(
-            {
-                "environment": info.environment,
-                "config": folder.name,
-                "rows": info.num_transitions,
-                **scores,
-                "algorithm": info.algorithm,
-                "observations": _describe(info.observation_space),
-                "actions": _describe(info.action_space),
-                "files": listed,
-                "info": info.to_json(),
-            }
-        )
-    if not rows:
-        raise DatasetFormatError(f"{repository} holds no datasets: there is no <config>/train-*.parquet in it")
-    with replacing(repository / "manifest.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True)
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        resources.files("ldm_hf.dataset_builder").joinpath("dataset_card.md").read_text()
-    )
-    with replacing(repository / "README.md") as path:
-        path.write_text(template.render(library=repository.name, rows=rows, size=sum(row["rows"] for row in rows)))
 
 
 def _split(chunks: list[ChunkRange]) -> Iterator[list[ChunkRange]]:
@@ -126,31 +102,48 @@ def _split(chunks: list[ChunkRange]) -> Iterator[list[ChunkRange]]:
 
 def _encoding(schema: pa.Schema) -> dict:
     floats = [name for name in ("observation", "action", "reference_action") if name in schema.names]
-    leaves = [f"{name}.list.element" for name in floats] + ["reward"]
+    leaves = [f"{name}.list.element" for name in floats] + ["reward"] * ("reward" in schema.names)
     return {
         "compression": "zstd",
-        "use_dictionary": ["stream"],  # It slows down images and gains nothing on floats.
+        "use_dictionary": ["run", "stream"],  # It slows down images and gains nothing on floats.
         "column_encoding": dict.fromkeys(leaves, "BYTE_STREAM_SPLIT"),
         "write_page_checksum": True,
     }
 
 
-def _table(chunk: ChunkRange, transitions: Transitions, schema: pa.Schema) -> pa.Table:
+def _table(run: str, chunk: ChunkRange, transitions: Transitions, schema: pa.Schema) -> pa.Table:
     length = chunk.stop - chunk.start
     arrays = {
-        "stream": pa.array(np.full(length, chunk.stream, np.int32)),
-        "step": pa.array(np.arange(chunk.start, chunk.stop)),
+        **_place(run, np.full(length, chunk.stream), np.arange(chunk.start, chunk.stop)),
+        **_observed(transitions.observations, transitions.images),
         "action": _vectors(transitions.actions),
         "reward": pa.array(transitions.rewards.astype(np.float32)),
         "terminated": pa.array(transitions.terminated),
         "truncated": pa.array(transitions.truncated),
         "reference_action": _vectors(transitions.reference_actions),
     }
-    if "observation" in schema.names:
-        arrays["observation"] = _vectors(transitions.observations)
-    if transitions.images is not None:
-        arrays["image"] = _pictures(transitions.images)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _terminal_table(run: str, terminals: Terminals, schema: pa.Schema) -> pa.Table:
+    arrays = {
+        **_place(run, terminals.streams, terminals.steps),
+        **_observed(terminals.observations, terminals.images),
+    }
+    return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _place(run: str, streams: np.ndarray, steps: np.ndarray) -> dict[str, pa.Array]:
+    return {
+        "run": pa.DictionaryArray.from_arrays(np.zeros(len(steps), np.int32), [run]).cast(pa.string()),
+        "stream": pa.array(streams.astype(np.int32)),
+        "step": pa.array(steps.astype(np.int64)),
+    }
+
+
+def _observed(slots: np.ndarray, images: np.ndarray | None) -> dict[str, pa.Array]:
+    observed: dict[str, pa.Array] = {"observation": _vectors(slots)} if slots.shape[1] else {}
+    return observed if images is None else {**observed, "image": _pictures(images)}
 
 
 def _vectors(values: np.ndarray | None) -> pa.FixedSizeListArray:
@@ -163,22 +156,3 @@ def _pictures(images: np.ndarray) -> pa.BinaryArray:
     flat = np.ascontiguousarray(images).reshape(len(images), -1)
     offsets = np.arange(len(flat) + 1, dtype=np.int32) * np.int32(flat.shape[1])
     return pa.BinaryArray.from_buffers(pa.binary(), len(flat), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
-
-
-def _describe(space: dict[str, Any]) -> str:
-    """A space in a few words, for a table."""
-    kind = space["type"]
-    if kind == "Dict":
-        return f"Dict({', '.join(f'{name}: {_describe(part)}' for name, part in space['spaces'].items())})"
-    if kind == "Tuple":
-        return f"Tuple({', '.join(map(_describe, space['spaces']))})"
-    size = space["shape"] if kind == "Box" else space["nvec"] if kind == "MultiDiscrete" else space["n"]
-    return f"{kind}({' x '.join(map(str, size)) if isinstance(size, list) else size})"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import platform
 from collections.abc import Iterable
 from typing import Any
 
@@ -171,6 +172,15 @@ def library_version(environment: str, provider: str | None = None) -> str:
     manifest, report = _find(environment)
     chosen = choose(manifest, report.entry_point, provider)
     return chosen.version() if isinstance(chosen, InProcessProvider) else load_report(manifest.slug).version
+
+
+def provenance(environment: str, provider: str | None = None) -> dict[str, str]:
+    """What ``make`` runs an environment in, for the record: provider, Python, image digest or hash of the lock."""
+    manifest, report = _find(environment)
+    chosen = choose(manifest, report.entry_point, provider)
+    if isinstance(chosen, InProcessProvider):
+        return {"provider": "inprocess", "python": platform.python_version()}
+    return chosen.provenance()
 
 
 def _check_limit(max_episode_steps: int | None) -> None:

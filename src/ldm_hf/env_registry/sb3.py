@@ -9,12 +9,14 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 
 
 class Sb3VecEnv(VecEnv):
     """A Gymnasium vector environment, remote or not, as Stable-Baselines3's own ``VecEnv``.
 
+    Observations that are ``Tuple``s, nested or hold texts become one flat ``Dict``; ``flat`` converts them.
     ``infos[i]`` of a finished episode holds its last observation as ``terminal_observation``, and ``TimeLimit.truncated``
     says whether it was cut off, so that values are bootstrapped where Stable-Baselines3 does it.
     """
@@ -29,7 +31,8 @@ class Sb3VecEnv(VecEnv):
         if mode != AutoresetMode.SAME_STEP:
             raise ConfigError(f"Stable-Baselines3 needs environments made with autoreset_mode='SameStep', got {mode!r}")
         self.envs = envs
-        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.flat = FlatObservations(envs.single_observation_space)
+        super().__init__(envs.num_envs, self.flat.space, envs.single_action_space)
         self.metadata = {**envs.metadata, **self.metadata}
 
     def reset(self) -> VecEnvObs:
@@ -40,7 +43,7 @@ class Sb3VecEnv(VecEnv):
         self.reset_infos = info_rows(info, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        return observations
+        return self.flat.flatten(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Have every environment take its action, without waiting where the environments are remote."""
@@ -61,10 +64,10 @@ class Sb3VecEnv(VecEnv):
             final_rows = info_rows(final_info, self.num_envs)
             for index in np.flatnonzero(dones):
                 self.reset_infos[index] = rows[index]
-                rows[index] = {**final_rows[index], "terminal_observation": final_obs[index]}
+                rows[index] = {**final_rows[index], "terminal_observation": self.flat.flatten(final_obs[index])}
         for row, cut_off in zip(rows, (truncated & ~terminated).tolist(), strict=True):
             row["TimeLimit.truncated"] = cut_off
-        return observations, rewards.astype(np.float32), dones, rows
+        return self.flat.flatten(observations), rewards.astype(np.float32), dones, rows
 
     def close(self) -> None:
         """Close the environments."""

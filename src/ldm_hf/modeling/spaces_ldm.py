@@ -6,7 +6,7 @@ A space is flattened to *slots* in a fixed order (``Dict`` keys sorted, array el
 - ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` and boolean ``Box``: one discrete slot an element, counted from 0. An
   observed value that needs more than ``num_bins`` symbols takes several slots, its base-``num_bins`` digits;
 - a ``Box`` that is a picture: one uint8 RGB image of a fixed size;
-- ``Dict`` and ``Tuple``: their parts, one after another.
+- ``Dict`` and ``Tuple``: their parts, one after another. Texts among the parts of an observation are not read.
 
 Whatever does not fit raises ``UnsupportedSpaceError`` with the reason. This file imports nothing of the package, so that it
 can be published beside a checkpoint.
@@ -325,6 +325,8 @@ def _cached_layout(text: str, role: str, max_slots: int, num_bins: int, image_si
     data = json.loads(text)
     leaves: list[Leaf] = []
     for path, space in _walk(data, ()):
+        if space["type"] == "Text" and path and role == "observation":
+            continue
         first_slot = sum(leaf.num_slots for leaf in leaves)
         leaves.append(_leaf(path, space, first_slot, role, max_slots, num_bins))
     images = [leaf for leaf in leaves if leaf.kind == "image"]

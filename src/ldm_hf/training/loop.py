@@ -48,7 +48,7 @@ def train(config: TrainingConfig) -> Path:
     if context_length > model.config.max_position_embeddings:
         raise ConfigError(f"context_length {context_length} exceeds the model's {model.config.max_position_embeddings}")
     mixture = Mixture(
-        open_datasets(Path(config.data), config.environments),
+        open_datasets(config.data, config.environments),
         processor,
         context_length=context_length,
         weights=config.weights,

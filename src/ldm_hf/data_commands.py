@@ -1,0 +1,198 @@
+"""The commands that make datasets: ``ldm build``, ``ldm publish``, ``ldm convert``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ldm_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.budgets import Budget
+    from ldm_hf.dataset_builder.candidates import Candidate
+    from ldm_hf.dataset_builder.executor import Executor
+    from ldm_hf.dataset_builder.plan import Plan
+
+Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a library.")]
+
+
+def build(
+    targets: Annotated[list[str], typer.Argument(help="Ids of environments, and libraries as a whole.")],
+    out: Out = Path("runs/data"),
+    budget: Annotated[str, typer.Option(help="paper, or small: what a CPU can do.")] = "paper",
+    transitions: Annotated[
+        int | None, typer.Option(min=1, help="Of a run. Default: the budget's, 3,000,000 of the paper.")
+    ] = None,
+    candidates: Annotated[list[str] | None, typer.Option(help="Name in the pool; repeatable. Default: all.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one a processor.")] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
+    gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for a run on pictures.")] = 0.0,
+    device: Annotated[str, typer.Option(help="Torch device that trains.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of every run.")] = 0,
+    keep_unstable: Annotated[
+        bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option(help="Only say what would be done, how long it takes and how large it is.")
+    ] = False,
+    cores: Annotated[int | None, typer.Option(min=1, help="With --plan: cores to say the time for.")] = None,
+) -> None:
+    """Train reference policies on environments, record everything, relabel it, and write datasets.
+
+    Candidates are ranked on a few environments of each library; the best are trained on each environment; runs that
+    learned nothing, or fall short of the best, are dropped. Killed or interrupted, the same command goes on where it was.
+    """
+    from ldm_hf.dataset_builder.budgets import choose_budget
+    from ldm_hf.dataset_builder.candidates import choose_pool
+    from ldm_hf.dataset_builder.plan import make_plan
+
+    chosen = choose_budget(budget, transitions)
+    pool = choose_pool(tuple(candidates or ()))
+    made = make_plan(targets, pool, chosen, seed)
+    if plan:
+        _print_plan(made, pool, chosen, cores)
+        return
+    from ldm_hf.dataset_builder.pipeline import Build, BuildSettings
+
+    for name, reason in made.left_out.items():
+        typer.echo(f"left out: {name}: {reason}", err=True)
+    settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
+    building = Build(made, settings, out.absolute())
+    running = _executor(executor, jobs, address, gpus, out.absolute())
+    _run(building, running)
+    _print_runs(out, building.libraries)
+
+
+def _executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
+    if name == "local":
+        from ldm_hf.dataset_builder.executor import LocalExecutor
+
+        return LocalExecutor(jobs)
+    if name == "ray":
+        from ldm_hf.dataset_builder.ray_executor import RayExecutor
+
+        return RayExecutor(address, root, gpus)
+    raise ConfigError(f"executor must be local or ray, got {name!r}")
+
+
+def _run(building: Any, running: "Executor") -> None:
+    from ldm_hf.dataset_builder.pipeline import run_build
+    from ldm_hf.progress import progress_bar
+
+    total, done = building.amount()
+    with progress_bar("building", total, "transition", initial=done, unit_scale=True) as bar:
+        under_way: dict[str, int] = {}
+
+        def watch(executor: Any, jobs: Any) -> None:
+            for message in executor.messages():
+                if message.stage == "training":
+                    under_way[message.name] = message.done
+            names = {job.name for job in jobs}
+            for name in set(under_way) - names:
+                del under_way[name]
+            bar.set_postfix_str(f"{len(names)} runs", refresh=False)
+            bar.n = counted[1] + sum(under_way.values())
+            bar.update(0)
+
+        counted = [total, done]
+
+        def say(line: str) -> None:
+            bar.write(line)
+            counted[:] = building.amount()
+            bar.total = counted[0]
+
+        try:
+            run_build(building, running, say, watch)
+            bar.n = bar.total
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted: the same command goes on with the runs that are not finished", err=True)
+            raise typer.Exit(130) from None
+        finally:
+            running.close()
+
+
+def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", cores: int | None) -> None:
+    """Who is compatible with what, and what it costs."""
+    import os
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.plan import estimate
+
+    console = Console()
+    for group in plan.groups:
+        table = Table(title=f"{group.library}: {len(group.environments)} environments", title_justify="left")
+        for column in ("candidate", "why not, or transitions of the ranking and of a run"):
+            table.add_column(column)
+        for name, candidate in pool.items():
+            if name in group.candidates:
+                ranking, run = budget.ranking_transitions(candidate), budget.run_transitions(candidate)
+                table.add_row(name, f"{ranking:,} and {run:,}")
+            else:
+                table.add_row(f"[dim]{name}", f"[dim]{group.environments[0].misfits[name]}")
+        console.print(table)
+        console.print("ranked on: " + ", ".join(group.ranked_on))
+        console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
+    for name, reason in plan.left_out.items():
+        console.print(f"left out: {name}: {reason}")
+    costs = estimate(plan, pool, budget)
+    number = cores or len(os.sched_getaffinity(0))
+    days = costs.core_hours / number / 24
+    time = f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes"
+    console.print(
+        f"{costs.ranking_runs} runs to rank and {costs.runs} to record: {costs.transitions:,} transitions, "
+        f"{costs.core_hours:,.1f} core hours, {costs.ranking_share:.0%} of them to rank; "
+        f"{costs.bytes / 2**30:,.1f} GiB if every run is kept.\n"
+        f"On {number} cores: {time}, if they are like the one that the costs of steps were measured on."
+    )
+
+
+def _print_runs(out: Path, libraries: list[str]) -> None:
+    """The table of all runs, kept and dropped."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.repository import run_records
+
+    table = Table(title="Runs", title_justify="left")
+    for column in ("environment", "run", "first 10 %", "last 10 %", "deterministic", ""):
+        table.add_column(column, justify="right" if column.endswith(("%", "c")) else "left")
+    for library in libraries:
+        for record in run_records(out / library):
+            info = record.info
+            values = () if info is None else (info.first10, info.last10, info.deterministic_return)
+            scores = [f"{value:.2f}" for value in values] or [""] * 3
+            table.add_row(record.environment, record.run, *scores, record.dropped or "kept")
+    (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
+
+
+def publish(
+    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made.")],
+    namespace: Annotated[str, typer.Option(help="User or organisation of the Hub.")],
+    library: Annotated[list[str] | None, typer.Option(help="Slug; repeatable. Default: all.")] = None,
+    private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+) -> None:
+    """Publish datasets to the Hub, one repository a library: NAMESPACE/ldm-LIBRARY.
+
+    The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is missing.
+    """
+    from ldm_hf.dataset_builder.publish import publish as run
+    from ldm_hf.progress import progress_bar
+
+    with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
+        last: dict[str, int] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in last:
+                bar.total += total
+            bar.set_description(f"publishing {name}", refresh=False)
+            bar.update(done - last.get(name, 0))
+            last[name] = done
+
+        names = run(data, namespace, libraries=library, private=private, progress=progress)
+    for name in names:
+        typer.echo(f"hf://datasets/{name}")

@@ -1,0 +1,78 @@
+"""How much is trained: the paper's amounts, and what a CPU can do in minutes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate
+from ldm_hf.dataset_builder.curves import MIN_EPISODES
+from ldm_hf.errors import ConfigError
+
+_LATEST_START = 1 / 3  # share of a run before which an algorithm must begin to learn
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Amounts of training.
+
+    Attributes:
+        transitions: of a run.
+        shares: of these transitions that the runs of an algorithm get, where it is not all of them.
+        ranking_share: of a run's transitions that a run of the ranking gets.
+        ranking_environments: environments of a library that candidates are ranked on.
+        runs: candidates that are trained on each environment.
+        max_environments: of a library.
+    """
+
+    transitions: int
+    shares: Mapping[str, float] = field(default_factory=dict)
+    ranking_share: float = 1.0
+    ranking_environments: int = 5
+    runs: int = 3
+    max_environments: int = 250
+
+    def run_transitions(self, candidate: Candidate) -> int:
+        """Transitions of a run of a candidate."""
+        return round(self.transitions * self.shares.get(candidate.algorithm, 1.0))
+
+    def ranking_transitions(self, candidate: Candidate) -> int:
+        """Transitions of a run of the ranking."""
+        return round(self.run_transitions(candidate) * self.ranking_share)
+
+    def shortfall(self, candidate: Candidate, max_episode_steps: int) -> str | None:
+        """Why a run of the ranking would be too short for a candidate to show anything, or None.
+
+        An algorithm that keeps a replay buffer must begin to learn early in it, and finish enough episodes even if all last
+        to the limit. The others are fast; they are tried where episodes may be shorter than their limit.
+        """
+        transitions = self.ranking_transitions(candidate)
+        starts = candidate.hyperparameters.get("learning_starts", 100)
+        if candidate.algorithm in OFF_POLICY and starts > transitions * _LATEST_START:
+            return f"begins to learn after {starts:,} of {transitions:,} transitions"
+        if candidate.algorithm in OFF_POLICY and transitions < MIN_EPISODES * max_episode_steps:
+            return (
+                f"{transitions:,} transitions may end fewer than {MIN_EPISODES} episodes of {max_episode_steps:,} steps"
+            )
+        return None
+
+
+BUDGETS = {
+    # Section 4.2: the top 3 of the ranking on at most 250 environments a library, 3 million transitions each.
+    "paper": Budget(3_000_000),
+    # Off-policy algorithms are 20 to 50 times slower on a CPU, and need fewer transitions.
+    "small": Budget(
+        60_000,
+        shares={"DQN": 0.25, "QRDQN": 0.25, "DDPG": 0.1, "SAC": 0.1, "TD3": 0.1, "TQC": 0.1},
+        ranking_share=0.25,
+        ranking_environments=3,
+    ),
+}
+
+
+def choose_budget(name: str, transitions: int | None) -> Budget:
+    """A budget by name, with another number of transitions if one is given; ``ConfigError`` if it cannot be used."""
+    if name not in BUDGETS:
+        raise ConfigError(f"budget must be one of {', '.join(BUDGETS)}, got {name!r}")
+    if transitions is not None and transitions < 1:
+        raise ConfigError(f"transitions must be at least 1, got {transitions}")
+    budget = BUDGETS[name]
+    return budget if transitions is None else replace(budget, transitions=transitions)

@@ -1,0 +1,164 @@
+"""Where jobs run: one interface, and the processes of this machine behind it. ``ray_executor.py`` is the other one."""
+
+import contextlib
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any, Protocol
+
+import pebble
+import psutil
+
+from ldm_hf.dataset_builder.jobs import Job, execute
+from ldm_hf.errors import ConfigError
+from ldm_hf.processes import exit_with_owner
+
+_REPORT_SECONDS = 0.3  # between two messages of a job
+_MEMORY_SHARE = 0.9  # of the memory at hand, that jobs may take together
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended.
+
+    Attributes:
+        job: which.
+        crash: how its process died, if it did; the job has no result then.
+    """
+
+    job: Job
+    crash: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """How far a job is."""
+
+    name: str
+    stage: str
+    done: int
+    total: int
+
+
+class Executor(Protocol):
+    """Runs jobs. A job's result is on disk; what comes back says only that it has ended."""
+
+    def has_room(self, job: Job) -> bool:
+        """Whether the job would start at once."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The jobs that have ended, waiting for at most so long for one.
+
+        Raises:
+            LDMError: a job met what no other job can get past, such as a full disk.
+        """
+
+    def messages(self) -> list[Message]:
+        """What jobs have said since the last call; an executor may have nothing to tell."""
+
+    def close(self) -> None:
+        """End what runs, at once, and leave nothing behind."""
+
+
+class LocalExecutor:
+    """Processes of this machine, one thread each. They end when this process does, even if it is killed.
+
+    Args:
+        jobs: how many at a time, by default one a processor; fewer where memory would not do for all.
+
+    Raises:
+        ConfigError: ``jobs`` is below 1.
+    """
+
+    def __init__(self, jobs: int | None = None):
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f"jobs must be at least 1, got {jobs}")
+        self._slots = jobs or len(os.sched_getaffinity(0))
+        self._memory = int(available_memory() * _MEMORY_SHARE)
+        self._running: dict[Future, Job] = {}
+        context = multiprocessing.get_context("spawn")
+        self._messages = context.Queue()
+        os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers when they start: one run, one core.
+        self._pool = pebble.ProcessPool(
+            self._slots, context=context, initializer=_start_worker, initargs=(self._messages, os.getpid())
+        )
+
+    def has_room(self, job: Job) -> bool:
+        """Whether a process is free and memory is left; one job is always let in."""
+        if not self._running:
+            return True
+        taken = sum(running.memory for running in self._running.values())
+        return len(self._running) < self._slots and taken + job.memory <= self._memory
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+        self._running[self._pool.schedule(_work, args=(job,))] = job
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The jobs that have ended."""
+        finished, _ = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED)
+        ended = []
+        for future in finished:
+            job = self._running.pop(future)
+            try:
+                future.result()
+                ended.append(Ended(job))
+            except pebble.ProcessExpired as error:
+                ended.append(Ended(job, f"its process died (exit code {error.exitcode}), perhaps for want of memory"))
+        return ended
+
+    def messages(self) -> list[Message]:
+        """What jobs have said."""
+        found = []
+        with contextlib.suppress(Empty):
+            while True:
+                found.append(self._messages.get_nowait())
+        return found
+
+    def close(self) -> None:
+        """Kill what runs."""
+        self._pool.stop()
+        self._pool.join()
+        self._messages.cancel_join_thread()
+        self._messages.close()
+
+
+def available_memory() -> int:
+    """Bytes that processes may still take: of the machine, or of the control group where that leaves less."""
+    available = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        entries = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
+        cache = int(entries[entries.index("inactive_file") + 1])  # the system takes it back when it is needed
+        available = min(available, limit - used + cache)
+    return available
+
+
+_queue: Any = None
+
+
+def _start_worker(messages: Any, owner: int) -> None:
+    global _queue  # noqa: PLW0603  (how a pool's initializer hands something to its tasks)
+    _queue = messages
+    exit_with_owner(owner)
+
+
+def _work(job: Job) -> None:
+    last = 0.0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last > _REPORT_SECONDS:
+            last = time.monotonic()
+            _queue.put(Message(job.name, stage, done, total))
+
+    execute(job, report)

@@ -1,0 +1,272 @@
+"""The resumable job graph: rank candidates, train the best on each environment, curate, describe."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ldm_hf.dataset_builder import plan as planning
+from ldm_hf.dataset_builder.budgets import Budget
+from ldm_hf.dataset_builder.candidates import Candidate, is_picture
+from ldm_hf.dataset_builder.curation import below_best
+from ldm_hf.dataset_builder.executor import Ended, Executor
+from ldm_hf.dataset_builder.jobs import RANKING_FOLDER, Job
+from ldm_hf.dataset_builder.plan import Group, Plan, PlannedEnvironment
+from ldm_hf.dataset_builder.ranking import Rank, best, rank
+from ldm_hf.dataset_builder.records import RunRecord
+from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.run import RunRequest
+from ldm_hf.dataset_builder.schema import environment_folder
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.env_registry.spec import EnvironmentSpec
+from ldm_hf.errors import ConfigError
+from ldm_hf.files import remove, remove_leftovers, replacing
+
+_SETTINGS = "build.json"
+_POLL_SECONDS = 0.3
+
+Say = Callable[[str], None]
+Watch = Callable[[Executor, Sequence[Job]], None]
+"""Called about three times a second with the executor and the jobs that are running."""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What a corpus is built with; it does not change while the corpus grows.
+
+    Attributes:
+        pool: candidates by name.
+        budget: how much is trained.
+        seed: of every run.
+        keep: as in ``RunRequest``.
+        device: torch device that trains.
+    """
+
+    pool: Mapping[str, Candidate]
+    budget: Budget
+    seed: int = 0
+    keep: str = "fit"
+    device: str = "cpu"
+
+
+class Build:
+    """A corpus in the making. Its state is the files of its folder; nothing of it is kept here.
+
+    Args:
+        plan: what is built.
+        settings: how.
+        root: data folder.
+
+    Raises:
+        ConfigError: the folder holds a corpus of other settings.
+    """
+
+    def __init__(self, plan: Plan, settings: BuildSettings, root: Path):
+        self._plan = plan
+        self._settings = settings
+        self._root = root
+        self._claim()
+
+    @property
+    def libraries(self) -> list[str]:
+        """Slugs of the libraries that are built."""
+        return list(dict.fromkeys(group.library for group in self._plan.groups))
+
+    def jobs(self) -> list[Job]:
+        """The jobs that could run now and are not done, those that take longest first."""
+        waiting = [job for group in self._plan.groups for job in self._jobs(group) if not job.is_done]
+        return sorted(waiting, key=lambda job: -job.seconds)
+
+    def finish(self, library: str) -> None:
+        """Drop the runs of a library that fall short of their environment's best, and describe it; all its jobs are done."""
+        for group in self._plan.groups:
+            if group.library == library:
+                for environment in group.environments:
+                    self._curate(environment)
+        update_repository(self._root / library)
+
+    def ranking(self, group: Group) -> list[Rank] | None:
+        """The ranking of a group's candidates, the best first; None while runs of it are missing.
+
+        Once it is known it is kept, so that environments that are added later do not change what was chosen.
+        """
+        path = self._ranking_file(group)
+        if path.is_file():
+            return [Rank(**one) for one in json.loads(path.read_text(encoding="utf-8"))["ranks"]]
+        jobs = self._ranking_jobs(group)
+        if not all(job.is_done for job in jobs):
+            return None
+        results: dict[str, dict] = {}
+        for job in jobs:
+            curve = job.curve()
+            sample = None if curve is None else curve.last
+            results.setdefault(job.request.environment, {})[job.request.candidate.name] = sample
+        ranks = rank(results)
+        with replacing(path) as temporary:
+            values = {"environments": list(results), "ranks": [asdict(one) for one in ranks]}
+            temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        return ranks
+
+    def amount(self) -> tuple[int, int]:
+        """Transitions of everything that is planned, and of what of it is done: for a progress bar."""
+        budget = self._settings.budget
+        total = done = 0
+        for group in self._plan.groups:
+            runs = self._run_jobs(group)
+            ranking = [] if self._skips_ranking(group) else self._ranking_jobs(group)
+            for job in [*ranking, *(runs or [])]:
+                total += job.request.timesteps
+                done += job.request.timesteps if job.is_done else 0
+            if runs is None:  # Which candidates will be chosen is unknown: the longest, to be safe.
+                lengths = sorted(budget.run_transitions(self._settings.pool[name]) for name in group.candidates)
+                total += len(group.environments) * sum(lengths[-budget.runs :])
+        return total, done
+
+    def _jobs(self, group: Group) -> list[Job]:
+        runs = self._run_jobs(group)
+        return self._ranking_jobs(group) if runs is None else runs
+
+    def _ranking_jobs(self, group: Group) -> list[Job]:
+        specs = {environment.spec.id: environment.spec for environment in group.environments}
+        budget = self._settings.budget
+        return [
+            self._job(specs[name], candidate, budget.ranking_transitions(candidate), ranking=True)
+            for name in group.ranked_on
+            for candidate in (self._settings.pool[each] for each in group.candidates)
+        ]
+
+    def _run_jobs(self, group: Group) -> list[Job] | None:
+        names = self._chosen(group)
+        if names is None:
+            return None
+        budget = self._settings.budget
+        return [
+            self._job(environment.spec, candidate, budget.run_transitions(candidate), ranking=False)
+            for environment in group.environments
+            for candidate in (self._settings.pool[name] for name in names)
+        ]
+
+    def _chosen(self, group: Group) -> list[str] | None:
+        if self._skips_ranking(group):
+            return list(group.candidates)
+        ranks = self.ranking(group)
+        return None if ranks is None else best(ranks, self._settings.budget.runs)
+
+    def _skips_ranking(self, group: Group) -> bool:
+        return len(group.candidates) <= self._settings.budget.runs
+
+    def _job(self, spec: EnvironmentSpec, candidate: Candidate, transitions: int, *, ranking: bool) -> Job:
+        settings = self._settings
+        request = RunRequest(spec.id, candidate, transitions, settings.seed, settings.keep, settings.device)
+        return Job(
+            request,
+            self._root,
+            ranking,
+            planning.run_seconds(spec, candidate, transitions),
+            planning.run_memory(spec, candidate, transitions),
+            is_picture(spec.observation_space),
+        )
+
+    def _curate(self, environment: PlannedEnvironment) -> None:
+        folder = environment_folder(self._root, environment.spec.id)
+        remove_leftovers(folder)
+        records = [RunRecord.read(path.parent) for path in sorted(folder.glob("*/run.json"))]
+        kept = {record.run: record for record in records if record.dropped is None}
+        curves = {name: record.info.curve for name, record in kept.items() if record.info}
+        for name, reason in below_best(curves).items():
+            # The record first: killed in between, the data are dropped but lie there, which harms nobody.
+            policy = tuple(file for file in kept[name].files if not file.path.endswith(".parquet"))
+            replace(kept[name], dropped=reason, files=policy).write(folder / name)
+        for record in records:
+            run = folder / record.run
+            if RunRecord.read(run).dropped is not None:
+                for path in run.glob("*.parquet"):
+                    remove(path)
+
+    def _ranking_file(self, group: Group) -> Path:
+        # The candidates that compete name the group: another version of the library may divide it otherwise.
+        key = f"{zlib.crc32(' '.join(group.candidates).encode()):08x}"
+        return self._root / RANKING_FOLDER / group.library / f"ranking-{key}.json"
+
+    def _claim(self) -> None:
+        settings = self._settings
+        values = {
+            "pool": {name: asdict(candidate) for name, candidate in settings.pool.items()},
+            "budget": {**asdict(settings.budget), "shares": dict(settings.budget.shares)},
+            "seed": settings.seed,
+            "keep": settings.keep,
+        }
+        path = self._root / _SETTINGS
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            wanted = json.loads(json.dumps(values))
+            if found != wanted:
+                differing = [name for name in wanted if found.get(name) != wanted[name]]
+                raise ConfigError(
+                    f"{self._root} holds a corpus built with another {', '.join(differing)}; choose another --out"
+                )
+            return
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def run_build(build: Build, executor: Executor, say: Say, watch: Watch = lambda executor, jobs: None) -> None:
+    """Run what is not done, and describe the corpus. It may be killed at any time and called again.
+
+    Args:
+        build: the corpus.
+        executor: where jobs run; the caller closes it.
+        say: called with a line for each job that ends.
+        watch: called now and then while jobs run.
+
+    Raises:
+        LDMError: something that no job can get past, such as a full disk.
+    """
+    running: dict[str, Job] = {}
+    crashed: set[str] = set()
+    waiting = build.jobs()
+    unfinished = set(build.libraries)
+    while waiting or running:
+        for job in list(waiting):
+            if executor.has_room(job):
+                executor.submit(job)
+                running[job.name] = job
+                waiting.remove(job)
+        for ended in executor.wait(_POLL_SECONDS):
+            job = running.pop(ended.job.name)
+            if ended.crash is not None and not job.is_done:
+                if job.name in crashed:
+                    job.fail(f"failed: {ended.crash}")
+                else:
+                    crashed.add(job.name)
+                    waiting.append(job)
+            say(describe(ended))
+            if job.ranking:
+                waiting = [one for one in build.jobs() if one.name not in running]
+        watch(executor, list(running.values()))
+        busy = {library_of(job) for job in [*waiting, *running.values()]}
+        for library in sorted(unfinished - busy):
+            build.finish(library)
+        unfinished &= busy
+    for library in sorted(unfinished):
+        build.finish(library)
+
+
+def library_of(job: Job) -> str:
+    """Slug of the library that a job belongs to."""
+    return EnvironmentId.parse(job.request.environment).library
+
+
+def describe(ended: Ended) -> str:
+    """A line on a job that has ended."""
+    job = ended.job
+    if ended.crash is not None and not job.is_done:
+        return f"{job.name}: {ended.crash}; once more"
+    if job.ranking:
+        curve = job.curve()
+        return f"{job.name}: " + ("failed" if curve is None else f"{curve.last.mean:.4g}")
+    record = RunRecord.read(job.result.parent)
+    if record.info is None or record.dropped is not None:
+        return f"{job.name}: dropped, {record.dropped}"
+    return f"{job.name}: {record.info.first10:.4g} -> {record.info.last10:.4g}"

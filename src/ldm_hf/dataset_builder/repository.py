@@ -1,0 +1,162 @@
+"""A library's dataset repository: its manifest, the table of all its runs, its card."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm_hf.dataset_builder.records import RECORD, RunRecord
+from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.errors import DatasetFormatError
+from ldm_hf.files import remove_leftovers, replacing
+
+MANIFEST, RUNS, CARD, CURVES = "manifest.parquet", "runs.parquet", "README.md", "learning_curves.png"
+
+_FILE = pa.struct(
+    [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("chunks", pa.list_(pa.int32()))]
+)
+_SCORES = [(name, pa.float64()) for name in ("first10", "last10", "deterministic_return")]
+MANIFEST_SCHEMA = pa.schema(
+    [
+        *(("environment", pa.string()), ("config", pa.string()), ("run", pa.string()), ("rows", pa.int64())),
+        *_SCORES,
+        *(("algorithm", pa.string()), ("observations", pa.string()), ("actions", pa.string())),
+        *(("files", pa.list_(_FILE)), ("info", pa.string())),
+    ]
+)
+_RUNS_SCHEMA = pa.schema(
+    [
+        *(("environment", pa.string()), ("run", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())),
+        *_SCORES,
+        *(("transitions", pa.int64()), ("episodes", pa.int64()), ("seconds", pa.float64()), ("seed", pa.int64())),
+        *(("curve_transitions", pa.list_(pa.int64())), ("curve_returns", pa.list_(pa.float64()))),
+    ]
+)
+
+
+def run_records(repository: Path) -> list[RunRecord]:
+    """The records of all runs of a library, sorted by environment and run."""
+    paths = sorted(repository.glob(f"*/*/{RECORD}"))
+    return [RunRecord.read(path.parent) for path in paths]
+
+
+def update_repository(repository: Path) -> None:
+    """Rewrite manifest, table of runs, curves and card of a library from the records of its runs.
+
+    Nobody else may be writing to it. A library none of whose runs is kept has an empty manifest.
+
+    Raises:
+        DatasetFormatError: there are no runs, or a record is damaged.
+    """
+    remove_leftovers(repository)
+    records = run_records(repository)
+    if not records:
+        raise DatasetFormatError(f"{repository} holds no runs: there is no <config>/<run>/{RECORD} in it")
+    kept = [_manifest_row(record, record.info) for record in records if record.dropped is None and record.info]
+    with replacing(repository / MANIFEST) as path:
+        pq.write_table(pa.Table.from_pylist(kept, MANIFEST_SCHEMA), path, write_page_checksum=True)
+    with replacing(repository / RUNS) as path:
+        table = pa.Table.from_pylist([_run_row(record) for record in records], _RUNS_SCHEMA)
+        pq.write_table(table, path, write_page_checksum=True)
+    _plot_curves(records, repository / CURVES)
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+        resources.files("ldm_hf.dataset_builder").joinpath("dataset_card.md").read_text(encoding="utf-8")
+    )
+    infos = [record.info for record in records if record.dropped is None and record.info]
+    with replacing(repository / CARD) as path:
+        text = template.render(
+            library=repository.name,
+            rows=kept,
+            configs=list(dict.fromkeys(row["config"] for row in kept)),
+            size=sum(row["rows"] for row in kept),
+            dropped=[_run_row(record) for record in records if record.dropped is not None],
+            licences=sorted({info.licence or "unknown" for info in infos}),
+            infos=infos,
+        )
+        path.write_text(text, encoding="utf-8")
+
+
+def _manifest_row(record: RunRecord, info: RunInfo) -> dict[str, Any]:
+    config = EnvironmentId.parse(info.environment).config_name
+    return {
+        "environment": info.environment,
+        "config": config,
+        "run": info.run,
+        "rows": info.num_transitions,
+        "first10": info.first10,
+        "last10": info.last10,
+        "deterministic_return": info.deterministic_return,
+        "algorithm": info.algorithm,
+        "observations": _describe(info.observation_space),
+        "actions": _describe(info.action_space),
+        "files": [{**vars(file), "path": f"{config}/{info.run}/{file.path}"} for file in record.files],
+        "info": info.to_json(),
+    }
+
+
+def _run_row(record: RunRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "environment": record.environment,
+        "run": record.run,
+        "kept": record.dropped is None,
+        "reason": record.dropped or "",
+    }
+    info = record.info
+    if info is not None:
+        row |= {name: getattr(info, name) for name in ("first10", "last10", "deterministic_return", "seconds", "seed")}
+        row |= {"transitions": info.num_transitions, "episodes": info.num_episodes}
+        row |= {"curve_transitions": info.curve.transitions, "curve_returns": info.curve.returns}
+    return row
+
+
+def _describe(space: dict[str, Any]) -> str:
+    """A space in a few words, for a table."""
+    kind = space["type"]
+    if kind == "Dict":
+        return f"Dict({', '.join(f'{name}: {_describe(part)}' for name, part in space['spaces'].items())})"
+    if kind == "Tuple":
+        return f"Tuple({', '.join(map(_describe, space['spaces']))})"
+    if kind == "Text":
+        return "Text"
+    size = space["shape"] if kind == "Box" else space["nvec"] if kind == "MultiDiscrete" else space["n"]
+    return f"{kind}({' x '.join(map(str, size)) if isinstance(size, list) else size})"
+
+
+def _plot_curves(records: list[RunRecord], path: Path) -> None:
+    """One small plot an environment, one line a run; dropped runs are grey. At most the first 48 environments."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib.figure import Figure
+
+    shown: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.info is not None:
+            shown.setdefault(record.environment, []).append(record)
+    environments = list(shown)[:48]
+    if not environments:
+        return
+    columns = min(4, len(environments))
+    rows = -(-len(environments) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, environment in zip(axes, environments, strict=False):
+        for record in shown[environment]:
+            assert record.info is not None
+            curve = record.info.curve
+            style = {"color": "0.75", "linewidth": 0.8} if record.dropped is not None else {"linewidth": 1.2}
+            axis.plot(curve.transitions, curve.returns, label=record.run if record.dropped is None else None, **style)
+        axis.set_title(EnvironmentId.parse(environment).name, fontsize=8)
+        axis.tick_params(labelsize=6)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=5)
+    for axis in axes[len(environments) :]:
+        axis.axis("off")
+    figure.supxlabel("transitions", fontsize=8)
+    figure.supylabel("mean return of the training episodes", fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
