@@ -184,9 +184,9 @@ def test_whatever_the_hub_does_is_one_line(hub, tmp_path, corpus):
     one_line_error(train("hf://datasets/writer/missing"), "hf://datasets/writer/missing", "no such repository")
     one_line_error(train(f"hf://datasets/{NAME}@v9"), "no such revision")
     one_line_error(train("hf://writer"), "is no address of a dataset")
-    hub.fail("GET", "manifest.parquet", 500, times=100)
-    hub.fail("HEAD", "manifest.parquet", 500, times=100)
-    one_line_error(train(f"hf://datasets/{NAME}"), "manifest.parquet", "HTTP 500")
+    hub.fail("GET", "manifest.parquet", 501, times=100)
+    hub.fail("HEAD", "manifest.parquet", 501, times=100)
+    one_line_error(train(f"hf://datasets/{NAME}"), "manifest.parquet", "HTTP 501")
 
 
 def test_a_full_disk_under_the_cache_is_one_line(hub, tmp_path, corpus):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ldm_hf.dataset_builder.jobs import Job, execute
 from ldm_hf.errors import ConfigError, LDMError
 
 _TRIES = 5  # of a job whose node or process is lost, before it counts as crashed
+_CONNECT_SECONDS = 10.0
 _VARIABLES = ("LDM_HOME", "LDM_PROVIDER", "LDM_BASE_IMAGE")  # that jobs need as the driver has them
 
 
@@ -34,6 +36,7 @@ class RayExecutor:
             raise ConfigError("the Ray executor needs Ray: pip install 'ldm_hf[ray]'") from error
         self._ray = ray
         self._gpus = gpus
+        _check_address(address)
         variables = {"OMP_NUM_THREADS": "1", **{name: os.environ[name] for name in _VARIABLES if name in os.environ}}
         try:
             ray.init(
@@ -117,6 +120,20 @@ class RayExecutor:
             raise ConfigError(
                 f"{', '.join(blind)} cannot see {root}: all nodes need the data folder, and ldm_hf, under the same path"
             )
+
+
+def _check_address(address: str) -> None:
+    """Ray itself goes on trying for minutes, and ends the process then."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdecimal():
+        return
+    try:
+        with socket.create_connection((host, int(port)), _CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster at {address}: {error.strerror or error}; start one with: ray start --head"
+        ) from error
 
 
 def _sees(path: str) -> bool:

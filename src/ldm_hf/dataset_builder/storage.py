@@ -173,7 +173,7 @@ def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             return HubError(f"{subject}: the Hub refuses the token (HTTP {status}); set HF_TOKEN to one that may")
-        return HubError(f"{subject}: the Hub answered HTTP {status}; try again", passing=status >= 500)
+        return HubError(f"{subject}: the Hub answered HTTP {status}; try again")  # the client did, a few times
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
         reason = " ".join(str(error).split()) or type(error).__name__
         return HubError(f"{subject}: the connection to the Hub broke ({reason}); try again", passing=True)
