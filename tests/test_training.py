@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -97,6 +97,24 @@ def test_weights_are_shares(processor):
     assert np.bincount([by_size.locate(number)[0] for number in range(128)]).tolist() == [96, 32]
     with pytest.raises(ConfigError, match="test/1"):
         made_mixture(processor, [[9], [9]], weights={"test/0": 1.0})
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4), per_chunk=st.integers(1, 5), seed=st.integers(0, 9))
+def test_a_visit_takes_its_sequences_from_one_chunk(processor, lengths, per_chunk, seed):
+    mixture = made_mixture(processor, [lengths], sequences_per_chunk=per_chunk, seed=seed)
+    for visit in range(2 * len(lengths)):
+        places = [mixture.locate(visit * per_chunk + place) for place in range(per_chunk)]
+        [chunk] = {chunk for _, chunk, _ in places}
+        starts = [start for _, _, start in places]
+        assert all(0 <= start <= max(0, lengths[chunk] - 8) for start in starts)
+        if lengths[chunk] >= 8 * per_chunk:  # side by side: nothing is read for nothing, and nothing twice
+            assert starts == list(range(starts[0], starts[0] + 8 * per_chunk, 8))
+    # The same as a pure function: asked for in another order.
+    numbers = list(range(2 * len(lengths) * per_chunk))
+    again = made_mixture(processor, [lengths], sequences_per_chunk=per_chunk, seed=seed)
+    backwards = [again.locate(number) for number in reversed(numbers)]
+    assert backwards[::-1] == [mixture.locate(number) for number in numbers]
 
 
 @settings(max_examples=50)

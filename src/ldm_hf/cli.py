@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ldm_hf.data_commands import build, publish
+from ldm_hf.data_commands import build, convert, publish
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(environments, name="env")
 app.command()(build)
 app.command()(publish)
+app.command()(convert)
 
 Output = Annotated[Path, typer.Option(help="Folder for the results.")]
 

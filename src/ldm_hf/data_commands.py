@@ -196,3 +196,35 @@ def publish(
         names = run(data, namespace, libraries=library, private=private, progress=progress)
     for name in names:
         typer.echo(f"hf://datasets/{name}")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Minari id or folder; with --to, id of an environment.")],
+    from_: Annotated[str | None, typer.Option("--from", help="minari: make a run of SOURCE under --out.")] = None,
+    to: Annotated[str | None, typer.Option(help="minari: make the Minari dataset --name of SOURCE's best run.")] = None,
+    out: Out = Path("runs/data"),
+    environment: Annotated[str | None, typer.Option(help="With --from: id. Default: what the dataset names.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --to: id of the new dataset, such as cartpole/ppo-v0.")] = None,
+    run: Annotated[str | None, typer.Option(help="With --to: name of the run. Default: the best.")] = None,
+) -> None:
+    """Convert datasets from Minari, and to it. Minari's own datasets are under MINARI_DATASETS_PATH."""
+    from ldm_hf.dataset_builder.minari_format import from_minari, to_minari
+    from ldm_hf.progress import progress_bar
+
+    if (from_, to) not in (("minari", None), (None, "minari")):
+        raise ConfigError("one of --from minari and --to minari must be given")
+    if to and name is None:
+        raise ConfigError("--to minari needs --name, the id of the new dataset")
+    with progress_bar("converting", 0, "episode") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if from_:
+            record = from_minari(source, out, environment=environment, progress=progress)
+            made = f"{record.environment}, run {record.run}, in {out}"
+        else:
+            assert name is not None
+            made = str(to_minari(out, source, name, run=run, progress=progress))
+    typer.echo(made)

@@ -63,26 +63,32 @@ class LearningCurve:
     returns: list[float]
 
     @classmethod
-    def of(cls, returns: Sequence[float] | np.ndarray, ends: Sequence[int] | np.ndarray) -> "LearningCurve":
+    def of(
+        cls,
+        returns: Sequence[float] | np.ndarray,
+        ends: Sequence[int] | np.ndarray,
+        least: int = MIN_EPISODES,
+    ) -> "LearningCurve":
         """Summarise episodes in the order of their ends.
 
         Args:
             returns: of the episodes.
             ends: how many transitions the run had made when each ended.
+            least: episodes that are needed.
 
         Raises:
-            EnvironmentFailure: fewer than 10 episodes ended, too few to tell, or their returns are not finite.
+            EnvironmentFailure: fewer episodes ended, too few to tell, or their returns are not finite.
         """
         values = np.asarray(returns, np.float64)
-        if len(values) < MIN_EPISODES:
+        if len(values) < least:
             raise EnvironmentFailure(
-                f"only {len(values)} episodes ended; at least {MIN_EPISODES} are needed: train for longer"
+                f"only {len(values)} episodes ended; at least {least} are needed: train for longer"
             )
         if not np.isfinite(values).all():
             raise EnvironmentFailure(
                 f"{np.sum(~np.isfinite(values))} of {len(values)} episodes have no finite return: nothing can be scored"
             )
-        share = len(values) // 10
+        share = max(1, len(values) // 10)
         edges = np.linspace(0, len(values), min(len(values), _MAX_POINTS) + 1).round().astype(int)
         return cls(
             Sample.of(values[:share]),

@@ -125,6 +125,16 @@ class EnvironmentDataset:
             _vectors(table, "reference_action"),
         )
 
+    def places(self) -> list[tuple[int, int]]:
+        """Stream and first step of each chunk; raises as ``chunk``."""
+        found = []
+        for file in self._files:
+            footer = _footer(file)
+            for group in range(footer.num_row_groups):
+                columns = [footer.row_group(group).column(index) for index in (1, 2)]  # after ``run``
+                found.append(tuple(int(column.statistics.min) for column in columns))
+        return found  # type: ignore[return-value]
+
     def _images(self, table: pa.Table, file: DataFile) -> np.ndarray:
         column = _column(table, "image")
         side = self._observation.image_size

@@ -251,8 +251,26 @@ class SlotLayout:
         """
         if self.image is not None:
             raise UnsupportedSpaceError(f"{self.image.name} is an image: only spaces of slots can be unflattened")
-        values = {leaf.path: self._value(leaf, np.asarray(slots)) for leaf in self.leaves}
+        row = np.asarray(slots)[None]
+        values = {leaf.path: self._values(leaf, row, clip=True)[0] for leaf in self.leaves}
         return _nest(self.space, (), values)
+
+    @property
+    def read_space(self) -> dict[str, Any]:
+        """What is left of the space in slots and image, as JSON: texts are gone, the image has another size."""
+        return _read_space(
+            self.space, self.image_size if self.image is not None else 0, self.image and self.image.path, ()
+        )
+
+    def values(self, slots: np.ndarray, images: np.ndarray | None = None) -> Any:
+        """Turn slots of shape (T, num_slots), and images, back into a batch of values of ``read_space``.
+
+        Nothing is clipped: values outside the declared bounds stay what they were.
+        """
+        arrays = {
+            leaf.path: images if leaf.kind == "image" else self._values(leaf, slots, clip=False) for leaf in self.leaves
+        }
+        return _nest(self.read_space, (), arrays)
 
     def _array(self, leaf: Leaf, value: Any, batched: bool) -> np.ndarray:
         for part in leaf.path:
@@ -297,27 +315,30 @@ class SlotLayout:
         ]
         return np.stack(columns, 1) if columns else np.empty((len(values), 0))
 
-    def _value(self, leaf: Leaf, slots: np.ndarray) -> Any:
-        part = slots[leaf.first_slot : leaf.first_slot + leaf.num_slots]
+    def _values(self, leaf: Leaf, slots: np.ndarray, *, clip: bool) -> np.ndarray:
+        """The leaf's values of T rows of slots, of shape (T, ...)."""
+        part = slots[:, leaf.first_slot : leaf.first_slot + leaf.num_slots]
         kind = leaf.space["type"]
         if leaf.kind == "continuous":
             dtype = np.dtype(leaf.space["dtype"])
-            clipped = np.clip(part.astype(np.float64), leaf.low, leaf.high)
+            numbers = part.astype(np.float64)
+            if clip:
+                numbers = np.clip(numbers, leaf.low, leaf.high)
             if np.issubdtype(dtype, np.integer):
-                clipped = np.rint(clipped)
-            return clipped.astype(dtype).reshape(leaf.shape)
+                numbers = np.rint(numbers)
+            return numbers.astype(dtype).reshape(len(slots), *leaf.shape)
         assert leaf.start is not None and leaf.cardinality is not None
-        values, position = [], 0
-        for n in leaf.cardinality:
+        integers, position = np.zeros((len(slots), len(leaf.cardinality)), np.int64), 0
+        for index, n in enumerate(leaf.cardinality):
             width = _num_digits(int(n), self.num_bins)
-            digits = part[position : position + width].astype(np.int64)
-            values.append(sum(int(digit) * self.num_bins**power for power, digit in enumerate(reversed(digits))))
+            for digit in part[:, position : position + width].astype(np.int64).T:
+                integers[:, index] = integers[:, index] * self.num_bins + digit
             position += width
-        integers = np.array(values, np.int64) + leaf.start
+        integers += leaf.start
         if kind == "Discrete":
-            return np.int64(integers[0])
+            return integers[:, 0]
         dtype = np.dtype({"MultiBinary": "int8"}.get(kind, leaf.space.get("dtype", "int64")))
-        return integers.astype(dtype).reshape(leaf.shape)
+        return integers.astype(dtype).reshape(len(slots), *leaf.shape)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -488,3 +509,18 @@ def _nest(space: dict[str, Any], path: tuple[str | int, ...], values: dict[tuple
     if space["type"] == "Tuple":
         return tuple(_nest(part, (*path, index), values) for index, part in enumerate(space["spaces"]))
     return values[path]
+
+
+def _read_space(
+    space: dict[str, Any], image_size: int, image_path: tuple[str | int, ...] | None, path: tuple[str | int, ...]
+) -> dict[str, Any]:
+    if space["type"] == "Dict":
+        named = {key: part for key, part in space["spaces"].items() if part["type"] != "Text"}
+        read = {key: _read_space(part, image_size, image_path, (*path, key)) for key, part in named.items()}
+        return {"type": "Dict", "spaces": read}
+    if space["type"] == "Tuple":
+        parts = enumerate(space["spaces"])
+        return {"type": "Tuple", "spaces": [_read_space(part, image_size, image_path, (*path, i)) for i, part in parts]}
+    if path == image_path:
+        return {"type": "Box", "shape": [image_size, image_size, 3], "dtype": "uint8", "low": 0, "high": 255}
+    return space

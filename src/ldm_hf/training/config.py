@@ -21,13 +21,16 @@ class TrainingConfig:
     """Everything that decides what a training run computes.
 
     Attributes:
-        data: folder of datasets, as ``ldm quickstart`` and the dataset builder write them.
+        data: folder of datasets, as ``ldm build`` writes them, ``hf://datasets/<namespace>/<name>``, or a list of such.
         output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
         model: name of a preset, or a model folder or Hub name to go on from.
         model_overrides: fields of ``LDMConfig`` that differ from the preset.
         environments: ids to train on; by default all under ``data``.
         weights: how often environments are drawn: ``uniform``, ``size`` (by transitions), or weights by id.
         context_length: transitions of a training sequence; by default the model's.
+        sequences_per_chunk: sequences that are read from a chunk of data at a time; 4 of the paper's length use it whole,
+            which saves reading where the data do not fit into memory.
+        stream: whether data of the Hub are read over the network each time, instead of from files in its cache.
         steps: optimizer steps.
         batch_size: sequences of an optimizer step, over all processes and accumulation steps.
         accumulation_steps: forward passes of an optimizer step on each process.
@@ -45,13 +48,15 @@ class TrainingConfig:
         log_with: an Accelerate tracker: ``tensorboard``, ``wandb``, ..., or ``none``.
     """
 
-    data: str
+    data: str | list[str]
     output: str
     model: str = "nano"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     environments: list[str] | None = None
     weights: str | dict[str, float] = "uniform"
     context_length: int | None = None
+    sequences_per_chunk: int = 1
+    stream: bool = False
     steps: int = 1000
     batch_size: int = 16
     accumulation_steps: int = 1
@@ -76,6 +81,7 @@ class TrainingConfig:
             "steps",
             "batch_size",
             "accumulation_steps",
+            "sequences_per_chunk",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",

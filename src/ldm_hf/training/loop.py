@@ -48,10 +48,11 @@ def train(config: TrainingConfig) -> Path:
     if context_length > model.config.max_position_embeddings:
         raise ConfigError(f"context_length {context_length} exceeds the model's {model.config.max_position_embeddings}")
     mixture = Mixture(
-        open_datasets(config.data, config.environments),
+        open_datasets(config.data, config.environments, cached=not config.stream),
         processor,
         context_length=context_length,
         weights=config.weights,
+        sequences_per_chunk=config.sequences_per_chunk,
         seed=config.seed,
         cache_bytes=int(config.cache_gib * 2**30),
     )

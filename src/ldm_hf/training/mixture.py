@@ -29,6 +29,8 @@ class Mixture(Dataset[TokenSequence]):
         processor: aligns the transitions.
         context_length: transitions of a sequence.
         weights: ``uniform``, ``size`` (by transitions), or a weight for each environment id.
+        sequences_per_chunk: consecutive sequences that a visit to an environment takes from its chunk, side by side where it
+            is long enough. More than 1 saves reading where the data do not fit into the cache.
         seed: of every choice.
         cache_bytes: decoded chunks that are kept in memory.
     """
@@ -40,12 +42,14 @@ class Mixture(Dataset[TokenSequence]):
         *,
         context_length: int,
         weights: str | Mapping[str, float] = "uniform",
+        sequences_per_chunk: int = 1,
         seed: int = 0,
         cache_bytes: int = 2**29,
     ):
         self._datasets = list(datasets)
         self._processor = processor
         self._context_length = context_length
+        self._per_chunk = sequences_per_chunk
         self._seed = seed
         self._layouts = [
             (processor.observation_layout(data.observation_space), processor.action_layout(data.action_space))
@@ -63,6 +67,7 @@ class Mixture(Dataset[TokenSequence]):
 
     def locate(self, number: int) -> tuple[int, int, int]:
         """Where sequence ``number`` comes from: environment index, chunk index, first transition in the chunk."""
+        number, place = divmod(number, self._per_chunk)
         index, turn = divmod(number, int(self._turns.sum()))
         if index not in self._rounds:
             self._rounds = {index: self._round(index)}  # One round is enough: sequences are asked for in order.
@@ -70,9 +75,16 @@ class Mixture(Dataset[TokenSequence]):
         environment = int(order[turn])
         visit = index * int(self._turns[environment]) + int(ranks[turn])
         chunk = self._chunk_of(environment, visit)
-        room = int(self._datasets[environment].chunk_lengths[chunk]) - self._context_length
-        start = int(self._random(_OFFSET, environment, visit).integers(room + 1)) if room > 0 else 0
-        return environment, chunk, start
+        length = int(self._datasets[environment].chunk_lengths[chunk])
+        return environment, chunk, self._start(environment, visit, place, length)
+
+    def _start(self, environment: int, visit: int, place: int, length: int) -> int:
+        """Where the ``place``-th sequence of a visit begins in a chunk of so many transitions."""
+        room = length - self._per_chunk * self._context_length
+        if room >= 0:
+            return int(self._random(_OFFSET, environment, visit).integers(room + 1)) + place * self._context_length
+        room = length - self._context_length
+        return int(self._random(_OFFSET, environment, visit, place).integers(room + 1)) if room > 0 else 0
 
     def _round(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The environment of each turn of a round, and how many turns it had before in that round."""
