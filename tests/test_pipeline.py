@@ -213,6 +213,14 @@ def test_failures_are_results_and_crashes_are_tried_once_more(tmp_path):
     assert runs["DQN-0"]["kept"] and runs["TRPO-0"]["reason"] == "failed: by the script"
     assert runs["A2C-0"]["reason"] == "failed: its process died" and executor.started.count(f"{CARTPOLE} A2C") == 2
     assert f"{CARTPOLE} A2C: its process died; once more" in said
+    again = Script(by_order)
+    run_build(a_build(tmp_path, (CARTPOLE,)), again, said.append)
+    assert again.started == []
+    build = a_build(tmp_path, (CARTPOLE,))
+    assert build.forget_failures() == 3 and build.forget_failures() == 0
+    run_build(build, again, said.append)
+    # PPO is ranked first now, so that the best three are without A2C.
+    assert sorted(again.started) == [f"{CARTPOLE} PPO", f"{CARTPOLE} TRPO", f"ranking {CARTPOLE} PPO"]
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):

@@ -100,7 +100,9 @@ def test_weights_are_shares(processor):
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4), per_chunk=st.integers(1, 5), seed=st.integers(0, 9))
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4), per_chunk=st.integers(1, 5), seed=st.integers(0, 9)
+)
 def test_a_visit_takes_its_sequences_from_one_chunk(processor, lengths, per_chunk, seed):
     mixture = made_mixture(processor, [lengths], sequences_per_chunk=per_chunk, seed=seed)
     for visit in range(2 * len(lengths)):

@@ -33,6 +33,7 @@ def build(
     keep_unstable: Annotated[
         bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")
     ] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Make again the runs that failed.")] = False,
     plan: Annotated[
         bool, typer.Option(help="Only say what would be done, how long it takes and how large it is.")
     ] = False,
@@ -59,6 +60,8 @@ def build(
         typer.echo(f"left out: {name}: {reason}", err=True)
     settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
     building = Build(made, settings, out.absolute())
+    if retry_failed:
+        typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
     running = _executor(executor, jobs, address, gpus, out.absolute())
     _run(building, running)
     _print_runs(out, building.libraries)

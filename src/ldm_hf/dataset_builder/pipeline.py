@@ -73,6 +73,21 @@ class Build:
         """Slugs of the libraries that are built."""
         return list(dict.fromkeys(group.library for group in self._plan.groups))
 
+    def forget_failures(self) -> int:
+        """Make the runs that failed count as not done, those of the ranking too; returns how many there were."""
+        forgotten = 0
+        for group in self._plan.groups:
+            runs = [job for job in self._run_jobs(group) or [] if job.is_done]
+            failed = [job for job in runs if RunRecord.read(job.result.parent).failed]
+            ranking = [] if self._skips_ranking(group) else [job for job in self._ranking_jobs(group) if job.is_done]
+            unranked = [job for job in ranking if job.curve() is None]
+            if unranked:
+                remove(self._ranking_file(group))
+            for job in [*failed, *unranked]:
+                remove(job.result if job.ranking else job.result.parent)
+            forgotten += len(failed) + len(unranked)
+        return forgotten
+
     def jobs(self) -> list[Job]:
         """The jobs that could run now and are not done, those that take longest first."""
         waiting = [job for group in self._plan.groups for job in self._jobs(group) if not job.is_done]
@@ -115,6 +130,8 @@ class Build:
         for group in self._plan.groups:
             runs = self._run_jobs(group)
             ranking = [] if self._skips_ranking(group) else self._ranking_jobs(group)
+            if runs is not None:  # the ranking is known: what it did not need will not be made
+                ranking = [job for job in ranking if job.is_done]
             for job in [*ranking, *(runs or [])]:
                 total += job.request.timesteps
                 done += job.request.timesteps if job.is_done else 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -47,9 +48,10 @@ class Sb3VecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Have every environment take its action, without waiting where the environments are remote."""
-        self._actions = actions
+        # Policies of Stable-Baselines3 answer in real numbers where actions are bits.
+        self._actions = actions if isinstance(self.action_space, Box) else actions.astype(self.action_space.dtype)
         if hasattr(self.envs, "step_async"):
-            self.envs.step_async(actions)
+            self.envs.step_async(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step: observations, rewards as float32, ends of episodes, infos."""

@@ -258,9 +258,8 @@ class SlotLayout:
     @property
     def read_space(self) -> dict[str, Any]:
         """What is left of the space in slots and image, as JSON: texts are gone, the image has another size."""
-        return _read_space(
-            self.space, self.image_size if self.image is not None else 0, self.image and self.image.path, ()
-        )
+        image = None if self.image is None else self.image.path
+        return _read_space(self.space, self.image_size, image, ())
 
     def values(self, slots: np.ndarray, images: np.ndarray | None = None) -> Any:
         """Turn slots of shape (T, num_slots), and images, back into a batch of values of ``read_space``.
