@@ -116,5 +116,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for action, folder in ((make, arguments.make), (read, arguments.read)):
         if folder:
-            os.environ["HF_HOME"] = os.path.abspath(os.path.join(folder, "hf-home"))  # datasets' Arrow copy goes there
+            os.environ["HF_HOME"] = str(Path(folder, "hf-home").resolve())  # datasets' Arrow copy goes there
             print(json.dumps(action(arguments, Path(folder) / (arguments.images or "vector"))))

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -114,5 +115,5 @@ if __name__ == "__main__":
     kind = ("image-raw" if arguments.raw else "image-jpeg") if arguments.images else "vector"
     for action, folder in ((make, arguments.make), (read, arguments.read)):
         if folder:
-            os.environ["MINARI_DATASETS_PATH"] = os.path.abspath(folder)
+            os.environ["MINARI_DATASETS_PATH"] = str(Path(folder).resolve())
             print(json.dumps(action(arguments, f"{kind}-{arguments.format}-v0"), default=float))
