@@ -21,6 +21,7 @@ from ldm_hf.dataset_builder.executor import Ended, LocalExecutor
 from ldm_hf.dataset_builder.jobs import Job, _write_curve
 from ldm_hf.dataset_builder.pipeline import Build, BuildSettings, run_build
 from ldm_hf.dataset_builder.plan import _shares, estimate, make_plan, run_seconds
+from ldm_hf.dataset_builder.publish import publish
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.run import RunRequest
@@ -221,6 +222,19 @@ def test_failures_are_results_and_crashes_are_tried_once_more(tmp_path):
     run_build(build, again, said.append)
     # PPO is ranked first now, so that the best three are without A2C.
     assert sorted(again.started) == [f"{CARTPOLE} PPO", f"{CARTPOLE} TRPO", f"ranking {CARTPOLE} PPO"]
+
+
+def test_a_library_that_taught_nothing_has_a_card_and_nothing_to_publish(tmp_path):
+    run_build(
+        a_build(tmp_path, (CARTPOLE,)), Script(lambda job: by_order(job) if job.ranking else None), lambda line: None
+    )
+    assert pq.read_metadata(tmp_path / "gymnasium/manifest.parquet").num_rows == 0
+    card = (tmp_path / "gymnasium/README.md").read_text()
+    assert "configs:" not in card and "failed: by the script" in card
+    with pytest.raises(DatasetFormatError, match="lists a run that was kept"):
+        publish(tmp_path, "writer")
+    with pytest.raises(UnknownEnvironmentError, match="has no data of any environment; it has none"):
+        open_datasets(tmp_path)
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):

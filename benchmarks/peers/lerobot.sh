@@ -6,4 +6,4 @@ python3 -m venv "$1"
 install() { "$1/bin/python" -m pip install --quiet "${@:2}"; }
 install "$1" 'torch==2.13.0'
 install "$1" --no-deps torchvision==0.28.0 lerobot==0.4.4
-install "$1" 'datasets==4.3.0' 'huggingface-hub>=0.34.2,<0.36' 'av>=15,<16' 'accelerate>=1.10,<2' pandas 'numpy>=2.3,<2.4'
+install "$1" 'datasets==4.3.0' 'huggingface-hub>=0.34.2,<0.36' 'av>=15,<16' 'accelerate>=1.10,<2' pandas pillow 'numpy>=2.3,<2.4'

@@ -27,8 +27,10 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one a processor.")] = None,
     executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
-    gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for a run on pictures.")] = 0.0,
-    device: Annotated[str, typer.Option(help="Torch device that trains.")] = "cpu",
+    gpus: Annotated[
+        float, typer.Option(min=0, help="With ray: share of a GPU for a run on pictures, which trains there.")
+    ] = 0.0,
+    device: Annotated[str, typer.Option(help="Torch device that trains, of the local executor.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of every run.")] = 0,
     keep_unstable: Annotated[
         bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm_hf.dataset_builder import plan as planning
 from ldm_hf.dataset_builder.budgets import Budget
-from ldm_hf.dataset_builder.candidates import Candidate, is_picture
+from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.curation import below_best
 from ldm_hf.dataset_builder.executor import Ended, Executor
 from ldm_hf.dataset_builder.jobs import RANKING_FOLDER, Job
@@ -182,7 +182,7 @@ class Build:
             ranking,
             planning.run_seconds(spec, candidate, transitions),
             planning.run_memory(spec, candidate, transitions),
-            is_picture(spec.observation_space),
+            planning.has_picture(spec),
         )
 
     def _curate(self, environment: PlannedEnvironment) -> None:

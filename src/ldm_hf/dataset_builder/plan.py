@@ -137,13 +137,18 @@ def run_bytes(environment: EnvironmentSpec, transitions: int) -> float:
 def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: int) -> int:
     """Estimate of what a run takes in memory: replay buffers are most of it."""
     size = observation_bytes(environment.observation_space)
-    picture = any(map(is_picture, _parts(environment.observation_space)))
+    picture = has_picture(environment)
     rollout = candidate.num_envs * candidate.hyperparameters.get("n_steps", 2048) * size
     replay = 0
     if candidate.algorithm in ("DDPG", "DQN", "QRDQN", "SAC", "TD3", "TQC"):
         stored = min(candidate.hyperparameters.get("buffer_size", 1_000_000), transitions)
         replay = min(stored * (2 * size + 64), _MOST_REPLAY)
     return _BASE_MEMORY + int(2 * rollout + replay) + (300 * 2**20 if picture else 0)
+
+
+def has_picture(environment: EnvironmentSpec) -> bool:
+    """Whether policies read a picture there."""
+    return any(map(is_picture, _parts(environment.observation_space)))
 
 
 def _parts(space: dict) -> list[dict]:

@@ -59,7 +59,7 @@ def publish(
     Args:
         root: data folder.
         namespace: user or organisation.
-        libraries: slugs; by default all.
+        libraries: slugs; by default all. A library none of whose runs was kept has nothing to publish.
         private: of repositories that are made; those that are there stay as they are.
         progress: told how much is there.
 
@@ -72,8 +72,11 @@ def publish(
     """
     found = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
     folders = [folder for folder in found if libraries is None or folder.name in libraries]
+    folders = [folder for folder in folders if pq.read_metadata(folder / MANIFEST).num_rows]
     if not folders:
-        raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/{MANIFEST} under it")
+        raise DatasetFormatError(
+            f"{root} holds no datasets: no <library>/{MANIFEST} under it lists a run that was kept"
+        )
     api = HfApi()
     with hub_failures("the token of this machine"):
         api.whoami()

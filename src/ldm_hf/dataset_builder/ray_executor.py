@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class RayExecutor:
         address: of the cluster's head (``host:6379``), ``auto`` for the one that this machine belongs to, or ``local`` for
             one of its own.
         root: data folder.
-        gpus: share of a GPU for each job whose policy reads pictures; 0 for none.
+        gpus: share of a GPU for each job whose policy reads pictures, which trains there; 0 for none.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, or a node does not see the data folder.
@@ -66,7 +67,8 @@ class RayExecutor:
             scheduling_strategy="SPREAD",
             name=job.name,
         )
-        self._running[task.remote(job)] = job
+        device = "cuda" if self._gpus and job.pictures else "cpu"
+        self._running[task.remote(replace(job, request=replace(job.request, device=device)))] = job
 
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that have ended."""
