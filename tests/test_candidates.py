@@ -1,12 +1,14 @@
 """The pool: who is compatible with what, held against the algorithms themselves."""
 
+import inspect
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from ldm_hf.dataset_builder.candidates import Candidate, algorithm_class, observation_bytes, pool
+from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class, observation_bytes, pool
 from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.run import _environments, _Source
@@ -135,6 +137,16 @@ def test_what_does_not_fit_says_why():
     assert "more than 4096 discrete values" in misfit("PPO", spaces.Discrete(10**6), ACTIONS["discrete"])
     assert "Sequence space" in misfit("PPO", spaces.Sequence(spaces.Discrete(2)), ACTIONS["discrete"])
     assert "nothing but texts" in misfit("PPO", spaces.Dict({"a": spaces.Text(3)}), ACTIONS["discrete"])
+
+
+def test_when_candidates_begin_to_learn():
+    """The defaults are those of the libraries themselves."""
+    for algorithm, name in [("PPO", "n_steps"), ("A2C", "n_steps"), ("TRPO", "n_steps")]:
+        assert pool()[algorithm].first_update == inspect.signature(algorithm_class(algorithm)).parameters[name].default
+    for algorithm in OFF_POLICY:
+        default = inspect.signature(algorithm_class(algorithm)).parameters["learning_starts"].default
+        assert pool()[algorithm].first_update == default
+    assert (pool()["PPO-long-rollouts"].first_update, pool()["TD3-noise"].first_update) == (16 * 1024, 10_000)
 
 
 def test_the_pool_is_one_table_with_sources():

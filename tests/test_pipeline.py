@@ -79,6 +79,7 @@ def test_budgets():
     assert small.run_transitions(pool()["DQN"]) == 15_000 and small.ranking_transitions(pool()["PPO"]) == 15_000
     assert "begins to learn after 10,000 of 1,500" in small.shortfall(pool()["TD3-noise"], 200)
     assert "fewer than 10 episodes of 200" in small.shortfall(pool()["SAC"], 200)
+    assert "begins to learn after 16,384 of 15,000" in small.shortfall(pool()["PPO-long-rollouts"], 100)
     assert small.shortfall(pool()["SAC"], 100) is None and small.shortfall(pool()["PPO"], 10**6) is None
     assert choose_budget("small", 1000).run_transitions(pool()["SAC"]) == 100
     with pytest.raises(ConfigError, match="budget must be one of paper, small"):
@@ -270,8 +271,11 @@ def test_local_processes_run_jobs_and_outlive_crashes(tmp_path, monkeypatch):
         assert any(message.stage == "training" for message in executor.messages())
         killed = a_job(tmp_path, transitions=10**7)
         executor.submit(killed)
-        worker = next(child for child in psutil.Process().children() if child.cpu_percent(0.5) > 20)
-        worker.kill()
+        while not any(message.name == killed.name for message in executor.messages()):
+            assert not executor.wait(0.1)  # it trains
+        for child in psutil.Process().children():
+            if is_python(child):
+                child.kill()
         [ended] = finish(executor, 1)
         assert "its process died" in ended.crash and not killed.is_done
         executor.submit(jobs[0])

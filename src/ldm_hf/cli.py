@@ -70,7 +70,10 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder, as save_pretrained writes it.")],
-    data: Annotated[Path, typer.Option(help="Folder of datasets: the scores of the reference runs are in them.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Folder of datasets, or hf://datasets/...: the scores of the reference runs are in them."),
+    ],
     output: Output,
     environment: Annotated[list[str] | None, typer.Option(help="Environment id; repeatable. Default: all.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of a rollout.")] = 10,

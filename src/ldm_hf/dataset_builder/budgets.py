@@ -41,12 +41,12 @@ class Budget:
     def shortfall(self, candidate: Candidate, max_episode_steps: int) -> str | None:
         """Why a run of the ranking would be too short for a candidate to show anything, or None.
 
-        An algorithm that keeps a replay buffer must begin to learn early in it, and finish enough episodes even if all last
-        to the limit. The others are fast; they are tried where episodes may be shorter than their limit.
+        It must begin to learn early in it. An algorithm that keeps a replay buffer must also finish enough episodes even if
+        all last to the limit; the others are fast, and are tried where episodes may be shorter than their limit.
         """
         transitions = self.ranking_transitions(candidate)
-        starts = candidate.hyperparameters.get("learning_starts", 100)
-        if candidate.algorithm in OFF_POLICY and starts > transitions * _LATEST_START:
+        starts = candidate.first_update
+        if starts > transitions * _LATEST_START:
             return f"begins to learn after {starts:,} of {transitions:,} transitions"
         if candidate.algorithm in OFF_POLICY and transitions < MIN_EPISODES * max_episode_steps:
             return (

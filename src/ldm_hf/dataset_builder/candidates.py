@@ -33,6 +33,10 @@ _ACTION_SPACES = {
 OFF_POLICY = ("DDPG", "DQN", "QRDQN", "SAC", "TD3", "TQC")
 """Algorithms that keep a replay buffer."""
 
+_LEARNING_STARTS = 100
+_ROLLOUTS = {"A2C": 5, "ARS": 0, "PPO": 2048, "TRPO": 2048}
+"""Defaults of Stable-Baselines3 and SB3-Contrib."""
+
 _LARGEST_ONE_HOT = 4096  # Stable-Baselines3 gives a discrete observation one input for each of its values.
 
 
@@ -73,6 +77,13 @@ class Candidate:
         """Everything that differs from the algorithm's defaults, for the record."""
         policy = {} if self.policy is None else {"policy": self.policy}
         return {**self.hyperparameters, **policy, "num_envs": self.num_envs, "normalize": self.normalize}
+
+    @property
+    def first_update(self) -> int:
+        """Transitions after which it learns for the first time; 0 of ARS, which waits for whole episodes."""
+        if self.algorithm in OFF_POLICY:
+            return int(self.hyperparameters.get("learning_starts", _LEARNING_STARTS))
+        return int(self.hyperparameters.get("n_steps", _ROLLOUTS[self.algorithm])) * self.num_envs
 
     def misfit(self, observation_space: dict[str, Any], action_space: dict[str, Any]) -> str | None:
         """Why the candidate cannot be trained on spaces, given as JSON; None if it can.

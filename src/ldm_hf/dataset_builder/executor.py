@@ -84,12 +84,11 @@ class LocalExecutor:
         self._slots = jobs or len(os.sched_getaffinity(0))
         self._memory = int(available_memory() * _MEMORY_SHARE)
         self._running: dict[Future, Job] = {}
-        context = multiprocessing.get_context("spawn")
-        self._messages = context.Queue()
+        self._lost: list[Job] = []
+        self._context = multiprocessing.get_context("spawn")
+        self._messages = self._context.Queue()
         os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers when they start: one run, one core.
-        self._pool = pebble.ProcessPool(
-            self._slots, context=context, initializer=_start_worker, initargs=(self._messages, os.getpid())
-        )
+        self._pool = self._new_pool()
 
     def has_room(self, job: Job) -> bool:
         """Whether a process is free and memory is left; one job is always let in."""
@@ -100,10 +99,15 @@ class LocalExecutor:
 
     def submit(self, job: Job) -> None:
         """Start a job."""
+        self._mend_pool()
         self._running[self._pool.schedule(_work, args=(job,))] = job
 
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that have ended."""
+        self._mend_pool()
+        if self._lost:
+            lost, self._lost = self._lost, []
+            return [Ended(job, "the processes of the executor broke") for job in lost]
         finished, _ = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED)
         ended = []
         for future in finished:
@@ -122,6 +126,21 @@ class LocalExecutor:
             while True:
                 found.append(self._messages.get_nowait())
         return found
+
+    def _mend_pool(self) -> None:
+        """Begin anew where an idle process was killed, and left a lock that the others wait for."""
+        if self._pool.active:
+            return
+        self._pool.stop()
+        self._pool.join()
+        self._lost += self._running.values()
+        self._running = {}
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> pebble.ProcessPool:
+        return pebble.ProcessPool(
+            self._slots, context=self._context, initializer=_start_worker, initargs=(self._messages, os.getpid())
+        )
 
     def close(self) -> None:
         """Kill what runs."""

@@ -211,7 +211,8 @@ def package_versions() -> dict[str, str]:
 
 
 def _environments(environment: str, number: int, seed: int) -> VecEnv:
-    venv = Sb3VecEnv(make_vec(environment, number))
+    # A worker that dies after hours is replaced: its episodes are truncated, the run goes on.
+    venv = Sb3VecEnv(make_vec(environment, number, restart=True))
     venv.seed(seed)
     return venv
 
