@@ -13,7 +13,7 @@ import pytest
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.repository import update_repository
-from loopback_hub import LoopbackHub
+from loopback import LoopbackHub
 
 TOKEN = "hf_writer"
 
