@@ -39,18 +39,10 @@ class DatasetFormatError(LDMError, ValueError):
 
 
 class HubError(LDMError, OSError):
-    """The Hub could not be read or written; the message names the repository or file, and what to do.
-
-    Attributes:
-        passing: whether trying again may help.
-    """
-
-    def __init__(self, message: str, passing: bool = False):
-        super().__init__(message)
-        self.passing = passing
+    """The Hub could not be read or written; the message names the repository or file, and what to do."""
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.args[0]) if self.args else ""
 
 
 class CheckpointError(LDMError, RuntimeError):

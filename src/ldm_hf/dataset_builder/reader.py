@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.schema import DATA_FILES, RunInfo, arrow_schema
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
-from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
+from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -111,7 +111,7 @@ class EnvironmentDataset:
         try:
             table = file.storage.read(file.path, functools.partial(_row_group, footer=footer, group=group))
         except (OSError, ValueError, pa.ArrowException) as error:
-            if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+            if isinstance(error, DatasetFormatError | HubError):
                 raise
             raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {_reason(error)}") from error
         length = table.num_rows
@@ -216,7 +216,7 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
                     files.append(DataFile(storage, entry["path"], info, tuple(entry["chunks"])))
         return files
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+        if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
             f"{storage.where(_MANIFEST)} cannot be read as a manifest: {_reason(error)}"
@@ -258,7 +258,7 @@ def _read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schem
         metadata = storage.read(path, pq.read_metadata)
         return metadata, metadata.schema.to_arrow_schema()
     except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, DatasetFormatError) or hasattr(error, "passing"):
+        if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
             f"{storage.where(path)} is no whole Parquet file (truncated or foreign): {_reason(error)}"

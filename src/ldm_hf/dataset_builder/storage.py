@@ -1,9 +1,8 @@
 """Where dataset repositories lie: folders, and repositories of the Hub, read over the network or from its cache."""
 
 import contextlib
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from ldm_hf.errors import DatasetFormatError, HubError
 
 HUB = "hf://"
 _HUB_DATASETS = f"{HUB}datasets/"
-_ATTEMPTS, _FIRST_PAUSE = 4, 0.5  # of a read that the network broke; pauses double
 
 
 class Storage(ABC):
@@ -32,12 +30,8 @@ class Storage(ABC):
         """How messages name a file."""
         return f"{self.name}/{path}"
 
-    def read(self, path: str, use: Any) -> Any:
-        """What ``use`` makes of the open file; a read that the network broke is tried again.
-
-        Raises:
-            HubError: the network went on breaking it.
-        """
+    def read(self, path: str, use: Callable[[Any], Any]) -> Any:
+        """What ``use`` makes of the open file."""
         with self.open(path) as file:
             return use(file)
 
@@ -109,17 +103,10 @@ class HubStorage(Storage):
         """Unknown: asking costs a request."""
         return None
 
-    def read(self, path: str, use: Any) -> Any:
-        """What ``use`` makes of the open file; a read that the network broke is tried again."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                with hub_failures(self.where(path)), self.open(path) as file:
-                    return use(file)
-            except HubError as error:
-                if attempt == _ATTEMPTS - 1 or not error.passing:
-                    raise
-                time.sleep(_FIRST_PAUSE * 2**attempt)
-        raise AssertionError
+    def read(self, path: str, use: Callable[[Any], Any]) -> Any:
+        """What ``use`` makes of the open file; ``HubError`` if the network goes on breaking it: the client tries again."""
+        with hub_failures(self.where(path)), self.open(path) as file:
+            return use(file)
 
     @cached_property
     def _filesystem(self) -> Any:
@@ -173,8 +160,8 @@ def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             return HubError(f"{subject}: the Hub refuses the token (HTTP {status}); set HF_TOKEN to one that may")
-        return HubError(f"{subject}: the Hub answered HTTP {status}; try again")  # the client did, a few times
+        return HubError(f"{subject}: the Hub answered HTTP {status}; try again")
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
         reason = " ".join(str(error).split()) or type(error).__name__
-        return HubError(f"{subject}: the connection to the Hub broke ({reason}); try again", passing=True)
+        return HubError(f"{subject}: the connection to the Hub broke ({reason}); try again")
     return None
