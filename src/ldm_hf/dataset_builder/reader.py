@@ -266,18 +266,22 @@ def _read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schem
 
 
 def _row_group(file: Any, footer: pq.FileMetaData, group: int) -> pa.Table:
-    """Read one row group: its bytes lie together, so that one read fetches them from wherever they are."""
-    meta = footer.row_group(group)
-    columns = [meta.column(index) for index in range(meta.num_columns)]
+    """Read one row group. Its bytes lie together: over the network one read fetches them."""
+    if not isinstance(file, pa.NativeFile):
+        file = _fetched(file, footer.row_group(group))
+    with pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as parquet:
+        return parquet.read_row_group(group, columns=_READ).combine_chunks()
+
+
+def _fetched(file: Any, group: pq.RowGroupMetaData) -> "_Window":
+    columns = [group.column(index) for index in range(group.num_columns)]
     columns = [column for column in columns if column.path_in_schema.partition(".")[0] in _READ]
     starts = [
         min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
     ]
     ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
     file.seek(min(starts))
-    window = _Window(file.read(max(ends) - min(starts)), min(starts))
-    with pq.ParquetFile(window, metadata=footer, page_checksum_verification=True) as parquet:
-        return parquet.read_row_group(group, columns=_READ).combine_chunks()
+    return _Window(file.read(max(ends) - min(starts)), min(starts))
 
 
 class _Window(io.RawIOBase):

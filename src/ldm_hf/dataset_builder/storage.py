@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ldm_hf.errors import DatasetFormatError, HubError
 
 HUB = "hf://"
@@ -45,9 +47,9 @@ class FolderStorage(Storage):
         self.name = str(folder)
 
     def open(self, path: str) -> Any:
-        """Open a file of the folder."""
+        """Map a file of the folder into memory: what is read of it is not copied."""
         try:
-            return (self._folder / path).open("rb")
+            return pa.memory_map(str(self._folder / path))
         except FileNotFoundError as error:
             raise DatasetFormatError(f"{self.where(path)} is missing") from error
 
@@ -96,7 +98,7 @@ class HubStorage(Storage):
         with hub_failures(self.where(path)):
             if self._cached:
                 local = hf_hub_download(self.repository, path, repo_type="dataset", revision=self.commit)
-                return Path(local).open("rb")
+                return pa.memory_map(local)
             return self._filesystem.open(f"datasets/{self.repository}@{self.commit}/{path}", cache_type="none")
 
     def size(self, path: str) -> None:

@@ -8,6 +8,7 @@ sequence has none: its done signal is ``START`` and its action and reward contri
 reference action for the observation at t. ``LDMProcessor.align`` is the one place where this shift happens.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,9 +172,7 @@ class LDMProcessor(ProcessorMixin):
 
     def action_bins(self, layout: SlotLayout) -> np.ndarray:
         """The lowest and highest bin that each action slot may take, int64 of shape (A, 2)."""
-        low = np.where(layout.kinds == CONTINUOUS, self.encode(layout.low), 0)
-        high = np.where(layout.kinds == CONTINUOUS, self.encode(layout.high), layout.cardinality - 1)
-        return np.stack([low, high], -1)
+        return _action_bins(layout, self.mu, self.max_value, self.num_bins)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Mu-law bins of continuous values, int64 of the same shape."""
@@ -204,7 +203,7 @@ class LDMProcessor(ProcessorMixin):
         for row, (observed, acted) in enumerate(zip(observation_layouts, action_layouts, strict=True)):
             observation_kinds[row, : observed.num_slots] = torch.from_numpy(observed.kinds)
             action_kinds[row, : acted.num_slots] = torch.from_numpy(acted.kinds)
-            action_bins[row, : acted.num_slots] = torch.from_numpy(self.action_bins(acted))
+            action_bins[row, : acted.num_slots] = torch.tensor(self.action_bins(acted))
         return {"observation_kinds": observation_kinds, "action_kinds": action_kinds, "action_bins": action_bins}
 
     def align(
@@ -316,3 +315,17 @@ def _shift(array: np.ndarray, first: int) -> np.ndarray:
     shifted[0] = first
     shifted[1:] = array[:-1]
     return shifted
+
+
+@functools.lru_cache(maxsize=4096)
+def _action_bins(layout: SlotLayout, mu: float, max_value: float, num_bins: int) -> np.ndarray:
+    """Asked for with every training sequence, and always the same for an environment."""
+
+    def encode(bounds: np.ndarray) -> np.ndarray:
+        return mu_law_encode(torch.from_numpy(np.array(bounds, np.float32)), mu, max_value, num_bins).numpy()
+
+    low = np.where(layout.kinds == CONTINUOUS, encode(layout.low), 0)
+    high = np.where(layout.kinds == CONTINUOUS, encode(layout.high), layout.cardinality - 1)
+    bins = np.stack([low, high], -1)
+    bins.setflags(write=False)
+    return bins
