@@ -47,8 +47,8 @@ def recording(rounds: int, folder: Path) -> dict[str, float]:
     """Training with and without the recorder."""
     figures = {}
     kinds: dict[str, tuple[Candidate, Callable[[], Sb3VecEnv], int]] = {
-        "cartpole_ppo": (pool()["PPO-short-rollouts"], lambda: Sb3VecEnv(make_vec("gymnasium/CartPole-v1", 8)), 8192),
-        "pictures_a2c": (pool()["A2C-pictures"], lambda: _noise(16), 4000),
+        "cartpole_ppo": (pool()["PPO-short-rollouts"], lambda: Sb3VecEnv(make_vec("gymnasium/CartPole-v1", 8)), 24_576),
+        "pictures_a2c": (pool()["A2C-pictures"], lambda: _noise(16), 8000),
     }
     for name, (candidate, make, steps) in kinds.items():
 
@@ -237,6 +237,7 @@ def _rate(work: Callable[[], int], seconds: float) -> float:
 def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", action="append", help="relabelling, reading, recording or executing; default: all.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="Of one measurement.")
     parser.add_argument("--transitions", type=int, default=50_000, help="Of the dataset; two fifths as many images.")
@@ -246,14 +247,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        figures = {
-            **relabelling(arguments.seconds, folder),
-            **reading(arguments.rounds, arguments.seconds, folder, arguments.lerobot, arguments.transitions),
-            **recording(arguments.rounds, folder),
-            **executing(arguments.rounds, folder, arguments.cores, 20_000),
+        folder, rounds, seconds = Path(temporary), arguments.rounds, arguments.seconds
+        parts: dict[str, Callable[[], dict[str, float]]] = {
+            "relabelling": lambda: relabelling(seconds, folder),
+            "reading": lambda: reading(rounds, seconds, folder, arguments.lerobot, arguments.transitions),
+            "recording": lambda: recording(rounds, folder),
+            "executing": lambda: executing(rounds, folder, arguments.cores, 20_000),
         }
+        for name in arguments.part or parts:
+            figures |= parts[name]()
     print_table("All figures", ["figure", "value"], [[name, f"{value:,.3f}"] for name, value in figures.items()])
     write_json(arguments.json, figures)
 

@@ -28,13 +28,17 @@ DEFAULT_ROLLOUTS = {"PPO": 2048, "A2C": 5, "TRPO": 2048}
 
 
 class Noise(gymnasium.Env):
-    """Random observations of a kind at no cost, with episodes of 100 steps."""
+    """Random observations of a kind at no cost, with episodes of 100 steps; pictures are of 8 x 8 tiles, as games have."""
 
     def __init__(self, picture: bool, continuous: bool):
         shape = (64, 64, 3) if picture else (16,)
         self.observation_space = spaces.Box(0, 255, shape, np.uint8) if picture else spaces.Box(-1, 1, shape)
         self.action_space = spaces.Box(-1, 1, (4,)) if continuous else spaces.Discrete(4)
+        generator = np.random.default_rng(0)
         self._observations = [self.observation_space.sample() for _ in range(16)]
+        if picture:
+            tiles = generator.integers(0, 256, (16, 8, 8, 3), np.uint8)
+            self._observations = list(tiles.repeat(8, 1).repeat(8, 2))
         self._count = 0
 
     def reset(self, *, seed=None, options=None):

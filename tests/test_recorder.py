@@ -304,7 +304,7 @@ def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
-    one = (pictures, np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), np.zeros(1, bool), [])
+    one = (pictures, np.zeros(1, np.int64), np.zeros(1))
     try:
         with pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space"):
             for _ in range(100):

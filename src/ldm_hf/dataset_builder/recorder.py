@@ -1,6 +1,8 @@
 """Records every transition that a training run makes, raw, on disk."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,39 +147,28 @@ class Recording:
         """Whether the capacity is reached."""
         return self.length == self.capacity
 
-    def append(
-        self,
-        observations: Any,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-        truncated: np.ndarray,
-        terminal_observations: list[Any],
-    ) -> None:
+    def append(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
         """Add one step of all sub-environments; there must be room for it.
 
         Args:
             observations: that the actions were chosen on.
-            actions, rewards, dones, truncated: of the step.
-            terminal_observations: of the sub-environments whose episode ended, in their order.
+            actions, rewards: of the step.
         """
-        row = self.length
-        try:
+        with self._full_disk():
             for key, file in self._observations.items():
                 file.append(_part(observations, key))
             self._actions.append(actions)
-            for stream, observation in zip(np.flatnonzero(dones).tolist(), terminal_observations, strict=True):
-                self.terminals.append((stream, row))
-                for key, file in self._terminals.items():
-                    file.append(np.asarray(_part(observation, key))[None])
-        except OSError as error:
-            raise StorageError(
-                f"{self._folder} cannot hold the recording: {error.strerror}; free some space or record less"
-            ) from error
-        self.rewards[row] = rewards
-        self.terminated[row] = dones & ~truncated
-        self.truncated[row] = dones & truncated
+        self.rewards[self.length] = rewards
         self.length += 1
+
+    def end_episode(self, stream: int, truncated: bool, observation: Any) -> None:
+        """Say that the last step ended a sub-environment's episode, and on what observation."""
+        row = self.length - 1
+        (self.truncated if truncated else self.terminated)[row, stream] = True
+        self.terminals.append((stream, row))
+        with self._full_disk():
+            for key, file in self._terminals.items():
+                file.append(np.asarray(_part(observation, key))[None])
 
     def cut_episodes(self) -> None:
         """Truncate the episodes that run: the environments are being reset."""
@@ -201,6 +192,15 @@ class Recording:
         """Close the files."""
         for file in (*self._observations.values(), *self._terminals.values(), self._actions):
             file.close()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self._folder} cannot hold the recording: {error.strerror}; free some space or record less"
+            ) from error
 
     def _joined(self, parts: dict[str, np.ndarray]) -> Any:
         return parts if self._nested else parts[_PLAIN]
@@ -247,19 +247,15 @@ class RecorderVecEnv(VecEnvWrapper):
         if self._left:
             self._left -= 1
             self.log.step(rewards, dones)
-            if self._recording is not None:
-                self._record(rewards, dones, infos)
+            if self._recording is not None and self._actions is not None:
+                self._recording.append(self._observations, self._actions, rewards)
+                for index in np.flatnonzero(dones).tolist():
+                    info = infos[index]
+                    cut_off = bool(info.get("TimeLimit.truncated", False))
+                    self._recording.end_episode(index, cut_off, info["terminal_observation"])
         # After the end of an episode these are already those of the reset.
         self._observations = observations
         return observations, rewards, dones, infos
-
-    def _record(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict]) -> None:
-        assert self._actions is not None and self._recording is not None
-        truncated, terminal = np.zeros(len(dones), bool), []
-        for index in np.flatnonzero(dones):
-            truncated[index] = infos[index].get("TimeLimit.truncated", False)
-            terminal.append(infos[index]["terminal_observation"])
-        self._recording.append(self._observations, self._actions, rewards, dones, truncated, terminal)
 
 
 def _part(observations: Any, key: str) -> Any:
