@@ -93,6 +93,41 @@ def test_loss_is_the_mean_over_transitions_of_the_mean_over_slots(model, process
     assert model(**batch).loss.item() == pytest.approx(total / 14, rel=1e-5)
 
 
+def gradients_of(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_a_loss_in_pieces_has_the_gradients_of_a_whole_one(model, processor, monkeypatch):
+    batch = processor.collate([tokens(processor, place, 6, seed) for seed, place in enumerate((CONTROL, GRID, CAMERA))])
+    labels = batch["labels"]
+    logits = model(**without_labels(batch)).logits.float().log_softmax(-1)
+    picked = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(labels < 0, 0)
+    whole = -(picked.sum(-1) / (labels >= 0).sum(-1).clamp(min=1)).sum() / (labels >= 0).any(-1).sum()
+    expected = gradients_of(model, whole)
+    for positions in (8192, 6, 1):  # all rows at a time, and one
+        monkeypatch.setattr("ldm_hf.modeling.modeling_ldm._LOSS_POSITIONS", positions)
+        loss = model(**batch).loss
+        torch.testing.assert_close(loss, whole, atol=1e-6, rtol=1e-6)
+        found = gradients_of(model, loss)
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_logits_are_not_kept_for_the_backward_pass(model, processor):
+    batch = processor.collate([tokens(processor, CONTROL, 16, seed) for seed in range(4)])
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+    ):
+        model(**batch).loss.backward()
+    positions = batch["labels"].shape[0] * batch["labels"].shape[1]
+    outside = [tensor for tensor in kept if tensor.numel() >= positions * model.config.num_bins]
+    assert kept and not outside
+
+
 @torch.no_grad()
 def test_the_first_token_ignores_what_came_before(model, processor):
     first = tokens(processor, CONTROL, 4, 1)

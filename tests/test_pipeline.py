@@ -352,6 +352,19 @@ def test_a_driver_that_is_killed_repeats_no_finished_run(tmp_path):
     assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in records} == records
 
 
+def test_long_runs_end_with_their_driver(tmp_path):
+    arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 1, "--out", tmp_path)
+    command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
+        while not list(tmp_path.glob("gymnasium/*/*.partial-*/recording/action")):
+            assert driver.poll() is None
+            time.sleep(0.05)  # polling another process; nothing depends on how long it takes
+        children = psutil.Process(driver.pid).children(recursive=True)
+        os.kill(driver.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert children and not alive
+
+
 def test_the_plan_as_printed():
     done = run_ldm("build", CARTPOLE, "minigrid", "--plan", "--cores", 608)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -21,6 +22,9 @@ from .policy_ldm import LDMPolicy
 from .processing_ldm import IGNORE_INDEX, START, LDMProcessor
 from .quantization_ldm import mu_law_encode
 from .spaces_ldm import ABSENT, CONTINUOUS
+
+_LOSS_POSITIONS = 8192
+"""Transitions whose logits, 1024 of one slot each, are in memory at a time: 32 MB in float32."""
 
 
 @dataclass
@@ -234,21 +238,46 @@ class LDMModel(LDMPreTrainedModel):
     def _loss(
         self, hidden_BTH: torch.Tensor, labels_BTA: torch.Tensor, kinds_BA: torch.Tensor, action_bins_BA2: torch.Tensor
     ) -> torch.Tensor:
-        """Mean cross-entropy, one slot at a time, of those rows that have the slot."""
+        """Mean cross-entropy over the slots that rows have, a few thousand logits at a time.
+
+        All logits of a batch would take more memory than the model: A x 1024 for each transition. They are made in pieces,
+        forgotten, and made again for the backward pass.
+        """
         present_BA = kinds_BA != ABSENT
         share_B = 1 / present_BA.sum(1)
+        rows_at_once = max(1, _LOSS_POSITIONS // hidden_BTH.shape[1])
         total = hidden_BTH.new_zeros((), dtype=torch.float32)
         for slot, weight in enumerate(self.action_head.weight.split(self.config.num_bins)[: kinds_BA.shape[1]]):
-            rows = present_BA[:, slot].nonzero().squeeze(1)
-            logits_RTK = _mask_bins(F.linear(hidden_BTH[rows], weight), action_bins_BA2[rows, slot].unsqueeze(1))
-            losses = F.cross_entropy(
-                logits_RTK.float().flatten(0, 1),
-                labels_BTA[rows, :, slot].flatten(),
-                ignore_index=IGNORE_INDEX,
-                reduction="none",
-            )
-            total = total + (losses.unflatten(0, (len(rows), -1)) * share_B[rows].unsqueeze(1)).sum()
+            for rows in present_BA[:, slot].nonzero().squeeze(1).split(rows_at_once):
+                arguments = (
+                    hidden_BTH,
+                    weight,
+                    rows,
+                    labels_BTA[rows, :, slot],
+                    action_bins_BA2[rows, slot],
+                    share_B[rows],
+                )
+                if torch.is_grad_enabled():
+                    total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False)
+                else:
+                    total = total + _slot_loss(*arguments)
         return total / (labels_BTA != IGNORE_INDEX).any(-1).sum().clamp(min=1)
+
+
+def _slot_loss(
+    hidden_BTH: torch.Tensor,
+    weight_KH: torch.Tensor,
+    rows_R: torch.Tensor,
+    labels_RT: torch.Tensor,
+    allowed_R2: torch.Tensor,
+    share_R: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of one action slot, summed over transitions, of some rows of the batch."""
+    logits_RTK = _mask_bins(F.linear(hidden_BTH[rows_R], weight_KH), allowed_R2.unsqueeze(1))
+    losses = F.cross_entropy(
+        logits_RTK.float().flatten(0, 1), labels_RT.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return (losses.view_as(labels_RT) * share_R.unsqueeze(1)).sum()
 
 
 def _project(slots_BTSD: torch.Tensor, blocks_SDH: torch.Tensor) -> torch.Tensor:
