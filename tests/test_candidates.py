@@ -55,7 +55,9 @@ class Sampled(gymnasium.Env):
         return self.observation_space.sample(), {}
 
     def step(self, action):
-        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        value = np.asarray(action)
+        assert isinstance(self.action_space, spaces.Box) or value.dtype == self.action_space.dtype
+        assert self.action_space.contains(value.astype(self.action_space.dtype))
         return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.3), False, {}
 
 

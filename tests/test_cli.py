@@ -181,6 +181,37 @@ def test_readme_commands_run_as_written(workspace):
     assert (workspace / "runs/example/model/config.json").exists() and CARTPOLE in done.stdout
 
 
+def test_a_rollout_is_printed_and_filmed(workspace, tmp_path):
+    import imageio.v3 as imageio
+
+    model = workspace / "runs/quickstart/model"
+    for name in ("out.gif", "out.mp4"):
+        done = run_ldm("rollout", model, CARTPOLE, "--episodes", 2, "--video", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        lengths = [int(steps) for steps in re.findall(r"return \d+, (\d+) steps", done.stdout)]
+        assert len(lengths) == 2 and re.search(r"^mean return \d", done.stdout, re.MULTILINE)
+        frames = imageio.imread(tmp_path / name)
+        assert frames.shape[1:] == (400, 600, 3)
+        # Each episode shows its reset and its steps. A GIF keeps a picture that does not change for longer instead.
+        assert len(frames) == sum(lengths) + 2 or (name == "out.gif" and len(frames) <= sum(lengths) + 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gif", "out.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("MODEL", CARTPOLE, "--video", "out.avi"), "should end in .mp4 or .gif"),
+        (("MODEL", "gymnasium/CartPol-v1"), "did you mean gymnasium/CartPole-v1"),
+        (("nothing", CARTPOLE), "nothing holds no model"),
+    ],
+)
+def test_a_rollout_that_cannot_be_is_one_line(workspace, tmp_path, arguments, message):
+    model = workspace / "runs/quickstart/model"
+    done = run_ldm("rollout", *(model if argument == "MODEL" else argument for argument in arguments), cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1 and len(lines) == 1 and message in lines[0], done.stderr
+
+
 @pytest.mark.parametrize("example", ["act.py", "stream_dataset.py"])
 def test_examples_run(workspace, example):
     done = subprocess.run(

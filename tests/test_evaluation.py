@@ -60,7 +60,7 @@ def test_the_protocol(model, processor, monkeypatch):
     """Two rollouts of three episodes, of different lengths; the context is kept, only the first reset is seeded."""
     made = [Diary([2, 3, 1, 9]), Diary([1, 1, 5, 9])]
     waiting, told, seen = list(made), [], []
-    monkeypatch.setattr(rollout_module, "make", lambda environment: waiting.pop(0))
+    monkeypatch.setattr(rollout_module, "make", lambda environment, render_mode: waiting.pop(0))
 
     class Watched(rollout_module.LDMPolicy):
         def act(self, observations, *outcome):
@@ -92,7 +92,7 @@ def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):
 
     made = [Broken([1]), Broken([1])]
     waiting = list(made)
-    monkeypatch.setattr(rollout_module, "make", lambda environment: waiting.pop(0))
+    monkeypatch.setattr(rollout_module, "make", lambda environment, render_mode: waiting.pop(0))
     with pytest.raises(EnvironmentFailure, match=r"test/Broken-v0 broke .*: the simulation exploded"):
         evaluate_environment(model, processor, "test/Broken-v0")
     assert all(env.closed for env in made)

@@ -365,6 +365,19 @@ def test_long_runs_end_with_their_driver(tmp_path):
     assert children and not alive
 
 
+@pytest.mark.slow
+def test_the_small_budget_teaches_something(tmp_path):
+    """The README's command, with the whole pool."""
+    done = run_ldm("build", CARTPOLE, ACROBOT, "--budget", "small", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    datasets = open_datasets(tmp_path)
+    assert [dataset.environment for dataset in datasets] == [ACROBOT, CARTPOLE]
+    for dataset in datasets:
+        assert dataset.info.last10 > dataset.info.first10 and all(
+            info.num_transitions >= 15_000 for info in dataset.runs
+        )
+
+
 def test_the_plan_as_printed():
     done = run_ldm("build", CARTPOLE, "minigrid", "--plan", "--cores", 608)
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,43 @@ def evaluate(
 
 
 @app.command()
+def rollout(
+    model: Annotated[str, typer.Argument(help="Model folder, or name on the Hub.")],
+    environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes, one after another in one context.")] = 10,
+    video: Annotated[Path | None, typer.Option(help="File to record them to: .mp4 or .gif.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the environment.")] = 0,
+    device: Annotated[str, typer.Option(help="Torch device of the model.")] = "cpu",
+) -> None:
+    """Let a model act in any registered environment, and print the returns."""
+    import contextlib
+
+    from ldm_hf.evaluation.evaluate import load_pretrained
+    from ldm_hf.evaluation.rollout import evaluate_environment
+    from ldm_hf.evaluation.video import recording_video
+    from ldm_hf.progress import progress_bar
+
+    loaded, processor = load_pretrained(model)
+    loaded.to(device)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as stack:
+        watch = None if video is None else stack.enter_context(recording_video(video))
+        bar = stack.enter_context(progress_bar(environment, episodes, "episode"))
+        result = evaluate_environment(
+            loaded,
+            processor,
+            environment,
+            episodes=episodes,
+            rollouts=1,
+            seed=seed,
+            progress=lambda done, total: bar.update(done - bar.n) and None,
+            watch=watch,
+        )
+    for number, (total, length) in enumerate(zip(result.returns[0], result.lengths[0], strict=True)):
+        typer.echo(f"episode {number}: return {total:g}, {length} steps")
+    typer.echo(f"mean return {result.mean_return:g}")
+
+
+@app.command()
 def report(path: Annotated[Path, typer.Argument(help="A report.json.")]) -> None:
     """Print the table of a report."""
     _print_report(path)

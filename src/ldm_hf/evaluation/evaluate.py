@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -101,11 +103,11 @@ def evaluate(
     return report
 
 
-def load_pretrained(folder: Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]:
-    """Load a model and its processor through the Auto classes.
+def load_pretrained(folder: str | Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]:
+    """Load a model and its processor through the Auto classes, from a folder or the Hub.
 
     Raises:
-        CheckpointError: there is no such folder, or it holds another type of model, or damaged files.
+        CheckpointError: there is no such folder or repository, or it holds another type of model, or damaged files.
     """
     load_config(folder)
     try:
@@ -115,15 +117,17 @@ def load_pretrained(folder: Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
-def load_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a model folder.
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a model, of a folder or a Hub name.
 
     Raises:
-        CheckpointError: there is no such folder, or it holds another type of model.
+        CheckpointError: there is no such folder or repository, or it holds another type of model.
     """
     try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        is_name = not Path(folder).is_dir() and str(folder).count("/") == 1
+        path = hf_hub_download(str(folder), "config.json") if is_name else Path(folder) / "config.json"
+        config = json.loads(Path(path).read_text())
+    except (OSError, ValueError, HfHubHTTPError) as error:
         raise CheckpointError(f"{folder} holds no model: its config.json is missing or no JSON") from error
     if config.get("model_type") != "ldm":
         raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}; it must be 'ldm'")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import gymnasium
 
 from ldm_hf.env_registry.registry import make
-from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.errors import EnvironmentFailure, LDMError
+from ldm_hf.evaluation.video import RENDER_MODE
 from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
 
 EPISODES = 10
@@ -40,6 +41,7 @@ def evaluate_environment(
     rollouts: int = ROLLOUTS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[gymnasium.Env], None] | None = None,
 ) -> RolloutResult:
     """Roll a model out: the context is empty at the start of a rollout and kept across its episodes.
 
@@ -53,28 +55,31 @@ def evaluate_environment(
         rollouts: how many.
         seed: of the environments.
         progress: told the number of episodes that ended, and of all.
+        watch: called with the first rollout's environment, made to show pictures, after each of its resets and steps.
 
     Raises:
         EnvironmentFailure: the environment broke; the message names it.
         UnsupportedSpaceError: it does not fit the model.
     """
     with contextlib.ExitStack() as stack:
-        envs = [make(environment) for _ in range(rollouts)]
-        for env in envs:
-            stack.callback(env.close)
+        envs = []
+        for row in range(rollouts):
+            envs.append(make(environment, render_mode=RENDER_MODE if watch and row == 0 else None))
+            stack.callback(envs[-1].close)
         policy = LDMPolicy(model, processor, envs)
         result = RolloutResult([[] for _ in envs], [[] for _ in envs])
-        running = [_Running(env, row) for row, env in enumerate(envs)]
+        running = [_Running(env, row, watch if row == 0 else None) for row, env in enumerate(envs)]
         try:
             for each in running:
-                each.observation, _ = each.env.reset(seed=EVALUATION_SEED + 1000 * seed + each.row)
+                each.start_episode(EVALUATION_SEED + 1000 * seed + each.row)
             actions = policy.act([each.observation for each in running])
             while running:
                 for each, action in zip(running, actions, strict=True):
                     if each.step(action):
                         result.returns[each.row].append(each.total)
                         result.lengths[each.row].append(each.length)
-                        each.start_episode()
+                        if len(result.returns[each.row]) < episodes:
+                            each.start_episode()
                         progress(sum(map(len, result.returns)), episodes * rollouts)
                 kept = [index for index, each in enumerate(running) if len(result.returns[each.row]) < episodes]
                 if len(kept) < len(running):
@@ -82,6 +87,8 @@ def evaluate_environment(
                     policy.select(kept)
                 if running:
                     actions = policy.act(*zip(*[each.outcome() for each in running], strict=True))
+        except LDMError:
+            raise
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise EnvironmentFailure(f"{environment} broke while it was rolled out: {reason}") from error
@@ -91,13 +98,14 @@ def evaluate_environment(
 class _Running:
     """One environment in the middle of a rollout."""
 
-    def __init__(self, env: gymnasium.Env, row: int):
+    def __init__(self, env: gymnasium.Env, row: int, watch: Callable[[gymnasium.Env], None] | None):
         self.env = env
         self.row = row
         self.observation: object = None
         self.reward = 0.0
         self.terminated = self.truncated = False
         self.total, self.length = 0.0, 0
+        self._watch = watch or (lambda _: None)
 
     def step(self, action: object) -> bool:
         """Take an action; True at the end of an episode, whose next one then has to be started."""
@@ -105,12 +113,14 @@ class _Running:
         self.reward = float(reward)
         self.total += self.reward
         self.length += 1
+        self._watch(self.env)
         return self.terminated or self.truncated
 
-    def start_episode(self) -> None:
+    def start_episode(self, seed: int | None = None) -> None:
         """Reset; the outcome keeps the done flags of the step before and holds the reset's observation."""
-        self.observation, _ = self.env.reset()
+        self.observation, _ = self.env.reset(seed=seed)
         self.total, self.length = 0.0, 0
+        self._watch(self.env)
 
     def outcome(self) -> tuple[object, float, bool, bool]:
         return self.observation, self.reward, self.terminated, self.truncated

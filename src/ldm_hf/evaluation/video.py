@@ -1,0 +1,73 @@
+"""Videos of rollouts."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.files import replacing
+
+RENDER_MODE = "rgb_array"
+_FRAMES_PER_SECOND = 30.0  # where the environment does not say
+
+
+@contextlib.contextmanager
+def recording_video(path: Path) -> Iterator[Callable[[gymnasium.Env], None]]:
+    """Give a function that adds what an environment shows to a video; the file appears when the block succeeds.
+
+    Args:
+        path: of the video; its ending names the format: ``.mp4``, ``.gif``.
+
+    Raises:
+        ConfigError: imageio is not installed, or knows no such format.
+        EnvironmentFailure: the environment shows nothing.
+    """
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise ConfigError("videos need imageio: pip install 'ldm_hf[video]'") from error
+    if path.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"the video {path} should end in .mp4 or .gif")
+    writer: Any = None
+    with replacing(path) as temporary:
+        # The format goes by the ending of the name, which the temporary one has not got.
+        target = temporary.with_name(temporary.name + path.suffix)
+
+        def add(env: gymnasium.Env) -> None:
+            nonlocal writer
+            frame = _frame(env)
+            if writer is None:
+                writer = imageio.get_writer(target, **_options(path.suffix, env))
+            writer.append_data(frame)
+
+        try:
+            yield add
+            if writer is None:
+                raise EnvironmentFailure("the environment showed nothing")
+        finally:
+            if writer is not None:
+                writer.close()
+        target.rename(temporary)
+
+
+def _options(suffix: str, env: gymnasium.Env) -> dict[str, Any]:
+    rate = float(env.metadata.get("render_fps") or _FRAMES_PER_SECOND)
+    if suffix == ".gif":
+        return {"duration": 1000 / rate, "loop": 0}
+    return {"fps": rate, "codec": "libx264", "macro_block_size": 1, "ffmpeg_log_level": "error"}
+
+
+def _frame(env: gymnasium.Env) -> np.ndarray:
+    """What an environment shows, uint8 RGB, with even sides, which codecs want: the last row or column may be doubled."""
+    try:
+        shown = env.render()
+    except Exception as error:  # Packages that draw are often missing, and every library says so in its own way.
+        raise EnvironmentFailure(f"the environment cannot be shown: {' '.join(str(error).split())}") from error
+    if not isinstance(shown, np.ndarray) or shown.ndim != 3:
+        raise EnvironmentFailure(f"the environment shows no picture as {RENDER_MODE!r}, but {type(shown).__name__}")
+    frame = np.ascontiguousarray(shown[..., :3], np.uint8)
+    return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
