@@ -317,3 +317,22 @@ def test_each_auto_class_may_come_first(model, processor, tmp_path, auto, found)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == found, done.stderr
+
+
+def test_a_rollout_takes_its_memory_once(model, processor):
+    """Steps and rebuilds write into the same memory; the attention sees what is filled."""
+    policy = LDMPolicy(model, processor, [CONTROL, GRID], context_length=8)
+    observations = [np.zeros(3, np.float32), 5]
+    policy.act(observations)
+    layer = policy._cache.layers[0]
+    places = [memory.data_ptr() for memory in layer._memory]
+    lengths = [policy._cache.get_seq_length()]
+    for _ in range(12):
+        policy.act(observations, [0.0, 0.0], [False, False], [False, False])
+        lengths.append(policy._cache.get_seq_length())
+        assert layer.keys.shape[2] == lengths[-1]
+    assert lengths == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 5]
+    assert [memory.data_ptr() for memory in layer._memory] == places
+    assert layer._memory[0].shape[2] == 8
+    policy.select([1])
+    assert layer.keys.shape[:1] == (1,) and policy._cache.get_seq_length() == 5

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .cache_ldm import RolloutCache
 from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor
 
 
@@ -52,7 +53,7 @@ class LDMPolicy:
         self._history = self._allocate()
         self._last_actions = np.zeros((len(environments), rows["action_kinds"].shape[1]), np.float32)
         self._length = 0
-        self._cache: Any = None
+        self._cache = RolloutCache(model.config.num_hidden_layers, self.context_length)
 
     def __len__(self) -> int:
         return len(self._action_layouts)
@@ -99,8 +100,7 @@ class LDMPolicy:
         self._rows = {name: tensor[index] for name, tensor in self._rows.items()}
         self._history = {name: tensor[index] for name, tensor in self._history.items()}
         self._last_actions = self._last_actions[list(rows)]
-        if self._cache is not None:
-            self._cache.batch_select_indices(index)
+        self._cache.batch_select_indices(index)
 
     def _allocate(self) -> dict[str, torch.Tensor]:
         """The raw transitions of the context, token-aligned, B x N of each."""
@@ -126,7 +126,7 @@ class LDMPolicy:
             # As in training, the first transition of a context has nothing before it.
             self._history["previous_dones"][:, 0] = START
             self._length = kept
-            self._cache = None
+            self._cache.reset()
         return self._length
 
     def _write(
@@ -155,13 +155,12 @@ class LDMPolicy:
     @torch.inference_mode()
     def _forward(self, position: int) -> torch.Tensor:
         """Logits (B, A, K) at a position; reads only the transitions that the cache does not hold."""
-        first = 0 if self._cache is None else position
+        first = self._cache.get_seq_length()
         inputs = {name: tensor[:, first : position + 1] for name, tensor in self._history.items()}
         if "images" in inputs:
             with_image = [row for row, layout in enumerate(self._observation_layouts) if layout.image is not None]
             inputs["image_rows"] = torch.tensor(with_image, dtype=torch.int64, device=self.model.device)
             inputs["images"] = inputs["images"][inputs["image_rows"]]
         output = self.model(**inputs, **self._rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache = output.past_key_values
         self._length = position + 1
         return output.logits[:, 0]
