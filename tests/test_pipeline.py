@@ -365,6 +365,20 @@ def test_long_runs_end_with_their_driver(tmp_path):
     assert children and not alive
 
 
+def test_an_interrupt_is_one_line(tmp_path):
+    """Ctrl-C is sent to the driver and to its workers alike."""
+    arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 2, "--out", tmp_path)
+    command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        while not list(tmp_path.glob("gymnasium/*/*.partial-*")):
+            assert driver.poll() is None
+            time.sleep(0.05)  # polling another process; nothing depends on how long it takes
+        os.killpg(driver.pid, signal.SIGINT)
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "interrupted: the same command goes on" in errors
+    assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
+
+
 @pytest.mark.slow
 def test_the_small_budget_teaches_something(tmp_path):
     """The README's command, with the whole pool."""

@@ -1,5 +1,6 @@
 """The commands that make datasets: ``ldm build``, ``ldm publish``, ``ldm convert``."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +104,7 @@ def _run(building: Any, running: "Executor") -> None:
         counted = [total, done]
 
         def say(line: str) -> None:
-            bar.write(line)
+            bar.write(line, file=sys.stderr)
             counted[:] = building.amount()
             bar.total = counted[0]
 
@@ -156,8 +157,6 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
 
 def _print_runs(out: Path, libraries: list[str]) -> None:
     """The table of all runs, kept and dropped."""
-    import sys
-
     from rich.console import Console
     from rich.table import Table
 

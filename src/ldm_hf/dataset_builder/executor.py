@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -138,9 +139,17 @@ class LocalExecutor:
         self._pool = self._new_pool()
 
     def _new_pool(self) -> pebble.ProcessPool:
-        return pebble.ProcessPool(
-            self._slots, context=self._context, initializer=_start_worker, initargs=(self._messages, os.getpid())
-        )
+        # Ctrl-C reaches all processes of a terminal. Only this one shall answer: the pool's threads, and through them its
+        # processes, inherit what is blocked while they are started.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool = pebble.ProcessPool(
+                self._slots, context=self._context, initializer=_start_worker, initargs=(self._messages, os.getpid())
+            )
+            assert pool.active  # asking starts it
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pool
 
     def close(self) -> None:
         """Kill what runs."""
