@@ -69,6 +69,11 @@ def test_what_cannot_be_built_is_left_out_with_the_reason():
         make_plan(["gym-algorithmic/Copy-v0"], pool(), BUDGETS["paper"], seed=0)
     with pytest.raises(UnknownEnvironmentError, match="no library is called 'nothing'"):
         make_plan(["nothing"], pool(), BUDGETS["paper"], seed=0)
+    # With no more candidates than are trained there is no ranking, for which a run might be too short.
+    budget = choose_budget("small", 20_000)
+    for names, fits in [(("PPO", "A2C"), True), (("PPO", "A2C", "TRPO", "ARS"), False)]:
+        [group] = make_plan([CARTPOLE], choose_pool(names), budget, 0).groups
+        assert ("PPO" in group.candidates) == fits
     with pytest.raises(ConfigError, match="no candidate is called PPG"):
         choose_pool(("PPG",))
 
@@ -80,6 +85,7 @@ def test_budgets():
     assert "begins to learn after 10,000 of 1,500" in small.shortfall(pool()["TD3-noise"], 200)
     assert "fewer than 10 episodes of 200" in small.shortfall(pool()["SAC"], 200)
     assert "begins to learn after 16,384 of 15,000" in small.shortfall(pool()["PPO-long-rollouts"], 100)
+    assert small.shortfall(pool()["PPO-long-rollouts"], 100, ranked=False) is None
     assert small.shortfall(pool()["SAC"], 100) is None and small.shortfall(pool()["PPO"], 10**6) is None
     assert choose_budget("small", 1000).run_transitions(pool()["SAC"]) == 100
     with pytest.raises(ConfigError, match="budget must be one of paper, small"):

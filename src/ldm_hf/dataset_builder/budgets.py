@@ -38,13 +38,13 @@ class Budget:
         """Transitions of a run of the ranking."""
         return round(self.run_transitions(candidate) * self.ranking_share)
 
-    def shortfall(self, candidate: Candidate, max_episode_steps: int) -> str | None:
-        """Why a run of the ranking would be too short for a candidate to show anything, or None.
+    def shortfall(self, candidate: Candidate, max_episode_steps: int, *, ranked: bool = True) -> str | None:
+        """Why a run of the ranking, or the run itself where none is ranked, is too short to show anything, or None.
 
         It must begin to learn early in it. An algorithm that keeps a replay buffer must also finish enough episodes even if
         all last to the limit; the others are fast, and are tried where episodes may be shorter than their limit.
         """
-        transitions = self.ranking_transitions(candidate)
+        transitions = self.ranking_transitions(candidate) if ranked else self.run_transitions(candidate)
         starts = candidate.first_update
         if starts > transitions * _LATEST_START:
             return f"begins to learn after {starts:,} of {transitions:,} transitions"

@@ -99,7 +99,7 @@ def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Bud
         misfits = {
             name: reason
             for name, candidate in pool.items()
-            if (reason := _misfit(candidate, described, budget)) is not None
+            if (reason := _misfit(candidate, described, budget, ranked=len(pool) > budget.runs)) is not None
         }
         fitting = tuple(name for name in pool if name not in misfits)
         if fitting:
@@ -159,9 +159,9 @@ def _parts(space: dict) -> list[dict]:
     return [leaf for part in parts for leaf in _parts(part)]
 
 
-def _misfit(candidate: Candidate, environment: EnvironmentSpec, budget: Budget) -> str | None:
+def _misfit(candidate: Candidate, environment: EnvironmentSpec, budget: Budget, *, ranked: bool) -> str | None:
     misfit = candidate.misfit(environment.observation_space, environment.action_space)
-    return misfit or budget.shortfall(candidate, environment.max_episode_steps)
+    return misfit or budget.shortfall(candidate, environment.max_episode_steps, ranked=ranked)
 
 
 def _environments(targets: Sequence[str], budget: Budget, seed: int, left_out: dict[str, str]) -> list[EnvironmentSpec]:
