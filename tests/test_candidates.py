@@ -148,6 +148,9 @@ def test_when_candidates_begin_to_learn():
     for algorithm in OFF_POLICY:
         default = inspect.signature(algorithm_class(algorithm)).parameters["learning_starts"].default
         assert pool()[algorithm].first_update == default
+        buffer = inspect.signature(algorithm_class(algorithm)).parameters["buffer_size"].default
+        vector = space_to_json(OBSERVATIONS["vector"])
+        assert pool()[algorithm].replay(vector, 10**9) == (buffer, 2 * 12 + 64)
     assert (pool()["PPO-long-rollouts"].first_update, pool()["TD3-noise"].first_update) == (16 * 1024, 10_000)
 
 

@@ -89,24 +89,27 @@ def _run(building: Any, running: "Executor") -> None:
     total, done = building.amount()
     with progress_bar("building", total, "transition", initial=done, unit_scale=True) as bar:
         under_way: dict[str, int] = {}
+        before: dict[str, Any] = {}
 
         def watch(executor: Any, jobs: Any) -> None:
+            nonlocal done, before
             for message in executor.messages():
                 if message.stage == "training":
                     under_way[message.name] = message.done
-            names = {job.name for job in jobs}
-            for name in set(under_way) - names:
+            running_now = {job.name: job for job in jobs}
+            ended = [job for name, job in before.items() if name not in running_now and job.is_done]
+            done += sum(job.request.timesteps for job in ended)
+            if any(job.ranking for job in ended):  # which may have decided what is trained
+                bar.total, done = building.amount()
+            for name in set(under_way) - set(running_now):
                 del under_way[name]
-            bar.set_postfix_str(f"{len(names)} runs", refresh=False)
-            bar.n = counted[1] + sum(under_way.values())
+            before = running_now
+            bar.set_postfix_str(f"{len(running_now)} runs", refresh=False)
+            bar.n = done + sum(under_way.values())
             bar.update(0)
-
-        counted = [total, done]
 
         def say(line: str) -> None:
             bar.write(line, file=sys.stderr)
-            counted[:] = building.amount()
-            bar.total = counted[0]
 
         try:
             run_build(building, running, say, watch)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm_hf.env_registry.flat import flat_space_json
 from ldm_hf.errors import ConfigError, UnsupportedSpaceError
+from ldm_hf.modeling.spaces_ldm import walk_space
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,8 +35,13 @@ OFF_POLICY = ("DDPG", "DQN", "QRDQN", "SAC", "TD3", "TQC")
 """Algorithms that keep a replay buffer."""
 
 _LEARNING_STARTS = 100
+_BUFFER_SIZE = 1_000_000
 _ROLLOUTS = {"A2C": 5, "ARS": 0, "PPO": 2048, "TRPO": 2048}
 """Defaults of Stable-Baselines3 and SB3-Contrib."""
+
+_LEAST_REPLAY = 1000
+_REPLAY_BYTES = 2**32
+"""The most that a replay buffer may take: one of pictures is shortened to this, whatever its candidate says."""
 
 _LARGEST_ONE_HOT = 4096  # Stable-Baselines3 gives a discrete observation one input for each of its values.
 
@@ -85,6 +91,17 @@ class Candidate:
             return int(self.hyperparameters.get("learning_starts", _LEARNING_STARTS))
         return int(self.hyperparameters.get("n_steps", _ROLLOUTS[self.algorithm])) * self.num_envs
 
+    def replay(self, observation_space: dict[str, Any], timesteps: int) -> tuple[int, int]:
+        """Transitions that the replay buffer of a run holds, and the bytes of one; 0 where there is none.
+
+        What is longer than the run is never filled.
+        """
+        if self.algorithm not in OFF_POLICY:
+            return 0, 0
+        stored = 2 * observation_bytes(observation_space) + 64
+        wanted = min(self.hyperparameters.get("buffer_size", _BUFFER_SIZE), max(timesteps, _LEAST_REPLAY))
+        return max(_LEAST_REPLAY, min(wanted, _REPLAY_BYTES // stored)), stored
+
     def misfit(self, observation_space: dict[str, Any], action_space: dict[str, Any]) -> str | None:
         """Why the candidate cannot be trained on spaces, given as JSON; None if it can.
 
@@ -133,14 +150,14 @@ def is_picture(space: dict[str, Any]) -> bool:
 
 def observation_bytes(space: dict[str, Any]) -> int:
     """Size of one observation of a space, given as JSON, in the arrays of Stable-Baselines3."""
-    kind = space["type"]
-    if kind in ("Dict", "Tuple"):
-        parts = space["spaces"].values() if kind == "Dict" else space["spaces"]
-        return sum(map(observation_bytes, parts))
-    if kind == "Box":
+    return sum(_part_bytes(part) for _, part in walk_space(space))
+
+
+def _part_bytes(space: dict[str, Any]) -> int:
+    if space["type"] == "Box":
         width = {"uint8": 1, "int8": 1, "bool": 1, "float64": 8, "int64": 8}.get(space["dtype"], 4)
         return width * math.prod(space["shape"])
-    return 8 * {"MultiDiscrete": len(space.get("nvec", [])), "MultiBinary": 16}.get(kind, 1)
+    return 8 * {"MultiDiscrete": len(space.get("nvec", [])), "MultiBinary": 16}.get(space["type"], 1)
 
 
 def algorithm_class(name: str) -> Any:

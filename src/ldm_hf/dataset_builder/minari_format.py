@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.records import RunRecord, describe_files, read_records
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.run import package_versions
 from ldm_hf.dataset_builder.schema import TERMINAL_FILE, RunInfo, environment_folder
@@ -330,8 +330,9 @@ def _curve(returns: list[float], ends: np.ndarray, low: float | None, high: floa
 
 def _run_folder(root: Path, environment: str, run: str | None) -> Path:
     folder = environment_folder(root, environment)
-    records = [RunRecord.read(path.parent) for path in sorted(folder.glob("*/run.json"))]
-    kept = {record.run: record.info for record in records if record.dropped is None and record.info is not None}
+    kept = {
+        record.run: record.info for record in read_records(folder) if record.dropped is None and record.info is not None
+    }
     if (run is not None and run not in kept) or not kept:
         wanted = f"run {run}" if run else "run that is kept"
         raise UnknownEnvironmentError(f"{root} has no {wanted} of {environment}; it has {', '.join(kept) or 'none'}")

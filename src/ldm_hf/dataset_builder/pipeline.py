@@ -14,7 +14,7 @@ from ldm_hf.dataset_builder.executor import Ended, Executor
 from ldm_hf.dataset_builder.jobs import RANKING_FOLDER, Job
 from ldm_hf.dataset_builder.plan import Group, Plan, PlannedEnvironment
 from ldm_hf.dataset_builder.ranking import Rank, best, rank
-from ldm_hf.dataset_builder.records import RunRecord
+from ldm_hf.dataset_builder.records import RunRecord, read_records
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.run import RunRequest
 from ldm_hf.dataset_builder.schema import environment_folder
@@ -188,18 +188,16 @@ class Build:
     def _curate(self, environment: PlannedEnvironment) -> None:
         folder = environment_folder(self._root, environment.spec.id)
         remove_leftovers(folder)
-        records = [RunRecord.read(path.parent) for path in sorted(folder.glob("*/run.json"))]
-        kept = {record.run: record for record in records if record.dropped is None}
-        curves = {name: record.info.curve for name, record in kept.items() if record.info}
+        records = {record.run: record for record in read_records(folder)}
+        curves = {name: record.info.curve for name, record in records.items() if record.info and record.dropped is None}
         for name, reason in below_best(curves).items():
+            policy = tuple(file for file in records[name].files if not file.path.endswith(".parquet"))
+            records[name] = replace(records[name], dropped=reason, files=policy)
             # The record first: killed in between, the data are dropped but lie there, which harms nobody.
-            policy = tuple(file for file in kept[name].files if not file.path.endswith(".parquet"))
-            replace(kept[name], dropped=reason, files=policy).write(folder / name)
-        for record in records:
-            run = folder / record.run
-            if RunRecord.read(run).dropped is not None:
-                for path in run.glob("*.parquet"):
-                    remove(path)
+            records[name].write(folder / name)
+        for name, record in records.items():
+            for path in (folder / name).glob("*.parquet") if record.dropped is not None else ():
+                remove(path)
 
     def _ranking_file(self, group: Group) -> Path:
         # The candidates that compete name the group: another version of the library may divide it otherwise.

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,12 @@ from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import find_manifest, list_environments, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
-from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.modeling.spaces_ldm import SlotLayout, walk_space
 
 _PICTURE_BYTES = 200  # a 64 x 64 picture in a file: 37 to 196 measured on three Atari games
 _PIXELS = 64 * 64
 _NUMBER_BYTES = 3.0  # a float32 after compression
 _BASE_MEMORY = 700 * 2**20  # of a process that trains, with the process of its environments
-_MOST_REPLAY = 2**32
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions:
     Costs were measured on vectors and on pictures of 64 x 64; for other pictures they are taken in proportion.
     """
     pixels = sum(
-        part["shape"][0] * part["shape"][1] for part in _parts(environment.observation_space) if is_picture(part)
+        part["shape"][0] * part["shape"][1] for _, part in walk_space(environment.observation_space) if is_picture(part)
     )
     costs = _costs()[candidate.name]
     picture = costs.get("picture", 0.0)
@@ -139,24 +139,13 @@ def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: 
     size = observation_bytes(environment.observation_space)
     picture = has_picture(environment)
     rollout = candidate.num_envs * candidate.hyperparameters.get("n_steps", 2048) * size
-    replay = 0
-    if candidate.algorithm in ("DDPG", "DQN", "QRDQN", "SAC", "TD3", "TQC"):
-        stored = min(candidate.hyperparameters.get("buffer_size", 1_000_000), transitions)
-        replay = min(stored * (2 * size + 64), _MOST_REPLAY)
+    replay = math.prod(candidate.replay(environment.observation_space, transitions))
     return _BASE_MEMORY + int(2 * rollout + replay) + (300 * 2**20 if picture else 0)
 
 
 def has_picture(environment: EnvironmentSpec) -> bool:
     """Whether policies read a picture there."""
-    return any(map(is_picture, _parts(environment.observation_space)))
-
-
-def _parts(space: dict) -> list[dict]:
-    """The parts of a space that has some, at any depth."""
-    if space["type"] not in ("Dict", "Tuple"):
-        return [space]
-    parts = space["spaces"].values() if space["type"] == "Dict" else space["spaces"]
-    return [leaf for part in parts for leaf in _parts(part)]
+    return any(is_picture(part) for _, part in walk_space(environment.observation_space))
 
 
 def _misfit(candidate: Candidate, environment: EnvironmentSpec, budget: Budget, *, ranked: bool) -> str | None:

@@ -12,7 +12,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from ldm_hf.dataset_builder.records import sha256
-from ldm_hf.dataset_builder.repository import CARD, CURVES, MANIFEST, RUNS
+from ldm_hf.dataset_builder.repository import CARD, CURVES, RUNS
+from ldm_hf.dataset_builder.schema import MANIFEST
 from ldm_hf.dataset_builder.storage import hub_failures
 from ldm_hf.errors import DatasetFormatError, HubError
 

@@ -51,18 +51,18 @@ class RayExecutor:
             raise ConfigError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
         self._running: dict[Any, Job] = {}
         self._check_folder(root)
+        self._look()
 
     def has_room(self, job: Job) -> bool:
         """Whether the cluster has a free core; Ray itself looks after memory and GPUs."""
-        return len(self._running) < max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        return len(self._running) < self._cores
 
     def submit(self, job: Job) -> None:
         """Hand a job to the cluster."""
-        largest = max((node["Resources"].get("memory", 0) for node in self._nodes()), default=0)
         task = self._ray.remote(execute).options(
             num_cpus=1,
             num_gpus=self._gpus if job.pictures else 0,
-            memory=min(job.memory, int(largest)),  # what no node has would never start
+            memory=min(job.memory, self._largest),  # what no node has would never start
             max_retries=_TRIES,
             scheduling_strategy="SPREAD",
             name=job.name,
@@ -73,6 +73,7 @@ class RayExecutor:
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that have ended."""
         finished, _ = self._ray.wait(list(self._running), timeout=seconds)
+        self._look()
         ended = []
         for reference in finished:
             job = self._running.pop(reference)
@@ -96,6 +97,12 @@ class RayExecutor:
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._ray.shutdown()
+
+    def _look(self) -> None:
+        """Cores of the cluster, and memory of its largest node, now: nodes come and go."""
+        resources = [node["Resources"] for node in self._nodes()]
+        self._cores = max(1, int(sum(each.get("CPU", 0) for each in resources)))
+        self._largest = int(max((each.get("memory", 0) for each in resources), default=0))
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]

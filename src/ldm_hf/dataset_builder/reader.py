@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.schema import DATA_FILES, RunInfo, arrow_schema
+from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, RunInfo, arrow_schema
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
-_MANIFEST = "manifest.parquet"
 _OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
 
 
@@ -204,12 +203,12 @@ def open_datasets(
 
 def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[DataFile]:
     try:
-        rows = storage.read(_MANIFEST, _manifest_rows)
+        rows = storage.read(MANIFEST, _manifest_rows)
         files = []
         for row in rows:
             if environments is not None and row["environment"] not in environments:
                 continue
-            info = RunInfo.from_json(row["info"], storage.where(_MANIFEST))
+            info = RunInfo.from_json(row["info"], storage.where(MANIFEST))
             for entry in row["files"]:
                 if entry["chunks"]:
                     _check_size(storage, entry)
@@ -218,9 +217,7 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         if isinstance(error, DatasetFormatError | HubError):
             raise
-        raise DatasetFormatError(
-            f"{storage.where(_MANIFEST)} cannot be read as a manifest: {_reason(error)}"
-        ) from error
+        raise DatasetFormatError(f"{storage.where(MANIFEST)} cannot be read as a manifest: {_reason(error)}") from error
 
 
 def _manifest_rows(file: Any) -> list[dict[str, Any]]:

@@ -81,6 +81,11 @@ class RunRecord:
             raise DatasetFormatError(f"{path} is no record of a run: {' '.join(str(error).split())}") from error
 
 
+def read_records(folder: Path) -> list[RunRecord]:
+    """The records of the runs of an environment, sorted by name; ``DatasetFormatError`` if one is damaged."""
+    return [RunRecord.read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}"))]
+
+
 def describe_files(folder: Path) -> tuple[FileRecord, ...]:
     """The files of a run's folder, hashed, but for its record."""
     return tuple(

@@ -20,7 +20,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class, observation_bytes
+from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class
 from ldm_hf.dataset_builder.features import SmallPictureExtractor, needs_small_pictures
 from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
@@ -36,8 +36,6 @@ _CLASSES: dict[str, dict[str, Any]] = {
 """Classes that policy arguments may name."""
 
 _LINEAR = "linear_"
-_REPLAY_BYTES = 2**32
-"""The most that a replay buffer may take: one of pictures is shortened to this, whatever its candidate says."""
 
 
 class ReferencePolicy:
@@ -203,11 +201,7 @@ def _arguments(candidate: Candidate, venv: VecEnv, timesteps: int) -> dict[str, 
         shape = venv.action_space.shape or ()
         arguments["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, arguments["action_noise"]))
     if candidate.algorithm in OFF_POLICY:
-        stored = 2 * observation_bytes(space_to_json(venv.observation_space)) + 64
-        default = inspect.signature(algorithm_class(candidate.algorithm)).parameters["buffer_size"].default
-        # What is longer than the run is never filled.
-        wanted = min(arguments.get("buffer_size", default), max(timesteps, 1000))
-        arguments["buffer_size"] = max(1000, min(wanted, _REPLAY_BYTES // stored))
+        arguments["buffer_size"], _ = candidate.replay(space_to_json(venv.observation_space), timesteps)
     given = dict(arguments.pop("policy_kwargs", {}))
     if needs_small_pictures(venv.observation_space):
         given["features_extractor_class"] = SmallPictureExtractor.__name__

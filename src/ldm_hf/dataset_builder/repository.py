@@ -8,13 +8,13 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.records import RECORD, RunRecord
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.records import RECORD, RunRecord, read_records
+from ldm_hf.dataset_builder.schema import MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.files import remove_leftovers, replacing
 
-MANIFEST, RUNS, CARD, CURVES = "manifest.parquet", "runs.parquet", "README.md", "learning_curves.png"
+RUNS, CARD, CURVES = "runs.parquet", "README.md", "learning_curves.png"
 
 _FILE = pa.struct(
     [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("chunks", pa.list_(pa.int32()))]
@@ -40,8 +40,7 @@ _RUNS_SCHEMA = pa.schema(
 
 def run_records(repository: Path) -> list[RunRecord]:
     """The records of all runs of a library, sorted by environment and run."""
-    paths = sorted(repository.glob(f"*/*/{RECORD}"))
-    return [RunRecord.read(path.parent) for path in paths]
+    return [record for folder in sorted(repository.iterdir()) if folder.is_dir() for record in read_records(folder)]
 
 
 def update_repository(repository: Path) -> None:

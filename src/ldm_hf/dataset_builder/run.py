@@ -116,7 +116,8 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
             judged = None if request.keep == "improved" else Sample.of(returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
-                source = _Source(recording, reloaded, observation, action, FlatObservations(_space(described)))
+                flat = FlatObservations(space_from_json(described.observation_space))
+                source = _Source(recording, reloaded, observation, action, flat)
                 write_dataset(
                     folder,
                     info,
@@ -257,10 +258,6 @@ class _Source:
             batch = self.recording.terminal_batch(start, start + len(part))
             slots, images = self.observation.flatten(self.flat.restore(batch), batched=True)
             yield Terminals(part[:, 0], part[:, 1], slots, images)
-
-
-def _space(described: EnvironmentSpec) -> object:
-    return space_from_json(described.observation_space)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ CHUNK_LENGTH = 8192
 """Transitions that a chunk aims at: four contexts of the paper's 2048. One chunk is one Parquet row group."""
 
 DATA_FILES = "train-*.parquet"
+MANIFEST = "manifest.parquet"
 TERMINAL_FILE = "terminal.parquet"
 POLICY_FOLDER = "policy"
 

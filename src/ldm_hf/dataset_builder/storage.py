@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ldm_hf.dataset_builder.schema import MANIFEST
 from ldm_hf.errors import DatasetFormatError, HubError
 
 HUB = "hf://"
@@ -126,10 +127,10 @@ def open_storages(data: str | Path, cached: bool = True) -> list[Storage]:
     if str(data).startswith(HUB):
         return [HubStorage(str(data), cached)]
     root = Path(data)
-    manifests = [root / "manifest.parquet"] if (root / "manifest.parquet").is_file() else []
-    manifests = manifests or sorted(root.glob("*/manifest.parquet"))
+    manifests = [root / MANIFEST] if (root / MANIFEST).is_file() else []
+    manifests = manifests or sorted(root.glob(f"*/{MANIFEST}"))
     if not manifests:
-        raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/manifest.parquet under it")
+        raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/{MANIFEST} under it")
     return [FolderStorage(manifest.parent) for manifest in manifests]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.errors import UnsupportedSpaceError
-from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
+from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json, walk_space
 
 _UNREAD = ("Text",)  # parts that neither a reference policy nor a model reads
 _ARRAYS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
@@ -22,7 +22,7 @@ def flat_space_json(space: dict[str, Any]) -> dict[str, Any]:
     """
     if space["type"] not in ("Dict", "Tuple"):
         return _leaf(space, "the observation")
-    parts = {_key(path): _leaf(part, _key(path)) for path, part in _walk(space, ())}
+    parts = {_key(path): _leaf(part, _key(path)) for path, part in _read_parts(space)}
     if not parts:
         raise UnsupportedSpaceError("the observation holds nothing but texts")
     return {"type": "Dict", "spaces": parts}
@@ -41,7 +41,7 @@ class FlatObservations:
         flat = flat_space_json(described)
         self._is_flat = flat == described
         self._nested = described["type"] in ("Dict", "Tuple")
-        self._leaves = _walk(described, ()) if self._nested else [((), described)]
+        self._leaves = _read_parts(described) if self._nested else [((), described)]
         self.space = space if self._is_flat else space_from_json(flat)
 
     def flatten(self, value: Any) -> Any:
@@ -83,14 +83,8 @@ def _leaf(space: dict[str, Any], name: str) -> dict[str, Any]:
     return space
 
 
-def _walk(space: dict[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    if space["type"] == "Dict":
-        parts = [((*path, key), part) for key, part in sorted(space["spaces"].items())]
-    elif space["type"] == "Tuple":
-        parts = [((*path, str(index)), part) for index, part in enumerate(space["spaces"])]
-    else:
-        return [] if space["type"] in _UNREAD else [(path, space)]
-    return [leaf for part_path, part in parts for leaf in _walk(part, part_path)]
+def _read_parts(space: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    return [(tuple(map(str, path)), part) for path, part in walk_space(space) if part["type"] not in _UNREAD]
 
 
 def _part(value: Any, path: tuple[str, ...]) -> Any:

@@ -344,7 +344,7 @@ class SlotLayout:
 def _cached_layout(text: str, role: str, max_slots: int, num_bins: int, image_size: int) -> SlotLayout:
     data = json.loads(text)
     leaves: list[Leaf] = []
-    for path, space in _walk(data, ()):
+    for path, space in walk_space(data):
         if space["type"] == "Text" and path and role == "observation":
             continue
         first_slot = sum(leaf.num_slots for leaf in leaves)
@@ -367,14 +367,17 @@ def _cached_layout(text: str, role: str, max_slots: int, num_bins: int, image_si
     )
 
 
-def _walk(space: dict[str, Any], path: tuple[str | int, ...]) -> list[tuple[tuple[str | int, ...], dict[str, Any]]]:
+def walk_space(
+    space: dict[str, Any], path: tuple[str | int, ...] = ()
+) -> list[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    """The parts of a space, given as JSON, that hold no others, each with its path, in slot order."""
     if space["type"] == "Dict":
         parts = [((*path, key), part) for key, part in sorted(space["spaces"].items())]
     elif space["type"] == "Tuple":
         parts = [((*path, index), part) for index, part in enumerate(space["spaces"])]
     else:
         return [(path, space)]
-    return [leaf for part_path, part in parts for leaf in _walk(part, part_path)]
+    return [leaf for part_path, part in parts for leaf in walk_space(part, part_path)]
 
 
 def _leaf(
