@@ -116,6 +116,18 @@ def test_a_loss_in_pieces_has_the_gradients_of_a_whole_one(model, processor, mon
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_pieces_of_a_batch_have_the_gradients_of_the_whole_one(model, processor):
+    """Also where the pieces have unequal numbers of transitions."""
+    parts = [tokens(processor, CONTROL, 9, 1), tokens(processor, GRID, 5, 2), tokens(processor, CAMERA, 7, 3)]
+    whole = model(**processor.collate(parts)).loss
+    expected = gradients_of(model, whole)
+    losses = [model(**processor.collate(piece), num_items_in_batch=21).loss for piece in (parts[:1], parts[1:])]
+    torch.testing.assert_close(sum(losses), whole, atol=1e-6, rtol=1e-6)
+    found = gradients_of(model, sum(losses))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_logits_are_not_kept_for_the_backward_pass(model, processor):
     batch = processor.collate([tokens(processor, CONTROL, 16, seed) for seed in range(4)])
     kept: list[torch.Tensor] = []

@@ -192,6 +192,7 @@ class LDMModel(LDMPreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        num_items_in_batch: float | None = None,
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
 
@@ -209,6 +210,8 @@ class LDMModel(LDMPreTrainedModel):
             past_key_values: cache of the transitions before these.
             use_cache: whether to return a cache.
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
+            num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
+                a larger batch have the gradients of the whole one.
         """
         tokens = self.embedding(
             observations,
@@ -224,7 +227,9 @@ class LDMModel(LDMPreTrainedModel):
         hidden_BTH = outputs.last_hidden_state
         result = LDMOutput(last_hidden_state=hidden_BTH, past_key_values=outputs.past_key_values)
         if labels is not None:
-            result.loss = self._loss(hidden_BTH, labels, action_kinds, action_bins)
+            total = self._loss(hidden_BTH, labels, action_kinds, action_bins)
+            labelled = (labels != IGNORE_INDEX).any(-1).sum().clamp(min=1)
+            result.loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
             result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_bins)
         return result
@@ -238,7 +243,7 @@ class LDMModel(LDMPreTrainedModel):
     def _loss(
         self, hidden_BTH: torch.Tensor, labels_BTA: torch.Tensor, kinds_BA: torch.Tensor, action_bins_BA2: torch.Tensor
     ) -> torch.Tensor:
-        """Mean cross-entropy over the slots that rows have, a few thousand logits at a time.
+        """Cross-entropy, averaged over the slots of a transition and summed over transitions, a few thousand at a time.
 
         All logits of a batch would take more memory than the model: A x 1024 for each transition. They are made in pieces,
         forgotten, and made again for the backward pass.
@@ -261,7 +266,7 @@ class LDMModel(LDMPreTrainedModel):
                     total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False)
                 else:
                     total = total + _slot_loss(*arguments)
-        return total / (labels_BTA != IGNORE_INDEX).any(-1).sum().clamp(min=1)
+        return total
 
 
 def _slot_loss(
