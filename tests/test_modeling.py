@@ -10,7 +10,9 @@ import torch
 from gymnasium import spaces
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
+from ldm_hf.modeling.loss_ldm import _histogram
 from ldm_hf.modeling.processing_ldm import TokenSequence
+from ldm_hf.modeling.quantization_ldm import ActionCode
 
 
 class Spaces:
@@ -56,9 +58,17 @@ def without_labels(batch):
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
+def label_bins(batch):
+    """The bins of a batch's labels, and which labels there are."""
+    spaces_of_rows = batch["action_kinds"].unsqueeze(1), batch["action_bounds"].unsqueeze(1)
+    bins = ActionCode.of(LDMConfig()).encode(batch["labels"].nan_to_num(), *spaces_of_rows)
+    return bins, ~batch["labels"].isnan()
+
+
 def allowed(logits, row, batch):
     """The logits of one row that are not masked, slot by slot."""
-    ranges = batch["action_bins"][row].tolist()
+    code = ActionCode.of(LDMConfig())
+    ranges = code.allowed(batch["action_kinds"], batch["action_bounds"])[row].tolist()
     kinds = batch["action_kinds"][row].tolist()
     return [logits[row, :, slot, low : high + 1] for slot, (low, high) in enumerate(ranges) if kinds[slot]]
 
@@ -82,13 +92,12 @@ def test_loss_is_the_mean_over_transitions_of_the_mean_over_slots(model, process
     parts = [tokens(processor, CONTROL, 9, 1), tokens(processor, GRID, 5, 2)]
     batch = processor.collate(parts)
     logits = model(**without_labels(batch)).logits
+    bins, _ = label_bins(batch)
     total = 0.0
     for row, part in enumerate(parts):
         for step in range(len(part)):
             slots = part.action_layout.num_slots
-            chosen = [
-                logits[row, step, slot].log_softmax(-1)[batch["labels"][row, step, slot]] for slot in range(slots)
-            ]
+            chosen = [logits[row, step, slot].log_softmax(-1)[bins[row, step, slot]] for slot in range(slots)]
             total -= float(sum(chosen)) / slots
     assert model(**batch).loss.item() == pytest.approx(total / 14, rel=1e-5)
 
@@ -101,13 +110,13 @@ def gradients_of(model, loss):
 
 def test_a_loss_in_pieces_has_the_gradients_of_a_whole_one(model, processor, monkeypatch):
     batch = processor.collate([tokens(processor, place, 6, seed) for seed, place in enumerate((CONTROL, GRID, CAMERA))])
-    labels = batch["labels"]
+    bins, there = label_bins(batch)
     logits = model(**without_labels(batch)).logits.float().log_softmax(-1)
-    picked = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(labels < 0, 0)
-    whole = -(picked.sum(-1) / (labels >= 0).sum(-1).clamp(min=1)).sum() / (labels >= 0).any(-1).sum()
+    picked = logits.gather(-1, bins.unsqueeze(-1)).squeeze(-1).masked_fill(~there, 0)
+    whole = -(picked.sum(-1) / there.sum(-1).clamp(min=1)).sum() / there.any(-1).sum()
     expected = gradients_of(model, whole)
     for positions in (8192, 6, 1):  # all rows at a time, and one
-        monkeypatch.setattr("ldm_hf.modeling.modeling_ldm._LOSS_POSITIONS", positions)
+        monkeypatch.setattr("ldm_hf.modeling.loss_ldm._POSITIONS", positions)
         loss = model(**batch).loss
         torch.testing.assert_close(loss, whole, atol=1e-6, rtol=1e-6)
         found = gradients_of(model, loss)
@@ -126,6 +135,90 @@ def test_pieces_of_a_batch_have_the_gradients_of_the_whole_one(model, processor)
     found = gradients_of(model, sum(losses))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_smooth_target_is_the_mass_of_a_normal_distribution_in_each_bin():
+    config = LDMConfig(action_smoothing=1.0)
+    middle, whole = torch.tensor([[512.5]]), torch.tensor([[[0, 1023]]])
+    target = _histogram(middle, whole, config)[0, 0]
+    # Phi(1/2) - Phi(-1/2) = 0.38292, Phi(3/2) - Phi(1/2) = 0.24173.
+    assert target[510:516].tolist() == pytest.approx([0.06060, 0.24173, 0.38292, 0.24173, 0.06060, 0.00598], abs=1e-5)
+    assert target.sum().item() == pytest.approx(1)
+    # What lies beyond the lowest allowed bin is no target: 0.38292 / (1 - Phi(-1/2)) = 0.38292 / 0.69146.
+    cut = _histogram(middle, torch.tensor([[[512, 1023]]]), config)[0, 0]
+    assert cut[:512].sum() == 0 and cut[512].item() == pytest.approx(0.55378, abs=1e-5)
+    # An action beyond its bounds is at the bound.
+    assert _histogram(torch.tensor([[100.0]]), torch.tensor([[[512, 1023]]]), config)[0, 0, 512].item() == (
+        pytest.approx(0.68269, abs=1e-5)
+    )
+
+
+def with_settings(model, **changes):
+    """The same weights under other settings."""
+    made = LDMModel(LDMConfig(**{**model.config.to_dict(), **changes}))
+    made.load_state_dict(model.state_dict())
+    return made.eval()
+
+
+@torch.no_grad()
+def test_smoothing_concerns_continuous_actions_and_vanishes_with_its_width(model, processor):
+    control, grid = (processor.collate([tokens(processor, place, 6, 1)]) for place in (CONTROL, GRID))
+    smooth, barely = with_settings(model, action_smoothing=2.0), with_settings(model, action_smoothing=1e-4)
+    assert smooth(**grid).loss == model(**grid).loss
+    assert abs(smooth(**control).loss - model(**control).loss) > 1e-3
+    torch.testing.assert_close(barely(**control).loss, model(**control).loss, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_without_a_mask_the_loss_is_over_all_bins(model, processor):
+    batch = processor.collate([tokens(processor, GRID, 6, 1)])
+    free = with_settings(model, mask_training_logits=False)
+    hidden = model(**batch).last_hidden_state[0]
+    logits = hidden @ model.action_head.weight[:1024].T
+    expected = -logits.log_softmax(-1).gather(-1, batch["labels"][0].long()).mean()
+    torch.testing.assert_close(free(**batch).loss, expected)
+    assert free(**batch).loss > model(**batch).loss  # the others' share is gone
+    # Rollout is masked all the same.
+    torch.testing.assert_close(free(**without_labels(batch)).logits, model(**without_labels(batch)).logits)
+
+
+def test_even_bins_change_the_labels_alone(model, processor):
+    even = with_settings(model, action_quantization="uniform")
+    batch = processor.collate([tokens(processor, CONTROL, 6, 1)])
+    with torch.no_grad():
+        hidden = [each(**batch) for each in (model, even)]
+    torch.testing.assert_close(hidden[0].last_hidden_state, hidden[1].last_hidden_state)
+    assert abs(hidden[0].loss - hidden[1].loss) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"action_quantization": "log"}, {"action_smoothing": -1.0}], ids=["quantization", "smoothing"]
+)
+def test_settings_that_mean_nothing_are_refused(changes):
+    with pytest.raises(Exception, match=r"action_(quantization|smoothing) must be"):
+        LDMConfig(**changes)
+
+
+def test_embeddings_of_neighbouring_bins_start_alike_if_wanted():
+    for waves, alike in ((True, True), (False, False)):
+        torch.manual_seed(0)
+        table = LDMModel(LDMConfig.preset("nano", wave_embedding=waves)).embedding.slot_embedding.weight[:1024]
+        near = torch.nn.functional.cosine_similarity(table[:-1], table[1:]).mean().item()
+        assert (near > 0.5) is alike
+        assert table.std().item() == pytest.approx(1, abs=0.05)
+
+
+@torch.no_grad()
+def test_rows_are_embedded_as_wide_as_they_are(model, processor):
+    """A narrow row beside a wide one costs what it has itself."""
+    wide = Spaces(spaces.Box(-1, 1, (50,)), spaces.Box(-1, 1, (4,)))
+    looked_up = []
+    table = model.embedding.slot_embedding
+    handle = table.register_forward_hook(lambda _, inputs, output: looked_up.append(inputs[0].numel()))
+    model(**without_labels(processor.collate([tokens(processor, place, 5, 1) for place in (GRID, wide, GRID)])))
+    handle.remove()
+    # 5 transitions of (1 + 50 + 1) observation slots, (1 + 4 + 1) action slots and a reward in each of 3 rows
+    assert sum(looked_up) == 5 * (52 + 6 + 3)
 
 
 def test_logits_are_not_kept_for_the_backward_pass(model, processor):

@@ -7,6 +7,7 @@ import math
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 from ldm_hf.errors import InvalidValueError
 from ldm_hf.modeling import LDMConfig, LDMProcessor
 from ldm_hf.modeling.processing_ldm import (
-    IGNORE_INDEX,
     NOT_DONE,
     START,
     TERMINATED,
@@ -23,9 +23,27 @@ from ldm_hf.modeling.processing_ldm import (
     TokenSequence,
     Transitions,
 )
+from ldm_hf.modeling.quantization_ldm import ActionCode, mu_law_decode, mu_law_encode
 
 PROCESSOR = LDMProcessor()
+EVEN = LDMProcessor(action_quantization="uniform")
+MU_LAW = (100.0, 256.0, 1024)
 FLOATS = st.floats(-256, 256, width=32)
+
+
+def encode(*values: float) -> list[int]:
+    return mu_law_encode(torch.tensor(values), *MU_LAW).tolist()
+
+
+def decode(*bins: int) -> list[float]:
+    return mu_law_decode(torch.tensor(bins), *MU_LAW).tolist()
+
+
+def code_of(space: spaces.Space, processor: LDMProcessor = PROCESSOR):
+    """The kinds and bounds of an action space's slots, as the model gets them."""
+    layout = processor.action_layout(space)
+    rows = processor.describe_rows([layout], [layout])
+    return ActionCode.of(processor), rows["action_kinds"][0], rows["action_bounds"][0]
 
 
 def companded(value: float) -> float:
@@ -35,48 +53,72 @@ def companded(value: float) -> float:
 
 @given(FLOATS)
 def test_decoded_value_lies_in_the_bin_of_the_value(value):
-    (code,) = PROCESSOR.encode(np.array([value]))
-    (back,) = PROCESSOR.decode(np.array([code]))
+    (code,) = encode(value)
+    (back,) = decode(code)
     assert 0 <= code <= 1023
     # A bin is 2/1024 wide after the mu-law, and its middle at most half of that away.
-    assert abs(companded(float(back)) - companded(value)) <= 1 / 1024 + 1e-6
+    assert abs(companded(back) - companded(value)) <= 1 / 1024 + 1e-6
 
 
 @given(st.integers(0, 1023))
 def test_every_bin_is_its_own_code(code):
-    assert PROCESSOR.encode(PROCESSOR.decode(np.array([code])))[0] == code
+    assert encode(*decode(code)) == [code]
 
 
 @given(FLOATS, FLOATS)
 def test_order_is_kept(first, second):
-    low, high = PROCESSOR.encode(np.array([min(first, second), max(first, second)]))
+    low, high = encode(min(first, second), max(first, second))
     assert low <= high
 
 
 def test_known_bins():
     # F(1) = ln 101 / ln 25601 = 0.45468; (0.45468 + 1) * 512 = 744.8.
-    assert PROCESSOR.encode(np.array([-np.inf, -256, -1, 0, 1, 256, 1e9, np.inf])).tolist() == [
-        *(0, 0, 279, 512, 744, 1023, 1023, 1023)
-    ]
+    assert encode(-np.inf, -256.0, -1.0, 0.0, 1.0, 256.0, 1e9, np.inf) == [0, 0, 279, 512, 744, 1023, 1023, 1023]
 
 
-@given(hnp.arrays(np.float32, 3, elements=st.floats(-100, 100, width=32)), st.integers(0, 1023))
-def test_actions_never_leave_their_bounds(center, code):
+@pytest.mark.parametrize("processor", [PROCESSOR, EVEN], ids=["mu-law", "uniform"])
+@given(center=hnp.arrays(np.float32, 3, elements=st.floats(-100, 100, width=32)), code=st.integers(0, 1023))
+def test_actions_never_leave_their_bounds(processor, center, code):
     space = spaces.Box(center - 1, center + 1, dtype=np.float32)
-    layout = PROCESSOR.action_layout(space)
-    low, high = PROCESSOR.action_bins(layout).T
-    action, slots = PROCESSOR.decode_action(layout, np.clip(np.full(3, code), low, high))
+    low, high = ActionCode.allowed(*code_of(space, processor)).numpy().T
+    action, slots = processor.decode_action(processor.action_layout(space), np.clip(np.full(3, code), low, high))
     assert space.contains(action)
     np.testing.assert_array_equal(action, slots)
 
 
 def test_action_bins_of_each_kind():
-    layout = PROCESSOR.action_layout(
-        spaces.Tuple([spaces.Discrete(5, start=-2), spaces.MultiBinary(2), spaces.Box(-1, np.inf, (1,))])
-    )
-    assert PROCESSOR.action_bins(layout).tolist() == [[0, 4], [0, 1], [0, 1], [279, 1023]]
-    action, slots = PROCESSOR.decode_action(layout, np.array([4, 1, 0, 1023]))
+    space = spaces.Tuple([spaces.Discrete(5, start=-2), spaces.MultiBinary(2), spaces.Box(-1, np.inf, (1,))])
+    for processor in (PROCESSOR, EVEN):  # where a bound is infinite, the mu-law it is
+        assert ActionCode.allowed(*code_of(space, processor)).tolist() == [[0, 4], [0, 1], [0, 1], [279, 1023]]
+    action, slots = PROCESSOR.decode_action(PROCESSOR.action_layout(space), np.array([4, 1, 0, 1023]))
     assert action[0] == 2 and action[1].tolist() == [1, 0] and slots[:3].tolist() == [4, 1, 0]
+
+
+def test_even_bins_by_hand():
+    """Of [-2, 2]: 1024 bins of 1/256. Of [-1e9, 1e9], far beyond M: the mu-law."""
+    space = spaces.Box(np.array([-2, -1e9]), np.array([2, 1e9]), dtype=np.float64)
+    code, kinds, bounds = code_of(space, EVEN)
+    values = torch.tensor([[-9.0, 0.0], [-2.0, 1.0], [0.0, -1.0], [0.005, 1e9], [2.0, 0.0]])
+    bins = code.encode(values, kinds, bounds)
+    assert bins[:, 0].tolist() == [0, 0, 512, 513, 1023]  # 0.005 x 256 = 1.28
+    assert bins[:, 1].tolist() == [512, 744, 279, 1023, 512]
+    assert code.decode(bins, kinds, bounds)[:, 0].tolist() == [
+        -2 + 1 / 512,
+        -2 + 1 / 512,
+        1 / 512,
+        3 / 512,
+        2 - 1 / 512,
+    ]
+
+
+@given(st.floats(-3, 3, width=32), st.floats(-200, 200, width=32), st.floats(2**-6, 50, width=32))
+def test_a_value_is_half_an_even_bin_from_what_it_decodes_to(share, low, size):
+    space = spaces.Box(low, low + size, (1,), np.float32)
+    code, kinds, bounds = code_of(space, EVEN)
+    width = float(bounds[0, 1] - bounds[0, 0]) / 1024
+    value = torch.tensor([low + abs(share) / 3 * size]).clamp(*bounds[0])
+    back = code.decode(code.encode(value, kinds, bounds), kinds, bounds)
+    assert abs(back - value).item() <= width / 2 + 1e-4
 
 
 def hand_made_transitions() -> Transitions:
@@ -130,14 +172,17 @@ def test_padding_is_marked():
     )
     assert batch["observation_kinds"].tolist() == [[1, 0, 0], [2, 2, 2]]
     assert batch["action_kinds"].tolist() == [[2, 0], [1, 1]]
-    assert (batch["labels"][0, 3:] == IGNORE_INDEX).all() and (batch["labels"][0, :, 1] == IGNORE_INDEX).all()
-    assert (batch["labels"][1] == 512).all()
+    assert batch["labels"][0, 3:].isnan().all() and batch["labels"][0, :, 1].isnan().all()
+    assert batch["labels"][0, :3, 0].tolist() == [4, 3, 2] and (batch["labels"][1] == 0).all()
 
 
 def test_a_reference_action_outside_its_space_is_refused():
     made = hand_made_transitions()
     with pytest.raises(InvalidValueError, match="transition 0, slot 0 is out of 3"):
         PROCESSOR.collate([align(made, spaces.Box(-99, 99, (1,)), spaces.Discrete(3))])
+    made.reference_actions[2] = np.nan
+    with pytest.raises(InvalidValueError, match="nan at transition 2, slot 0 is no number"):
+        PROCESSOR.collate([align(made, spaces.Box(-99, 99, (1,)), spaces.Discrete(5))])
 
 
 def test_real_environments_fit():
@@ -149,8 +194,9 @@ def test_real_environments_fit():
 
 
 def test_settings_survive_saving(tmp_path):
-    made = LDMProcessor.for_config(LDMConfig.preset("nano", num_bins=256, mu=50.0, max_observation_slots=7))
+    changed = {"num_bins": 256, "mu": 50.0, "max_observation_slots": 7, "action_quantization": "uniform"}
+    made = LDMProcessor.for_config(LDMConfig.preset("nano", **changed))
     made.save_pretrained(tmp_path)
     again = LDMProcessor.from_pretrained(tmp_path)
-    assert (again.num_bins, again.mu, again.max_observation_slots) == (256, 50.0, 7)
+    assert {name: getattr(again, name) for name in changed} == changed
     assert json.loads((tmp_path / "processor_config.json").read_text())["processor_class"] == "LDMProcessor"

@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+from .quantization_ldm import MU_LAW, UNIFORM
 from .spaces_ldm import IMAGE_SIZE, MAX_ACTION_SLOTS, MAX_OBSERVATION_SLOTS, NUM_BINS
 
 # Layers, heads, width and context of 308m are the paper's (section 4.4), which leaves the other numbers open.
@@ -37,6 +38,14 @@ class LDMConfig(LlamaConfig):
         slot_embedding_size: width of a slot's embedding before the projection to ``hidden_size``.
         image_size: side of images in pixels (paper section 4.3: 64).
         max_position_embeddings: context length in transitions (paper section 4.4: 2048).
+        action_quantization: how continuous actions are cut into bins: ``mu_law`` (the paper's), or ``uniform``: evenly
+            between the bounds of their space.
+        action_smoothing: standard deviation, in bins, of a normal distribution around a continuous reference action, whose
+            mass in each bin is the target of the loss (the Gaussian histogram loss, arXiv 2403.03950); 0 is the bin alone.
+        mask_training_logits: whether bins that the action space does not allow are left out of the loss as well, as they
+            always are in rollout.
+        wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
+            start alike, instead of at random.
 
     Example:
         >>> LDMConfig.preset("308m").num_hidden_layers
@@ -60,6 +69,17 @@ class LDMConfig(LlamaConfig):
     max_value: float = 256.0
     slot_embedding_size: int = 256
     image_size: int = IMAGE_SIZE
+    action_quantization: str = MU_LAW
+    action_smoothing: float = 0.0
+    mask_training_logits: bool = True
+    wave_embedding: bool = True
+
+    def validate_action_settings(self) -> None:
+        """Called by ``strict`` when a configuration is made."""
+        if self.action_quantization not in (MU_LAW, UNIFORM):
+            raise ValueError(f"action_quantization must be {MU_LAW} or {UNIFORM}, got {self.action_quantization!r}")
+        if self.action_smoothing < 0:
+            raise ValueError(f"action_smoothing must be at least 0 bins, got {self.action_smoothing}")
 
     @staticmethod
     def presets() -> list[str]:

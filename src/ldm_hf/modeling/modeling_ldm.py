@@ -1,9 +1,10 @@
 """LDMModel: slots to one token a transition, a Llama backbone, and one linear layer to action bins.
 
-Shapes: B rows, T transitions, S observation slots, A action slots (those of the batch's widest environment), D the width
-of a slot's embedding, H the hidden size, K the number of bins.
+Shapes: B rows, R some of them, T transitions, S observation slots, A action slots (those of the batch's widest
+environment), D the width of a slot's embedding, H the hidden size, K the number of bins.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_ldm import LDMConfig
+from .loss_ldm import action_loss, mask_bins
 from .policy_ldm import LDMPolicy
-from .processing_ldm import IGNORE_INDEX, START, LDMProcessor
-from .quantization_ldm import mu_law_encode
+from .processing_ldm import START, LDMProcessor
+from .quantization_ldm import ActionCode, mu_law_encode
 from .spaces_ldm import ABSENT, CONTINUOUS
-
-_LOSS_POSITIONS = 8192
-"""Transitions whose logits, 1024 of one slot each, are in memory at a time: 32 MB in float32."""
 
 
 @dataclass
@@ -69,8 +67,8 @@ class LDMImageEncoder(nn.Module):
 class LDMTransitionEmbedding(nn.Module):
     """Embeds the slots of a transition and projects them, stacked, to one token (paper section 4.3).
 
-    The linear layer over the stack is kept as one block of weights a slot, so that slots that no environment of a batch
-    has are neither embedded nor multiplied.
+    The linear layer over the stack is kept as one block of weights a slot, so that slots that an environment does not have
+    are neither embedded nor multiplied.
     """
 
     def __init__(self, config: LDMConfig):
@@ -97,24 +95,32 @@ class LDMTransitionEmbedding(nn.Module):
         image_rows: torch.Tensor | None,
     ) -> torch.Tensor:
         has_previous = (previous_dones != START).unsqueeze(-1)
-        tokens = _project(self._slots(observations, observation_kinds), self.observation_projection)
-        actions = self._slots(previous_actions, action_kinds) * has_previous.unsqueeze(-1)
-        tokens = tokens + _project(actions, self.action_projection) + self.bias
-        reward = self.slot_embedding(self._bins(previous_rewards)) * has_previous
-        done = self.done_embedding(previous_dones.clamp(max=START - 1)) * has_previous
-        tokens = tokens + reward @ self.scalar_projection[1] + done @ self.scalar_projection[2]
+        actions = self._slots(previous_actions, action_kinds, self.action_projection)
+        reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
+        done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
+        tokens = self._slots(observations, observation_kinds, self.observation_projection) + self.bias
+        tokens = tokens + (actions + reward + done) * has_previous
         return self._add_images(tokens, images, image_rows)
 
     def _bins(self, values: torch.Tensor) -> torch.Tensor:
         return mu_law_encode(values, self.config.mu, self.config.max_value, self.config.num_bins)
 
-    def _slots(self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor) -> torch.Tensor:
-        """Embeddings of shape (B, T, S, D); those of absent slots are zero."""
-        kinds_B1S = kinds_BS.unsqueeze(1)
-        symbols = values_BTS.long() + self.config.num_bins
-        indices = torch.where(kinds_B1S == CONTINUOUS, self._bins(values_BTS), symbols)
-        indices = indices.masked_fill(kinds_B1S == ABSENT, 0)
-        return self.slot_embedding(indices) * (kinds_B1S != ABSENT).unsqueeze(-1)
+    def _slots(self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor) -> torch.Tensor:
+        """Embed and project slots, (B, T, H), rows of the same number of slots together."""
+        rows_of_width: dict[int, list[int]] = {}
+        for row, width in enumerate((kinds_BS != ABSENT).sum(1).tolist()):
+            rows_of_width.setdefault(width, []).append(row)
+        parts = []
+        for width, rows in rows_of_width.items():
+            some = slice(None) if len(rows_of_width) == 1 else rows
+            values_RTS, kinds_R1S = values_BTS[some, :, :width], kinds_BS[some, None, :width]
+            symbols = values_RTS.long() + self.config.num_bins
+            embedded = self.slot_embedding(torch.where(kinds_R1S == CONTINUOUS, self._bins(values_RTS), symbols))
+            parts.append(embedded.flatten(2) @ blocks_SDH[:width].flatten(0, 1))
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor(list(itertools.chain(*rows_of_width.values())), device=values_BTS.device)
+        return torch.cat(parts)[order.argsort()]
 
     def _add_images(
         self, tokens: torch.Tensor, images: torch.Tensor | None, image_rows: torch.Tensor | None
@@ -152,7 +158,10 @@ class LDMPreTrainedModel(PreTrainedModel):
                 init.normal_(weight, std=1 / math.sqrt(12 * width))
             init.zeros_(module.bias)
             init.normal_(module.done_embedding.weight)
-            init.copy_(module.slot_embedding.weight, _initial_slot_embedding(self.config))
+            table = torch.randn(2 * self.config.num_bins, width)
+            if self.config.wave_embedding:
+                table[: self.config.num_bins] = _waves(self.config)
+            init.copy_(module.slot_embedding.weight, table)
 
 
 class LDMModel(LDMPreTrainedModel):
@@ -185,7 +194,7 @@ class LDMModel(LDMPreTrainedModel):
         action_kinds: torch.Tensor,
         previous_rewards: torch.Tensor,
         previous_dones: torch.Tensor,
-        action_bins: torch.Tensor,
+        action_bounds: torch.Tensor,
         images: torch.Tensor | None = None,
         image_rows: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -203,10 +212,11 @@ class LDMModel(LDMPreTrainedModel):
             action_kinds: int64 of shape (B, A).
             previous_rewards: reward of t-1, float of shape (B, T).
             previous_dones: done signal of t-1, int64 of shape (B, T); ``START`` where there is no t-1.
-            action_bins: lowest and highest allowed bin of each action slot, int64 of shape (B, A, 2).
+            action_bounds: lowest and highest value of each action slot, 0 and n - 1 of a discrete one, float of shape
+                (B, A, 2).
             images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
             image_rows: which rows these are, int64 of shape (R,).
-            labels: bins of the reference action, int64 of shape (B, T, A), ``IGNORE_INDEX`` where there is none.
+            labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
             past_key_values: cache of the transitions before these.
             use_cache: whether to return a cache.
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
@@ -227,83 +237,26 @@ class LDMModel(LDMPreTrainedModel):
         hidden_BTH = outputs.last_hidden_state
         result = LDMOutput(last_hidden_state=hidden_BTH, past_key_values=outputs.past_key_values)
         if labels is not None:
-            total = self._loss(hidden_BTH, labels, action_kinds, action_bins)
-            labelled = (labels != IGNORE_INDEX).any(-1).sum().clamp(min=1)
+            total = action_loss(hidden_BTH, self.action_head.weight, labels, action_kinds, action_bounds, self.config)
+            labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
             result.loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
-            result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_bins)
+            result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_kinds, action_bounds)
         return result
 
-    def _logits(self, hidden_BTH: torch.Tensor, action_bins_BA2: torch.Tensor) -> torch.Tensor:
-        num_actions = action_bins_BA2.shape[1]
+    def _logits(self, hidden_BTH: torch.Tensor, kinds_BA: torch.Tensor, bounds_BA2: torch.Tensor) -> torch.Tensor:
+        num_actions = kinds_BA.shape[1]
         weight = self.action_head.weight[: num_actions * self.config.num_bins]
         logits_BTAK = F.linear(hidden_BTH, weight).unflatten(-1, (num_actions, self.config.num_bins))
-        return _mask_bins(logits_BTAK, action_bins_BA2.unsqueeze(1))
-
-    def _loss(
-        self, hidden_BTH: torch.Tensor, labels_BTA: torch.Tensor, kinds_BA: torch.Tensor, action_bins_BA2: torch.Tensor
-    ) -> torch.Tensor:
-        """Cross-entropy, averaged over the slots of a transition and summed over transitions, a few thousand at a time.
-
-        All logits of a batch would take more memory than the model: A x 1024 for each transition. They are made in pieces,
-        forgotten, and made again for the backward pass.
-        """
-        present_BA = kinds_BA != ABSENT
-        share_B = 1 / present_BA.sum(1)
-        rows_at_once = max(1, _LOSS_POSITIONS // hidden_BTH.shape[1])
-        total = hidden_BTH.new_zeros((), dtype=torch.float32)
-        for slot, weight in enumerate(self.action_head.weight.split(self.config.num_bins)[: kinds_BA.shape[1]]):
-            for rows in present_BA[:, slot].nonzero().squeeze(1).split(rows_at_once):
-                arguments = (
-                    hidden_BTH,
-                    weight,
-                    rows,
-                    labels_BTA[rows, :, slot],
-                    action_bins_BA2[rows, slot],
-                    share_B[rows],
-                )
-                if torch.is_grad_enabled():
-                    total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False)
-                else:
-                    total = total + _slot_loss(*arguments)
-        return total
+        return mask_bins(logits_BTAK, ActionCode.of(self.config).allowed(kinds_BA, bounds_BA2).unsqueeze(1))
 
 
-def _slot_loss(
-    hidden_BTH: torch.Tensor,
-    weight_KH: torch.Tensor,
-    rows_R: torch.Tensor,
-    labels_RT: torch.Tensor,
-    allowed_R2: torch.Tensor,
-    share_R: torch.Tensor,
-) -> torch.Tensor:
-    """Cross-entropy of one action slot, summed over transitions, of some rows of the batch."""
-    logits_RTK = _mask_bins(F.linear(hidden_BTH[rows_R], weight_KH), allowed_R2.unsqueeze(1))
-    losses = F.cross_entropy(
-        logits_RTK.float().flatten(0, 1), labels_RT.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return (losses.view_as(labels_RT) * share_R.unsqueeze(1)).sum()
-
-
-def _project(slots_BTSD: torch.Tensor, blocks_SDH: torch.Tensor) -> torch.Tensor:
-    """The linear layer over the stacked slots, restricted to those that are there."""
-    num_slots = slots_BTSD.shape[2]
-    return slots_BTSD.flatten(2) @ blocks_SDH[:num_slots].flatten(0, 1)
-
-
-def _mask_bins(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Logits (..., K) with bins outside ``allowed`` (..., 2), lowest and highest, at the lowest value."""
-    bins = torch.arange(logits.shape[-1], device=logits.device)
-    outside = (bins < allowed[..., :1]) | (bins > allowed[..., 1:])
-    return logits.masked_fill(outside, torch.finfo(logits.dtype).min)
-
-
-def _initial_slot_embedding(config: LDMConfig) -> torch.Tensor:
-    """Continuous bins start as waves of their position, so that neighbours start alike; symbols start at random."""
+def _waves(config: LDMConfig) -> torch.Tensor:
+    """Embeddings of continuous bins, (K, D), of unit variance: sines and cosines of the position, of rising frequency."""
     half = config.slot_embedding_size // 2
     position = torch.linspace(-1, 1, config.num_bins).unsqueeze(1)
     frequency = torch.logspace(0, math.log10(config.num_bins / 4), half, base=10).unsqueeze(0)
     phase = position * frequency * math.pi
     waves = torch.zeros(config.num_bins, config.slot_embedding_size)
     waves[:, : 2 * half] = torch.cat([phase.sin(), phase.cos()], 1) * math.sqrt(2)
-    return torch.cat([waves, torch.randn(config.num_bins, config.slot_embedding_size)])
+    return waves

@@ -8,7 +8,6 @@ sequence has none: its done signal is ``START`` and its action and reward contri
 reference action for the observation at t. ``LDMProcessor.align`` is the one place where this shift happens.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_ldm import LDMConfig
-from .quantization_ldm import mu_law_decode, mu_law_encode
+from .quantization_ldm import MU_LAW, ActionCode
 from .spaces_ldm import (
     CONTINUOUS,
     DISCRETE,
@@ -33,7 +32,7 @@ from .spaces_ldm import (
 NOT_DONE, TERMINATED, TRUNCATED, START = 0, 1, 2, 3
 """Done signals; ``START`` marks the first token of a sequence, which has no transition before it."""
 
-IGNORE_INDEX = -100
+IGNORED = float("nan")
 """Label of a slot or a transition that the loss leaves out."""
 
 
@@ -102,6 +101,7 @@ class LDMProcessor(ProcessorMixin):
         mu, max_value: mu and M of the mu-law (paper section 4.3: 100 and 256).
         max_observation_slots, max_action_slots: limits of a space (paper section 4.3: 128 and 28).
         image_size: side in pixels to which images are brought (paper section 4.3: 64).
+        action_quantization: how continuous actions are cut into bins, see ``LDMConfig``.
 
     Example:
         >>> spaces = env.observation_space, env.action_space
@@ -119,6 +119,7 @@ class LDMProcessor(ProcessorMixin):
         max_observation_slots: int = MAX_OBSERVATION_SLOTS,
         max_action_slots: int = MAX_ACTION_SLOTS,
         image_size: int = IMAGE_SIZE,
+        action_quantization: str = MU_LAW,
     ):
         self.num_bins = num_bins
         self.mu = mu
@@ -126,6 +127,7 @@ class LDMProcessor(ProcessorMixin):
         self.max_observation_slots = max_observation_slots
         self.max_action_slots = max_action_slots
         self.image_size = image_size
+        self.action_quantization = action_quantization
         super().__init__()
 
     @classmethod
@@ -138,6 +140,7 @@ class LDMProcessor(ProcessorMixin):
             config.max_observation_slots,
             config.max_action_slots,
             config.image_size,
+            config.action_quantization,
         )
 
     @property
@@ -152,7 +155,7 @@ class LDMProcessor(ProcessorMixin):
             "action_kinds",
             "previous_rewards",
             "previous_dones",
-            "action_bins",
+            "action_bounds",
             "labels",
         ]
 
@@ -170,41 +173,39 @@ class LDMProcessor(ProcessorMixin):
         """The slots of an action space, Gymnasium or JSON; raises ``UnsupportedSpaceError`` if it does not fit."""
         return SlotLayout.of(space, role="action", max_slots=self.max_action_slots, num_bins=self.num_bins)
 
-    def action_bins(self, layout: SlotLayout) -> np.ndarray:
-        """The lowest and highest bin that each action slot may take, int64 of shape (A, 2)."""
-        return _action_bins(layout, self.mu, self.max_value, self.num_bins)
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Mu-law bins of continuous values, int64 of the same shape."""
-        tensor = torch.from_numpy(np.array(values, np.float32))
-        return mu_law_encode(tensor, self.mu, self.max_value, self.num_bins).numpy()
-
-    def decode(self, bins: np.ndarray) -> np.ndarray:
-        """The value in the middle of each mu-law bin, float32 of the same shape."""
-        return mu_law_decode(torch.from_numpy(np.asarray(bins)), self.mu, self.max_value, self.num_bins).numpy()
-
     def decode_action(self, layout: SlotLayout, bins: np.ndarray) -> tuple[Any, np.ndarray]:
         """The action that chosen bins of shape (A,) stand for, and its slots, float32 of shape (A,)."""
-        bins = np.asarray(bins)[: layout.num_slots]
-        slots = np.where(layout.kinds == CONTINUOUS, self.decode(bins), bins).astype(np.float32)
-        slots = np.clip(slots, layout.low, layout.high).astype(np.float32)
+        described = self._describe_actions(layout)
+        slots = ActionCode.of(self).decode(torch.from_numpy(np.array(bins)[: layout.num_slots]), *described).numpy()
+        # Once more in the bounds' own precision: rounded to float32 they may lie outside themselves.
+        slots = np.where(layout.kinds == CONTINUOUS, np.clip(slots, layout.low, layout.high), slots).astype(np.float32)
         return layout.unflatten(slots), slots
 
     def describe_rows(
         self, observation_layouts: Sequence[SlotLayout], action_layouts: Sequence[SlotLayout]
     ) -> dict[str, torch.Tensor]:
-        """What the model must know of each row's spaces: the kinds of its slots and the bins of its actions."""
+        """What the model must know of each row's spaces: the kinds of its slots and the bounds of its actions."""
         rows = len(observation_layouts)
         num_observations = max((layout.num_slots for layout in observation_layouts), default=0)
         num_actions = max((layout.num_slots for layout in action_layouts), default=0)
         observation_kinds = torch.zeros(rows, num_observations, dtype=torch.int64)
         action_kinds = torch.zeros(rows, num_actions, dtype=torch.int64)
-        action_bins = torch.zeros(rows, num_actions, 2, dtype=torch.int64)
+        action_bounds = torch.zeros(rows, num_actions, 2)
         for row, (observed, acted) in enumerate(zip(observation_layouts, action_layouts, strict=True)):
             observation_kinds[row, : observed.num_slots] = torch.from_numpy(observed.kinds)
-            action_kinds[row, : acted.num_slots] = torch.from_numpy(acted.kinds)
-            action_bins[row, : acted.num_slots] = torch.tensor(self.action_bins(acted))
-        return {"observation_kinds": observation_kinds, "action_kinds": action_kinds, "action_bins": action_bins}
+            kinds, bounds = self._describe_actions(acted)
+            action_kinds[row, : acted.num_slots] = kinds
+            action_bounds[row, : acted.num_slots] = bounds
+        return {"observation_kinds": observation_kinds, "action_kinds": action_kinds, "action_bounds": action_bounds}
+
+    def _describe_actions(self, layout: SlotLayout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kinds (A,) and bounds (A, 2) of action slots: the symbols of a discrete slot are from 0 to n - 1."""
+        continuous = layout.kinds == CONTINUOUS
+        low = np.where(continuous, layout.low, 0)
+        high = np.where(continuous, layout.high, layout.cardinality - 1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is as good as infinite
+            bounds = np.stack([low, high], -1).astype(np.float32)
+        return torch.from_numpy(layout.kinds.astype(np.int64)), torch.from_numpy(bounds)
 
     def align(
         self, transitions: Transitions, observation_layout: SlotLayout, action_layout: SlotLayout
@@ -226,7 +227,7 @@ class LDMProcessor(ProcessorMixin):
         """Stack sequences of any environments and lengths; shorter and narrower ones are padded at the end.
 
         Padding changes nothing for the others: padded slots are ``ABSENT``, padded transitions come after all real ones
-        (attention is causal) and their labels are ``IGNORE_INDEX``.
+        (attention is causal) and their labels are ``IGNORED``.
         """
         described = self.describe_rows(
             [sequence.observation_layout for sequence in sequences], [sequence.action_layout for sequence in sequences]
@@ -240,7 +241,7 @@ class LDMProcessor(ProcessorMixin):
             "previous_dones": np.full(shape, START, np.int64),
         }
         if any(sequence.reference_actions is not None for sequence in sequences):
-            batch["labels"] = np.full((*shape, num_actions), IGNORE_INDEX, np.int64)
+            batch["labels"] = np.full((*shape, num_actions), IGNORED, np.float32)
         for row, sequence in enumerate(sequences):
             steps = len(sequence)
             observed, acted = sequence.observation_layout.num_slots, sequence.action_layout.num_slots
@@ -249,7 +250,7 @@ class LDMProcessor(ProcessorMixin):
             batch["previous_rewards"][row, :steps] = sequence.previous_rewards
             batch["previous_dones"][row, :steps] = sequence.previous_dones
             if sequence.reference_actions is not None:
-                batch["labels"][row, :steps, :acted] = self._labels(sequence)
+                batch["labels"][row, :steps, :acted] = _checked_labels(sequence)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         return BatchFeature({**tensors, **described, **self._images(sequences, shape[1])})
 
@@ -285,20 +286,6 @@ class LDMProcessor(ProcessorMixin):
         )
         return self.collate([self.align(transitions, observation_layout, action_layout)])
 
-    def _labels(self, sequence: TokenSequence) -> np.ndarray:
-        layout, values = sequence.action_layout, sequence.reference_actions
-        assert values is not None
-        low, high = self.action_bins(layout).T
-        discrete = layout.kinds == DISCRETE
-        outside = discrete & ((values < low) | (values > high))
-        if outside.any():
-            step, slot = map(int, np.argwhere(outside)[0])
-            raise InvalidValueError(
-                f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is out of {high[slot] + 1}"
-            )
-        # A continuous action just outside its bounds belongs to the bin at the bound: the environment clips it too.
-        return np.where(discrete, values.astype(np.int64), np.clip(self.encode(values), low, high))
-
     def _images(self, sequences: Sequence[TokenSequence], length: int) -> dict[str, torch.Tensor]:
         """Pictures of those rows that have some, channels first, and which rows these are."""
         rows = [row for row, sequence in enumerate(sequences) if sequence.images is not None]
@@ -317,15 +304,13 @@ def _shift(array: np.ndarray, first: int) -> np.ndarray:
     return shifted
 
 
-@functools.lru_cache(maxsize=4096)
-def _action_bins(layout: SlotLayout, mu: float, max_value: float, num_bins: int) -> np.ndarray:
-    """Asked for with every training sequence, and always the same for an environment."""
-
-    def encode(bounds: np.ndarray) -> np.ndarray:
-        return mu_law_encode(torch.from_numpy(np.array(bounds, np.float32)), mu, max_value, num_bins).numpy()
-
-    low = np.where(layout.kinds == CONTINUOUS, encode(layout.low), 0)
-    high = np.where(layout.kinds == CONTINUOUS, encode(layout.high), layout.cardinality - 1)
-    bins = np.stack([low, high], -1)
-    bins.setflags(write=False)
-    return bins
+def _checked_labels(sequence: TokenSequence) -> np.ndarray:
+    """The reference actions, (T, A): numbers, and symbols that their slots have."""
+    layout, values = sequence.action_layout, sequence.reference_actions
+    assert values is not None
+    outside = np.isnan(values) | ((layout.kinds == DISCRETE) & ((values < 0) | (values >= layout.cardinality)))
+    if outside.any():
+        step, slot = map(int, np.argwhere(outside)[0])
+        limit = "no number" if np.isnan(values[step, slot]) else f"out of {layout.cardinality[slot]}"
+        raise InvalidValueError(f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is {limit}")
+    return values
