@@ -98,7 +98,7 @@ def reading(rounds: int, seconds: float, folder: Path, lerobot: Path | None, siz
     for images in (False, True):
         kind = "image" if images else "vector"
         transitions = size * 2 // 5 if images else size
-        dataset = _dataset(folder / kind, transitions, images)
+        dataset = dataset_of_noise(folder / kind, transitions, images)
         contenders: dict[str, Callable[[float], float]] = {
             "ldm_context_256": lambda limit, data=dataset: _batches(data, 256, 32, 32, limit),
             "ldm_context_2048": lambda limit, data=dataset: _batches(data, 2048, 4, 8, limit),
@@ -157,7 +157,7 @@ def _noise(number: int) -> Sb3VecEnv:
     return Sb3VecEnv(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
-def _dataset(folder: Path, transitions: int, images: bool) -> EnvironmentDataset:
+def dataset_of_noise(folder: Path, transitions: int, images: bool) -> EnvironmentDataset:
     """The numbers that the peers' scripts draw, in our format: two files of four chunks each at least."""
     generator = np.random.default_rng(0)
     episodes = []

@@ -1,87 +1,48 @@
-"""Transitions a second in training: this model beside Gato's and JAT's layouts on the same backbone, and fed from disk.
+"""Transitions a second in training: this model beside Gato's and JAT's layouts of as many parameters, and fed from disk.
 
-    python benchmarks/training.py --preset 32m --context 256 --batch 2 --threads 2
+    python benchmarks/training.py --preset 308m --context 256 --batch 2 --threads 4
     python benchmarks/training.py --preset 308m --context 2048 --batch 16 --device cuda --bf16 --compile --peak-tflops 989
 
-All contenders train the same Llama backbone on the same control task (17 observations, 6 actions) with AdamW. The FLOPs of a
-transition are counted as 6 for each weight that is multiplied (backbone, the slots that are there, the action head of these
-slots), plus 6 x layers x hidden size x context for causal attention; what is computed a second time does not count.
+All contenders learn the same control task (17 observations, 6 actions) on a Llama backbone of the same depth and width, with
+feed-forward layers so wide that all have the same number of parameters; JAT's layout also on GPT-Neo, its authors' choice. A
+step is a forward and a backward pass. The optimizer's, one for a global batch of 1024 sequences, is left out: it is the same
+for all, and beside the few sequences of a step here it would be most of the time.
+
+The FLOPs of a transition are counted as 6 for each weight that is multiplied (backbone, the slots that are there, the action
+head of these slots), plus 6 x layers x hidden size x context for causal attention; what is computed a second time does not
+count.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from data import _dataset
+from data import dataset_of_noise
 from harness import print_table, ratio, take_turns, write_json
+from layouts import ACTIONS, OBSERVATIONS, Gato, Jat, gpt_neo, llama, with_parameters
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import LlamaModel
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 
-OBSERVATIONS, ACTIONS = 17, 6
-
-
-class Gato(nn.Module):
-    """One token a dimension and a separator (Gato, arXiv 2205.06175): 24 tokens a transition, bins by a shared head."""
-
-    tokens = OBSERVATIONS + 1 + ACTIONS
-
-    def __init__(self, config: LDMConfig):
-        super().__init__()
-        self.table = nn.Embedding(2 * config.num_bins, config.hidden_size)
-        self.backbone = _backbone(config, self.tokens)
-        self.head = nn.Linear(config.hidden_size, config.num_bins, bias=False)
-
-    def forward(self, bins: torch.Tensor) -> torch.Tensor:
-        """Loss of predicting the action tokens, given bins of shape (B, T, 24)."""
-        hidden = self.backbone(inputs_embeds=self.table(bins.flatten(1)), use_cache=False).last_hidden_state
-        hidden = hidden.unflatten(1, bins.shape[1:])[:, :, OBSERVATIONS:-1]
-        labels = bins[:, :, OBSERVATIONS + 1 :]
-        return F.cross_entropy(self.head(hidden).float().flatten(0, 2), labels.flatten())
-
-
-class Jat(nn.Module):
-    """Two tokens a timestep, observation and action, continuous (JAT, arXiv 2402.09844)."""
-
-    tokens = 2
-
-    def __init__(self, config: LDMConfig):
-        super().__init__()
-        self.observe, self.act = nn.Linear(OBSERVATIONS + 1, config.hidden_size), nn.Linear(ACTIONS, config.hidden_size)
-        self.backbone = _backbone(config, self.tokens)
-        self.head = nn.Linear(config.hidden_size, ACTIONS)
-
-    def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Squared error of the actions, given (B, T, 18) and (B, T, 6)."""
-        tokens = torch.stack([self.observe(observations), self.act(actions)], 2).flatten(1, 2)
-        hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state
-        return F.mse_loss(self.head(hidden[:, ::2]).float(), actions.float())
-
-
-def _backbone(config: LDMConfig, tokens: int) -> LlamaModel:
-    longer = LDMConfig(**{**config.to_dict(), "max_position_embeddings": config.max_position_embeddings * tokens})
-    backbone = LlamaModel(longer)
-    del backbone.embed_tokens
-    return backbone
-
 
 class Trainer:
-    """Optimizer steps of a module on batches from an iterator."""
+    """Forward and backward passes of a module on batches from an iterator."""
 
     def __init__(self, module: nn.Module, batches: Iterator[dict[str, torch.Tensor]], options: argparse.Namespace):
         self._module = module.to(options.device).train()
-        self._forward = torch.compile(self._module) if options.compile else self._module
-        fused = options.device.startswith("cuda")
-        self._optimizer = torch.optim.AdamW(self._module.parameters(), lr=1e-4, fused=fused)
+        if options.compile:
+            backbone = module.backbone
+            for layer in backbone.layers if hasattr(backbone, "layers") else backbone.h:
+                layer.compile()
         self._batches, self._options = batches, options
 
     def measure(self, seconds: float) -> float:
@@ -97,20 +58,11 @@ class Trainer:
         device = self._options.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(self._batches).items()}
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self._options.bf16):
-            output = self._forward(**batch)
+            output = self._module(**batch)
         loss = output if isinstance(output, torch.Tensor) else output.loss
         loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-
-
-def synthetic(make: Callable[[], dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-    """The same batch for ever."""
-    batch = make()
-    while True:
-        yield batch
 
 
 def from_disk(mixture: Mixture, processor: LDMProcessor, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -158,23 +110,29 @@ def main() -> None:
     processor = LDMProcessor.for_config(config)
     shape = (options.batch, options.context)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _dataset(Path(folder) / "vector", 100_000, False)
+        dataset = dataset_of_noise(Path(folder) / "vector", 100_000, False)
         mixture = Mixture([dataset], processor, context_length=options.context, cache_bytes=2**20)
         whole = dict(processor.collate([mixture[index] for index in range(options.batch)]))
         numbers = torch.randn(*shape, OBSERVATIONS + 1)
         actions = torch.rand(*shape, ACTIONS) * 2 - 1
         bins = torch.randint(0, config.num_bins, (*shape, Gato.tokens))
         model = LDMModel(config)
-        trainers = {
-            "ldm": Trainer(model, synthetic(lambda: whole), options),
-            "ldm_from_disk": Trainer(model, from_disk(mixture, processor, options), options),
-            "gato": Trainer(Gato(config), synthetic(lambda: {"bins": bins}), options),
-            "jat": Trainer(Jat(config), synthetic(lambda: {"observations": numbers, "actions": actions}), options),
+        others = {
+            "gato": (partial(Gato, config), {"bins": bins}),
+            "jat": (partial(Jat, config, backbone=llama), {"observations": numbers, "actions": actions}),
+            "jat_gpt_neo": (partial(Jat, config, backbone=gpt_neo), {"observations": numbers, "actions": actions}),
         }
+        trainers = {
+            "ldm": Trainer(model, itertools.repeat(whole), options),
+            "ldm_from_disk": Trainer(model, from_disk(mixture, processor, options), options),
+        }
+        for name, (build, batch) in others.items():
+            other = with_parameters(build, model.num_parameters())
+            trainers[name] = Trainer(other, itertools.repeat(batch), options)
         contenders = {name: trainer.measure for name, trainer in trainers.items()}
         rates = take_turns(contenders, options.rounds, options.seconds)
     figures = {f"{name}_transitions_per_second": float(np.median(found)) for name, found in rates.items()}
-    for name, other in [("ldm", "gato"), ("ldm", "jat"), ("ldm_from_disk", "ldm")]:
+    for name, other in [("ldm", "gato"), ("ldm", "jat"), ("ldm", "jat_gpt_neo"), ("ldm_from_disk", "ldm")]:
         figures[f"{name}_over_{other}"] = ratio(rates, name, other)[1]
     figures["flops_per_transition"] = flops(config)
     if options.peak_tflops:

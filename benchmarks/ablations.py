@@ -1,0 +1,130 @@
+"""What each choice of the loss and of the data's order is worth: the same training with one thing changed, by its scores.
+
+    python benchmarks/ablations.py --data runs/corpus --output runs/ablations --jobs 4 --json figures.json
+
+Every variant trains on the same environments for the same steps, is evaluated by the paper's protocol, and keeps both in
+its folder under ``--output``: run again, finished ones are only read. A score of 100 is the reference's.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from harness import print_table, write_json
+
+ENVIRONMENTS = (
+    "bsuite/bsuite/catch-v0",
+    "gym-classics/WindyGridworld-v0",
+    "gymnasium/Acrobot-v1",
+    "gymnasium/CartPole-v1",
+    "gymnasium/CliffWalking-v1",
+    "gymnasium/InvertedPendulum-v5",
+    "gymnasium/MountainCarContinuous-v0",
+    "gymnasium/Pendulum-v1",
+)
+
+PAPER = {
+    "mask_training_logits": False,
+    "wave_embedding": False,
+    "action_quantization": "mu_law",
+    "action_smoothing": 0.0,
+}
+BASE = {"mask_training_logits": True, "wave_embedding": True, "action_quantization": "mu_law", "action_smoothing": 0.0}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "paper": {"model_overrides": PAPER},
+    "unmasked logits": {"model_overrides": {"mask_training_logits": False}},
+    "random embeddings": {"model_overrides": {"wave_embedding": False}},
+    "smoothing 2": {"model_overrides": {"action_smoothing": 2.0}},
+    "smoothing 6": {"model_overrides": {"action_smoothing": 6.0}},
+    "even bins": {"model_overrides": {"action_quantization": "uniform"}},
+    "even bins, smoothing 6": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 6.0}},
+    "even bins, smoothing 20": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 20.0}},
+    "weights by size": {"weights": "size"},
+}
+
+
+def scores_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train and evaluate a variant, unless that was done; the normalised score of each environment."""
+    folder = options.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    report = folder / "evaluation" / "report.json"
+    if not report.exists():
+        changes = VARIANTS[name]
+        settings = {
+            "data": str(options.data),
+            "output": str(folder),
+            "environments": list(ENVIRONMENTS),
+            "model": "nano",
+            "steps": options.steps,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "warmup_steps": 50,
+            "decay_fraction": 0.5,
+            "seed": seed,
+            "log_with": "none",
+            **changes,
+            "model_overrides": {**BASE, **changes.get("model_overrides", {})},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+        _ldm(folder, "train", "--config", folder / "settings.yaml")
+        chosen = [word for environment in ENVIRONMENTS for word in ("--environment", environment)]
+        evaluation = ("--data", options.data, "--output", report.parent, "--episodes", options.episodes, *chosen)
+        _ldm(folder, "evaluate", folder / "model", *evaluation)
+    results = json.loads(report.read_text())["environments"]
+    return {result["id"]: result["normalized_score"] for result in results}
+
+
+def _ldm(folder: Path, *arguments: object) -> None:
+    with (folder / "log.txt").open("a") as log:
+        command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def main() -> None:
+    """Train, evaluate and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Datasets that `ldm build` made.")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="Variants at a time, each on one core.")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    jobs = [(name, seed) for seed in range(options.seeds) for name in VARIANTS]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = dict(zip(jobs, pool.map(lambda job: scores_of(*job, options), jobs), strict=True))
+    figures = {}
+    rows = []
+    for name in VARIANTS:
+        found = [results[name, seed] for seed in range(options.seeds)]
+        means = {environment: 100 * np.mean([scores[environment] for scores in found]) for environment in ENVIRONMENTS}
+        # A score far beyond 0 or 100 says how far the reference is from its start, not how good the model is.
+        clipped = [100 * np.mean(np.clip(list(scores.values()), 0, 1)) for scores in found]
+        solved = [100 * np.mean(np.array(list(scores.values())) >= 0.8) for scores in found]
+        figures[f"{name}: mean score"] = float(np.mean(clipped))
+        figures[f"{name}: solved"] = float(np.mean(solved))
+        rows.append(
+            [name, f"{np.mean(clipped):.1f}", f"{np.mean(solved):.0f}", *[f"{mean:.0f}" for mean in means.values()]]
+        )
+    columns = [
+        "variant",
+        "mean, clipped",
+        "at 80 %",
+        *[environment.rsplit("/", 1)[1][:12] for environment in ENVIRONMENTS],
+    ]
+    print_table(f"{options.steps} steps of 32 x 128 transitions, {options.seeds} seeds", columns, rows)
+    write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()
