@@ -117,12 +117,8 @@ def main() -> None:
         figures[f"{name}: score"] = float(by_seed.mean())
         figures[f"{name}: spread over seeds"] = float(by_seed.max() - by_seed.min())
         rows.append([name, f"{by_seed.mean():.1f}", *[f"{score:.0f}" for score in (*by_seed, *scores.mean(0))]])
-    columns = [
-        "variant",
-        "mean, clipped",
-        "at 80 %",
-        *[environment.rsplit("/", 1)[1][:12] for environment in ENVIRONMENTS],
-    ]
+    names = [environment.rsplit("/", 1)[1].split("-")[0][:10] for environment in ENVIRONMENTS]
+    columns = ["variant", "mean", *[f"seed {seed}" for seed in range(options.seeds)], *names]
     print_table(f"{options.steps} steps of 32 x 128 transitions, {options.seeds} seeds", columns, rows)
     write_json(options.json, figures)
 
