@@ -42,6 +42,7 @@ def evaluate_environment(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[gymnasium.Env], None] | None = None,
+    compile: bool = False,
 ) -> RolloutResult:
     """Roll a model out: the context is empty at the start of a rollout and kept across its episodes.
 
@@ -56,6 +57,7 @@ def evaluate_environment(
         seed: of the environments.
         progress: told the number of episodes that ended, and of all.
         watch: called with the first rollout's environment, made to show pictures, after each of its resets and steps.
+        compile: as of ``LDMPolicy``.
 
     Raises:
         EnvironmentFailure: the environment broke; the message names it.
@@ -66,7 +68,7 @@ def evaluate_environment(
         for row in range(rollouts):
             envs.append(make(environment, render_mode=RENDER_MODE if watch and row == 0 else None))
             stack.callback(envs[-1].close)
-        policy = LDMPolicy(model, processor, envs)
+        policy = LDMPolicy(model, processor, envs, compile=compile)
         result = RolloutResult([[] for _ in envs], [[] for _ in envs])
         running = [_Running(env, row, watch if row == 0 else None) for row, env in enumerate(envs)]
         try:
