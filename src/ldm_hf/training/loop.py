@@ -49,6 +49,9 @@ def train(config: TrainingConfig) -> Path | None:
         accelerator.init_trackers("ldm")
     finished = _run(accelerator, model, optimizer, processor, mixture, config, start)
     folder = save_finished(accelerator, model, processor, Path(config.output)) if finished else None
+    # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
+    del model, optimizer
+    accelerator.free_memory()
     accelerator.end_training()
     return folder
 

@@ -1,6 +1,7 @@
 """How a run is laid out on its processes: precision, data parallelism, sharding, compiled layers, and a common end."""
 
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel
@@ -52,12 +54,12 @@ def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig
 
     With one process there is nothing to shard, so a run with ``sharding: fsdp2`` goes on there as any other.
     """
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile:
-        for layer in model.backbone.layers:
-            # Its forward alone: names of parameters stay, and what FSDP and checkpointing do around it is not compiled.
+    for layer in model.backbone.layers:
+        # Their forward alone: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
+        if config.compile:
             layer.forward = torch.compile(layer.forward)
+        if config.gradient_checkpointing:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     if config.sharding == "fsdp2" and accelerator.num_processes > 1:
         return _shard(accelerator, model)
     return accelerator.prepare_model(model)
