@@ -1,11 +1,17 @@
 """Training on one process and several: the same losses, each other's checkpoints, a common end."""
 
+import contextlib
+import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -19,8 +25,10 @@ from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.scores import normalized_score
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.parallel import distribute
+from ldm_hf.training.scoring import score_model
 
 LAUNCH = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -205,3 +213,69 @@ def test_evaluation_logs_scores_and_changes_nothing(data, tmp_path):
         for name, score in scores.items():
             assert logged(run, f"score/{name}").get(step) == (None if score is None else pytest.approx(score, rel=1e-5))
         assert logged(run, "score/mean")[step] == pytest.approx(sum(scored.values()) / len(scored), rel=1e-5)
+
+
+def test_a_broken_environment_is_a_warning(data, model, processor):
+    (cartpole,) = open_datasets(data, [CARTPOLE])
+    broken = SimpleNamespace(info=dataclasses.replace(cartpole.info, environment="gymnasium/Nothing-v0"))
+    scores, (line,) = score_model(Accelerator(cpu=True), model, processor, [broken, cartpole], 1)
+    assert set(scores) == {f"score/{CARTPOLE}", "score/mean"}
+    assert line.startswith("warning: gymnasium/Nothing-v0 has no score: ")
+
+
+def test_speed_and_waiting_by_hand(monkeypatch):
+    """4 steps of 100 transitions in 20 s, of which 2 s are waited; 30 s of checkpoints count for nothing."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("ldm_hf.training.log.time", clock)
+    accelerator, logged_ = Accelerator(cpu=True), []
+    monkeypatch.setattr(accelerator, "log", lambda values, step: logged_.append((step, values)))
+    log = TrainingLog(accelerator, TrainingConfig("d", "o", steps=8, log_every=4), 0)
+    for done in range(1, 9):
+        with log.waiting():
+            clock.now += 0.5
+        log.add_loss(torch.tensor(float(done)))
+        log.add_loss(torch.tensor(1.0))  # the second piece of the step
+        clock.now += 4.5
+        log.step(done, 1e-3, torch.tensor(7.0), 100)
+        with log.paused():
+            clock.now += 30
+    log.close()
+    (first, values), (second, _) = logged_
+    assert (first, second) == (4, 8)
+    expected = {"loss": 3.5, "transitions_per_second": 20, "wait_fraction": 0.1, "gradient_norm": 7}
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert logged_[1][1]["wait_fraction"] == pytest.approx(0.1)
+    assert "10% waiting for data" in log._bar.postfix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
+)
+def test_a_job_that_is_told_to_end_goes_on(data, tmp_path, processes, number):
+    """Every process of the job gets the signal, as Slurm sends it: launcher, training and loader workers."""
+    changes = {"sharding": "fsdp2", "num_workers": 1, "model_overrides": TOY_MODEL, "learning_rate": 1e-3}
+    settings = made_settings(tmp_path, data, **changes, steps=100_000, checkpoint_every=3)
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    with (tmp_path / "stderr").open("wb") as stderr:
+        running = subprocess.Popen(command(settings, processes), env=variables, stderr=stderr)
+        while not (tmp_path / "run/checkpoint-00000003").exists():
+            assert running.poll() is None and time.sleep(0.01) is None
+        job = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        try:
+            for process in job:
+                process.send_signal(number)
+            status = running.wait(timeout=120)
+            assert not psutil.wait_procs(job, timeout=120)[1]
+        finally:
+            for process in job:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    last = int(max((tmp_path / "run").glob("checkpoint-*[0-9]")).name.removeprefix("checkpoint-"))
+    if number == signal.SIGTERM:
+        assert f"SIGTERM: stopped after step {last}, whose checkpoint is written" in (tmp_path / "stderr").read_text()
+        assert status == (143 if processes == 1 else 1)  # the launcher has a status of its own
+    run = trained(made_settings(tmp_path, data, **changes, steps=last + 2), processes)
+    once = trained(made_settings(tmp_path / "once", data, **changes, steps=last + 2))
+    assert list(logged(run)) == list(range(1, last + 3))
+    assert logged(run) == pytest.approx(logged(once), abs=1e-4)
