@@ -23,7 +23,7 @@ ALLOWED = {
     "progress": set(),
     "env_registry": BASE,
     "dataset_builder": BASE | {"env_registry"},
-    "training": BASE | {"env_registry", "dataset_builder", "cli"},
+    "training": BASE | {"env_registry", "dataset_builder", "evaluation.rollout", "evaluation.scores", "cli"},
     "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema"},
 }
 EVERYTHING = {"__init__", "__main__", "_auto", "cli", "data_commands", "env_commands", "quickstart"}

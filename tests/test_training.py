@@ -24,7 +24,7 @@ from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import learning_rate, load_model
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 
-FILES = ("model.safetensors", "optimizer.safetensors", "random-0.safetensors")
+FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
 
 
 def toy_settings(data: Path, output: Path, **changes) -> dict:
@@ -130,9 +130,22 @@ def test_processes_share_every_step_without_overlap(share, world, accumulation, 
         assert sorted(number for piece in pieces for number in piece) == list(range(start, start + batch))
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ConfigError, match="must be a multiple of 6"):
-        SequenceNumbers(range(3), 8, 2, 0, 3)
+def test_a_step_is_cut_into_pieces():
+    config = TrainingConfig("d", "o", batch_size=24, micro_batch_size=2)
+    assert [config.pieces(processes) for processes in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
+    assert TrainingConfig("d", "o", batch_size=24).pieces(8) == 1
+    with pytest.raises(ConfigError, match=r"batch_size 24 cannot be shared by 5 processes .* a multiple of 10"):
+        config.pieces(5)
+    with pytest.raises(ConfigError, match="micro_batch_size unset: it must be a multiple of 7"):
+        TrainingConfig("d", "o", batch_size=24).pieces(7)
+
+
+@given(LENGTHS, st.integers(1, 3))
+def test_lengths_are_known_without_reading(processor, lengths, per_chunk):
+    mixture = made_mixture(processor, lengths, sequences_per_chunk=per_chunk)
+    for number in range(60):
+        environment, chunk, start = mixture.locate(number)
+        assert mixture.length(number) == len(range(lengths[environment][chunk])[start : start + 8])
 
 
 def test_loader_workers_change_nothing(data, processor):
@@ -180,6 +193,8 @@ def test_settings_are_checked(tmp_path):
         "steps=many": "steps must be int, got 'many'",
         "steps=0": "steps must be at least 1",
         "precision=fp8": "precision must be auto, bf16 or fp32",
+        "sharding=zero3": "sharding must be none or fsdp2, got 'zero3'",
+        "micro_batch_size=0": "micro_batch_size must be at least 1",
         "steps": "reads name=value",
     }.items():
         with pytest.raises(ConfigError, match=message):
@@ -276,34 +291,8 @@ def test_damaged_checkpoints_are_named(straight, data, tmp_path):
     assert "checkpoint-00000002 cannot be continued from" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_two_processes_go_on_bit_for_bit(data, tmp_path):
-    """Through `accelerate launch` with gloo, and other numbers of processes see the same sequences."""
-    launch = ("launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-
-    def train(output: Path, steps: int) -> None:
-        config = write_settings(tmp_path / "s.yaml", toy_settings(data, output, steps=steps))
-        flags = ("--dynamo_backend", "no", "-m", "ldm_hf.training", "--config", config)
-        variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-        done = run_ldm(*launch, *flags, module="accelerate.commands.accelerate_cli", env=variables)
-        assert done.returncode == 0, done.stderr
-
-    train(tmp_path / "once", 6)
-    train(tmp_path / "twice", 4)
-    train(tmp_path / "twice", 6)
-    first, second = (tmp_path / name / "checkpoint-00000006" for name in ("once", "twice"))
-    assert (first / "random-1.safetensors").exists()
-    same_checkpoint(first, second)
-    # One process sees the same data: the same gradients but for the order of additions.
-    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "alone"))
-    assert run_ldm("train", "--config", config).returncode == 0
-    alone, shared = (load_file(tmp_path / name / "model/model.safetensors") for name in ("alone", "once"))
-    for name in alone:
-        torch.testing.assert_close(alone[name], shared[name], atol=1e-4, rtol=1e-3, msg=name)
-
-
 def test_training_on_chosen_environments(data, tmp_path):
-    changes = {"environments": [CARTPOLE, PENDULUM], "weights": {CARTPOLE: 1, PENDULUM: 3}, "accumulation_steps": 2}
+    changes = {"environments": [CARTPOLE, PENDULUM], "weights": {CARTPOLE: 1, PENDULUM: 3}, "micro_batch_size": 2}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2, **changes))
     done = run_ldm("--config", config, module="ldm_hf.training")
     assert done.returncode == 0, done.stderr

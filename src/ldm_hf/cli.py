@@ -1,6 +1,7 @@
 """The ``ldm`` command. Whatever it needs is imported when a command runs, so that ``--help`` answers at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,11 @@ def train(
 
     from ldm_hf.training.loop import train as run
 
-    typer.echo(f"The model is in {run(loaded)}/", err=True)
+    folder = run(loaded)
+    if folder is None:
+        raise typer.Exit(128 + signal.SIGTERM)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"The model is in {folder}/", err=True)
 
 
 @app.command()

@@ -2,36 +2,50 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`` can load, plus
 
-- ``optimizer.safetensors``: ``<parameter index>.<state name>`` tensors;
-- ``training.json``: format version, step, parameter groups, number of processes;
-- ``random-<rank>.safetensors``: the random state of each process.
+- ``optimizer.safetensors``: ``<parameter name>.<state name>`` tensors;
+- ``training.json``: format version, step, number of processes;
+- ``random.safetensors``: the random state of each process, ``<rank>.<device type>``.
 
-It is written under a temporary name and renamed, so a folder with the final name is always whole. Nothing is pickled.
+Tensors are whole and keyed by name, whatever the number of processes and the sharding, so that any number of processes
+with any sharding goes on from it. The main process alone reads and writes. It is written under a temporary name and
+renamed, so a folder with the final name is always whole. Nothing is pickled.
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from ldm_hf.errors import CheckpointError
-from ldm_hf.files import publish, remove
-from ldm_hf.modeling.modeling_ldm import LDMModel
+from ldm_hf.files import publish, remove, replacing
+from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.processing_ldm import LDMProcessor
 
-FORMAT = 1
+FORMAT = 2
 _PREFIX = "checkpoint-"
+_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process alone
+
+Result = TypeVar("Result")
 
 
-def latest_checkpoint(output: Path) -> Path | None:
-    """The checkpoint with the highest step in a run's folder, if there is one."""
-    return max(output.glob(f"{_PREFIX}[0-9]*[0-9]"), key=_step_of, default=None)
+def latest_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
+    """The checkpoint with the highest step in a run's folder, if there is one: the same one for every process."""
+    found = [max(output.glob(f"{_PREFIX}[0-9]*[0-9]"), key=_step_of, default=None)]
+    return broadcast_object_list(found)[0]
 
 
 def save_checkpoint(
@@ -50,114 +64,142 @@ def save_checkpoint(
     """
     path = output / f"{_PREFIX}{step:08d}"
     temporary = path.with_name(f"{path.name}.partial")
-    if accelerator.is_main_process:
+    weights = get_model_state_dict(model, options=_ON_MAIN)
+    states: Any = get_optimizer_state_dict(model, optimizer, options=_ON_MAIN).get("state", {})
+    random = dict(gather_object(_random_state(accelerator)))
+    record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes}
+
+    def write() -> None:
         remove(temporary)
         temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    error = None
-    try:
-        if accelerator.is_main_process:
-            _save_shared(accelerator, model, optimizer, processor, temporary, step)
-        save_file(_random_state(accelerator.device), temporary / f"random-{accelerator.process_index}.safetensors")
-    except (OSError, SafetensorError) as caught:
-        error = caught
-    _raise_together(accelerator, error, path, temporary)
-    if accelerator.is_main_process:
-        publish(temporary, path)
+        try:
+            save_model(accelerator.unwrap_model(model).config, weights, processor, temporary)
+            tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+            save_file(tensors, temporary / "optimizer.safetensors")
+            save_file(random, temporary / "random.safetensors")
+            (temporary / "training.json").write_text(json.dumps(record, indent=1))
+            publish(temporary, path)
+        finally:
+            remove(temporary)
         for old in sorted(output.glob(f"{_PREFIX}[0-9]*[0-9]"), key=_step_of)[:-keep]:
             shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+
+    _on_main(accelerator, write, f"{path} cannot be written: {{}}; earlier checkpoints are untouched")
     return path
 
 
 def load_checkpoint(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path
 ) -> int:
-    """Put a checkpoint into a prepared model and optimizer; returns the number of steps that were done.
+    """Put a checkpoint into a distributed model and its optimizer; returns the number of steps that were done.
 
     On another number of processes than wrote it, training goes on with the same data, but with a new random state.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another format.
+        CheckpointError: a file is missing, damaged, of another format or of another model.
     """
-    try:
-        state = json.loads((path / "training.json").read_text())
-        if state.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}")
-        accelerator.unwrap_model(model).load_state_dict(load_file(path / "model.safetensors"))
-        optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["parameter_groups"]))
-        if state["num_processes"] == accelerator.num_processes:
-            _set_random_state(load_file(path / f"random-{accelerator.process_index}.safetensors"), accelerator.device)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} cannot be continued from: {reason}; delete it to use an older one") from error
-    return state["step"]
+
+    def read() -> tuple[dict[str, Any], ...]:
+        record = json.loads((path / "training.json").read_text())
+        if record.get("format") != FORMAT:
+            raise ValueError(f"it has checkpoint format {record.get('format')!r}, and this version reads {FORMAT}")
+        weights = load_file(path / "model.safetensors")
+        _check_shapes(weights, accelerator.unwrap_model(model))
+        states = _by_parameter(load_file(path / "optimizer.safetensors"))
+        return record, weights, states, load_file(path / "random.safetensors")
+
+    found = _on_main(accelerator, read, f"{path} cannot be continued from: {{}}; delete it to use an older one")
+    record, weights, states, random = found or ({}, {}, {}, {})
+    several = accelerator.num_processes > 1
+    whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several)
+    groups = _groups(accelerator.unwrap_model(model), optimizer)
+    set_optimizer_state_dict(model, optimizer, {"state": states, "param_groups": groups}, options=whole)
+    set_model_state_dict(model, weights, options=whole)
+    record, random = broadcast_object_list([record, random])
+    if record["num_processes"] == accelerator.num_processes:
+        _set_random_state(accelerator, random)
+    return record["step"]
 
 
-def _save_shared(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    processor: LDMProcessor,
-    folder: Path,
-    step: int,
-) -> None:
-    save_model(accelerator.unwrap_model(model), processor, folder)
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.contiguous().cpu()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    save_file(tensors, folder / "optimizer.safetensors")
-    record = {
-        "format": FORMAT,
-        "step": step,
-        "num_processes": accelerator.num_processes,
-        "parameter_groups": state["param_groups"],
-    }
-    (folder / "training.json").write_text(json.dumps(record, indent=1))
-
-
-def save_model(model: LDMModel, processor: LDMProcessor, folder: Path) -> None:
+def save_model(config: LDMConfig, weights: dict[str, Any], processor: LDMProcessor, folder: Path) -> None:
     """Write weights, configuration, processor and code as ``from_pretrained`` reads them."""
-    model.save_pretrained(folder)
+    with torch.device("meta"):
+        # A wrapped or sharded model is of another class, whose name and code must not get into the folder.
+        model = LDMModel(config)
+    model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
 
 
-def _raise_together(accelerator: Accelerator, error: Exception | None, path: Path, temporary: Path) -> None:
-    """If one process failed, all do, instead of waiting for each other for ever."""
-    own: list[str | None] = [None if error is None else str(error)]
-    messages: list[str | None] = gather_object(own)
-    failures = [message for message in messages if message is not None]
-    if failures:
-        if accelerator.is_main_process:
-            remove(temporary)
-        reason = " ".join(failures[0].split())
-        raise CheckpointError(f"{path} cannot be written: {reason}; earlier checkpoints are untouched") from error
+def save_finished(accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path) -> Path:
+    """Write the model of a run that has ended to ``output/model``; every process calls this.
+
+    Raises:
+        CheckpointError: it cannot be written; the run's checkpoints are untouched.
+    """
+    folder = output / "model"
+    weights = get_model_state_dict(model, options=_ON_MAIN)
+
+    def write() -> None:
+        with replacing(folder) as temporary:
+            save_model(accelerator.unwrap_model(model).config, weights, processor, temporary)
+
+    _on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
+    return folder
 
 
-def _unflatten(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}
+def _on_main(accelerator: Accelerator, work: Callable[[], Result], message: str) -> Result | None:
+    """Do something on the main process. If it fails, all processes do, instead of waiting for it for ever."""
+    result, error, reasons = None, None, [""]
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as caught:
+            error, reasons = caught, [" ".join(str(caught).split())[:300] or type(caught).__name__]
+    (reason,) = broadcast_object_list(reasons)
+    if reason:
+        raise CheckpointError(message.format(reason)) from error
+    return result
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        name = min(name for name in expected | found if found.get(name) != expected.get(name))
+        raise ValueError(
+            f"its {name} is {found.get(name)}, and the model's {expected.get(name)}: it is of another model"
+        )
+
+
+def _by_parameter(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    states: dict[str, Any] = {}
+    for key, tensor in tensors.items():
+        name, _, state = key.rpartition(".")
+        states.setdefault(name, {})[state] = tensor
+    return states
+
+
+def _groups(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The optimizer's groups as they are, by names: what is in them comes from the settings, not from a checkpoint."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+    ]
+
+
+def _random_state(accelerator: Accelerator) -> list[tuple[str, torch.Tensor]]:
+    rank, device = accelerator.process_index, accelerator.device
+    state = [(f"{rank}.cpu", torch.get_rng_state())]
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+        state.append((f"{rank}.cuda", torch.cuda.get_rng_state(device)))
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _set_random_state(accelerator: Accelerator, states: dict[str, torch.Tensor]) -> None:
+    rank, device = accelerator.process_index, accelerator.device
+    torch.set_rng_state(states[f"{rank}.cpu"])
+    if device.type == "cuda" and f"{rank}.cuda" in states:
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)
 
 
 def _step_of(path: Path) -> int:

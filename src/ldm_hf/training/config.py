@@ -13,7 +13,18 @@ import yaml
 
 from ldm_hf.errors import ConfigError
 
-_AT_LEAST_ONE = ("steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+_AT_LEAST_ONE = (
+    "steps",
+    "batch_size",
+    "micro_batch_size",
+    "sequences_per_chunk",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "evaluate_episodes",
+)
+_CHOICES = {"precision": ("auto", "bf16", "fp32"), "sharding": ("none", "fsdp2")}
 
 
 @dataclass(frozen=True)
@@ -32,19 +43,27 @@ class TrainingConfig:
             which saves reading where the data do not fit into memory.
         stream: whether data of the Hub are read over the network each time, instead of from files in its cache.
         steps: optimizer steps.
-        batch_size: sequences of an optimizer step, over all processes and accumulation steps.
-        accumulation_steps: forward passes of an optimizer step on each process.
+        batch_size: sequences of an optimizer step, over all processes.
+        micro_batch_size: sequences of a forward pass on one device, which decides how much memory it takes; by default the
+            process's whole share of ``batch_size``. Gradients of several passes add up to those of one.
         learning_rate, betas, epsilon: of AdamW (paper section 4.4; constant by default).
         weight_decay: of AdamW, for matrices only.
         warmup_steps: steps of linear warm-up.
         decay_fraction: share of the steps, at the end, in which the learning rate falls linearly to zero.
         max_grad_norm: gradients are clipped to this norm.
         precision: ``auto`` is bf16 on accelerators that have it and float32 elsewhere; or ``bf16``, ``fp32``.
+        sharding: ``none`` keeps the whole model on every device (DDP); ``fsdp2`` shares weights, gradients and optimizer
+            out over all devices. Both compute the same, and continue each other's checkpoints.
+        compile: whether the layers of the backbone are compiled.
+        gradient_checkpointing: whether activations inside layers are computed again for the backward pass, to save memory.
         seed: of the weights and of the order of the data.
         num_workers: loader processes of each training process; any number gives the same batches.
         cache_gib: decoded chunks that each loader process keeps, in GiB.
         log_every, checkpoint_every: in steps.
         keep_checkpoints: how many checkpoints are kept.
+        evaluate_every: steps between two rollouts of the model in training; by default there are none.
+        evaluate_environments: ids to roll out in; by default those trained on.
+        evaluate_episodes: episodes in each of them.
         log_with: an Accelerate tracker: ``tensorboard``, ``wandb``, ..., or ``none``.
     """
 
@@ -59,7 +78,7 @@ class TrainingConfig:
     stream: bool = False
     steps: int = 1000
     batch_size: int = 16
-    accumulation_steps: int = 1
+    micro_batch_size: int | None = None
     learning_rate: float = 2.5e-4
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -68,35 +87,49 @@ class TrainingConfig:
     decay_fraction: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "auto"
+    sharding: str = "none"
+    compile: bool = False
+    gradient_checkpointing: bool = False
     seed: int = 0
     num_workers: int = 0
     cache_gib: float = 0.5
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    evaluate_every: int | None = None
+    evaluate_environments: list[str] | None = None
+    evaluate_episodes: int = 2
     log_with: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "steps",
-            "batch_size",
-            "accumulation_steps",
-            "sequences_per_chunk",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                wanted = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.context_length is not None and self.context_length < 2:
             raise ConfigError(f"context_length must be at least 2, got {self.context_length}")
         if not 0 <= self.decay_fraction <= 1:
             raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ConfigError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
         if isinstance(self.weights, str) and self.weights not in ("uniform", "size"):
             raise ConfigError(f"weights must be uniform, size or a number for each id, got {self.weights!r}")
+
+    def pieces(self, num_processes: int) -> int:
+        """Forward passes of an optimizer step on each of so many processes.
+
+        Raises:
+            ConfigError: the batch cannot be shared out like this.
+        """
+        shares = num_processes * (self.micro_batch_size or 1)
+        if self.batch_size % shares:
+            raise ConfigError(
+                f"batch_size {self.batch_size} cannot be shared by {num_processes} processes with micro_batch_size "
+                f"{self.micro_batch_size or 'unset'}: it must be a multiple of {shares}"
+            )
+        return self.batch_size // shares if self.micro_batch_size else 1
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "TrainingConfig":

@@ -1,7 +1,6 @@
 """The training loop: next-action cross-entropy on the mixture, on any number of processes (paper section 4.4)."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,80 +12,116 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
-from ldm_hf.files import replacing
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
-from ldm_hf.progress import progress_bar
-from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_model
+from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
+from ldm_hf.training.parallel import Termination, accumulating, distribute, ignore_termination, make_accelerator
+from ldm_hf.training.scoring import score_model
 
 
-def train(config: TrainingConfig) -> Path:
+def train(config: TrainingConfig) -> Path | None:
     """Train a model, going on from the newest checkpoint in ``config.output`` if there is one.
 
-    Every process of an ``accelerate launch`` calls this.
+    Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written.
 
     Returns:
-        The folder of the finished model, which ``AutoModel`` and ``AutoProcessor`` load.
+        The folder of the finished model, which ``AutoModel`` and ``AutoProcessor`` load; None if SIGTERM came before.
 
     Raises:
         LDMError: settings, datasets or checkpoints that cannot be used.
     """
-    output = Path(config.output)
-    accelerator = Accelerator(
-        mixed_precision=_precision(config.precision),
-        gradient_accumulation_steps=config.accumulation_steps,
-        log_with=None if config.log_with == "none" else config.log_with,
-        project_dir=output,
-    )
+    accelerator = make_accelerator(config)
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
-    model, processor = load_model(config)
-    context_length = config.context_length or model.config.max_position_embeddings
-    if context_length > model.config.max_position_embeddings:
-        raise ConfigError(f"context_length {context_length} exceeds the model's {model.config.max_position_embeddings}")
-    mixture = Mixture(
-        open_datasets(config.data, config.environments, cached=not config.stream),
-        processor,
-        context_length=context_length,
-        weights=config.weights,
-        sequences_per_chunk=config.sequences_per_chunk,
-        seed=config.seed,
-        cache_bytes=int(config.cache_gib * 2**30),
-    )
-    model, optimizer = accelerator.prepare(model, _optimizer(model, config))
-    checkpoint = latest_checkpoint(output)
+    whole, processor = load_model(config)
+    mixture = _mixture(config, whole, processor)
+    model = distribute(accelerator, whole, config)
+    optimizer = _optimizer(model, config)
+    checkpoint = latest_checkpoint(accelerator, Path(config.output))
     start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizer, checkpoint)
     if accelerator.is_main_process:
-        config.save(output / "training.yaml")
+        config.save(Path(config.output) / "training.yaml")
     if config.log_with != "none":
         accelerator.init_trackers("ldm")
-    batches = _batches(mixture, processor, config, accelerator, start)
-    model.train()
-    with contextlib.closing(_Progress(accelerator, config, start, config.batch_size * context_length)) as progress:
-        for step in range(start, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            for _ in range(config.accumulation_steps):
-                with progress.waiting():
-                    batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
-                with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    accelerator.backward(loss)
-                    progress.add_loss(loss)
-                    if accelerator.sync_gradients:
-                        progress.norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-            done = step + 1
-            progress.step(done, learning_rate(config, step))
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)
-    folder = _finish(accelerator, model, processor, output)
+    finished = _run(accelerator, model, optimizer, processor, mixture, config, start)
+    folder = save_finished(accelerator, model, processor, Path(config.output)) if finished else None
+    # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
+    del model, optimizer
+    accelerator.free_memory()
     accelerator.end_training()
     return folder
+
+
+def _run(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processor: LDMProcessor,
+    mixture: Mixture,
+    config: TrainingConfig,
+    start: int,
+) -> bool:
+    """The steps that are left; False if SIGTERM ended them before the last."""
+    output = Path(config.output)
+    references = _references(config)
+    batches = _batches(mixture, processor, config, accelerator, start)
+    termination = Termination(accelerator)
+    model.train()
+    with contextlib.closing(TrainingLog(accelerator, config, start)) as log, termination.heard():
+        for step in range(start, config.steps):
+            done, rate = step + 1, learning_rate(config, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            first = step * config.batch_size
+            transitions = sum(map(mixture.length, range(first, first + config.batch_size)))
+            norm = _step(accelerator, model, optimizer, batches, transitions, config, log)
+            log.step(done, rate, norm, transitions)
+            stopping = termination.asked() and done < config.steps
+            with log.paused():
+                if done % config.checkpoint_every == 0 or done == config.steps or stopping:
+                    save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)
+                if stopping:
+                    log.say(
+                        f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it goes on"
+                    )
+                    return False
+                if config.evaluate_every and done % config.evaluate_every == 0:
+                    scores, troubles = score_model(accelerator, model, processor, references, config.evaluate_episodes)
+                    log.scores(done, scores)
+                    for trouble in troubles:
+                        log.say(trouble)
+    return True
+
+
+def _step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Any],
+    transitions: int,
+    config: TrainingConfig,
+    log: TrainingLog,
+) -> torch.Tensor:
+    """One optimizer step on a batch of so many transitions over all processes; returns the norm of the gradient."""
+    pieces = config.pieces(accelerator.num_processes)
+    for piece in range(pieces):
+        with log.waiting():
+            batch = next(batches)
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        with contextlib.nullcontext() if piece == pieces - 1 else accumulating(model):
+            # The mean over processes, which gradients become, of losses that are divided by a process's share of the
+            # transitions is the mean over all transitions, however many of them a piece has.
+            loss = model(**batch, num_items_in_batch=transitions / accelerator.num_processes).loss
+            loss.backward()
+        log.add_loss(loss)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -131,13 +166,29 @@ def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
     return LDMModel(model_config), LDMProcessor.for_config(model_config)
 
 
-def _precision(name: str) -> str:
-    if name == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"bf16": "bf16", "fp32": "no"}[name]
+def _mixture(config: TrainingConfig, model: LDMModel, processor: LDMProcessor) -> Mixture:
+    longest = model.config.max_position_embeddings
+    if config.context_length and config.context_length > longest:
+        raise ConfigError(f"context_length {config.context_length} exceeds the model's {longest}")
+    return Mixture(
+        open_datasets(config.data, config.environments, cached=not config.stream),
+        processor,
+        context_length=config.context_length or longest,
+        weights=config.weights,
+        sequences_per_chunk=config.sequences_per_chunk,
+        seed=config.seed,
+        cache_bytes=int(config.cache_gib * 2**30),
+    )
 
 
-def _optimizer(model: LDMModel, config: TrainingConfig) -> torch.optim.AdamW:
+def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
+    """The environments to roll out in, with the scores of their reference runs."""
+    if config.evaluate_every is None:
+        return []
+    return open_datasets(config.data, config.evaluate_environments or config.environments, cached=not config.stream)
+
+
+def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [
@@ -154,7 +205,7 @@ def _batches(
     numbers = SequenceNumbers(
         range(start, config.steps),
         config.batch_size,
-        config.accumulation_steps,
+        config.pieces(accelerator.num_processes),
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -163,63 +214,8 @@ def _batches(
         batch_sampler=numbers,
         collate_fn=processor.collate,
         num_workers=config.num_workers,
+        worker_init_fn=ignore_termination,
         generator=torch.Generator(),  # or it would draw from the random state that checkpoints keep
         pin_memory=accelerator.device.type == "cuda",
     )
     return iter(loader)
-
-
-def _finish(accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path) -> Path:
-    folder = output / "model"
-    if accelerator.is_main_process:
-        with replacing(folder) as temporary:
-            save_model(accelerator.unwrap_model(model), processor, temporary)
-    accelerator.wait_for_everyone()
-    return folder
-
-
-class _Progress:
-    """The bar, and the figures that go to the trackers: loss, learning rate, gradient norm, speed, time waited."""
-
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, start: int, tokens_per_step: int):
-        self._accelerator = accelerator
-        self._config = config
-        self._tokens_per_step = tokens_per_step
-        self._losses: list[torch.Tensor] = []
-        self._waited = 0.0
-        self._since = time.perf_counter()
-        self._last_step = start
-        self.norm: torch.Tensor | None = None
-        self._bar = progress_bar(
-            "training", config.steps, "step", initial=start, disable=not accelerator.is_main_process
-        )
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what the device waits for."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        self._losses.append(loss.detach())
-
-    def step(self, done: int, rate: float) -> None:
-        self._bar.update(1)
-        if done % self._config.log_every and done != self._config.steps:
-            return
-        elapsed = time.perf_counter() - self._since
-        loss = self._accelerator.reduce(torch.stack(self._losses).mean(), "mean").item()
-        values = {
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": float(self.norm) if self.norm is not None else 0.0,
-            "transitions_per_second": (done - self._last_step) * self._tokens_per_step / elapsed,
-            "wait_fraction": self._waited / elapsed,
-        }
-        self._accelerator.log(values, step=done)
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {values['transitions_per_second']:,.0f} transitions/s")
-        self._losses, self._waited, self._since, self._last_step = [], 0.0, time.perf_counter(), done
-
-    def close(self) -> None:
-        self._bar.close()

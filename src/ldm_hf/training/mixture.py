@@ -67,16 +67,24 @@ class Mixture(Dataset[TokenSequence]):
 
     def locate(self, number: int) -> tuple[int, int, int]:
         """Where sequence ``number`` comes from: environment index, chunk index, first transition in the chunk."""
-        number, place = divmod(number, self._per_chunk)
-        index, turn = divmod(number, int(self._turns.sum()))
+        environment, visit, chunk = self._visit(number)
+        length = int(self._datasets[environment].chunk_lengths[chunk])
+        return environment, chunk, self._start(environment, visit, number % self._per_chunk, length)
+
+    def length(self, number: int) -> int:
+        """Transitions of sequence ``number``, known without reading it."""
+        environment, _, chunk = self._visit(number)
+        return min(self._context_length, int(self._datasets[environment].chunk_lengths[chunk]))
+
+    def _visit(self, number: int) -> tuple[int, int, int]:
+        """The environment of a sequence, how often it was visited before, and the chunk of this visit."""
+        index, turn = divmod(number // self._per_chunk, int(self._turns.sum()))
         if index not in self._rounds:
             self._rounds = {index: self._round(index)}  # One round is enough: sequences are asked for in order.
         order, ranks = self._rounds[index]
         environment = int(order[turn])
         visit = index * int(self._turns[environment]) + int(ranks[turn])
-        chunk = self._chunk_of(environment, visit)
-        length = int(self._datasets[environment].chunk_lengths[chunk])
-        return environment, chunk, self._start(environment, visit, place, length)
+        return environment, visit, self._chunk_of(environment, visit)
 
     def _start(self, environment: int, visit: int, place: int, length: int) -> int:
         """Where the ``place``-th sequence of a visit begins in a chunk of so many transitions."""
@@ -111,22 +119,16 @@ class SequenceNumbers(Sampler[list[int]]):
 
     Args:
         steps: range of optimizer steps.
-        batch_size: sequences of an optimizer step, over all processes.
-        accumulation_steps: batches into which a process cuts its share.
+        batch_size: sequences of an optimizer step, over all processes: a multiple of ``pieces x world_size``.
+        pieces: batches into which a process cuts its share.
         rank, world_size: of the process.
     """
 
-    def __init__(self, steps: range, batch_size: int, accumulation_steps: int, rank: int, world_size: int):
-        pieces = accumulation_steps * world_size
-        if batch_size % pieces:
-            raise ConfigError(
-                f"batch_size {batch_size} cannot be shared by {world_size} processes "
-                f"in {accumulation_steps} accumulation steps: it must be a multiple of {pieces}"
-            )
+    def __init__(self, steps: range, batch_size: int, pieces: int, rank: int, world_size: int):
         self._steps = steps
         self._batch_size = batch_size
-        self._starts = range(rank * batch_size // pieces, batch_size, world_size * batch_size // pieces)
-        self._size = batch_size // pieces
+        self._size = batch_size // (pieces * world_size)
+        self._starts = range(rank * self._size, batch_size, world_size * self._size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps:

@@ -1,0 +1,139 @@
+"""How a run is laid out on its processes: precision, data parallelism, sharding, compiled layers, and a common end."""
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ldm_hf.errors import ConfigError
+from ldm_hf.modeling import LDMModel
+from ldm_hf.training.config import TrainingConfig
+
+_PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others: one may write a large checkpoint or have the slowest environment."""
+
+_OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Join the other processes, if ``accelerate launch`` (or whatever sets its variables) started several.
+
+    Raises:
+        ConfigError: the launcher's configuration asks for another way to share the work out than the settings can.
+    """
+    accelerator = Accelerator(
+        mixed_precision=_precision(config.precision),
+        log_with=None if config.log_with == "none" else config.log_with,
+        project_dir=config.output,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
+    )
+    if accelerator.distributed_type not in _OURS:
+        raise ConfigError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; the setting sharding says how a model is "
+            "shared out: choose MULTI_GPU or a single process in accelerate's configuration"
+        )
+    return accelerator
+
+
+def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig) -> torch.nn.Module:
+    """Bring a model to this process's device and make its gradients the mean of those of all processes.
+
+    With one process there is nothing to shard, so a run with ``sharding: fsdp2`` goes on there as any other.
+    """
+    for layer in model.backbone.layers:
+        # Their forward alone: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
+        if config.compile:
+            layer.forward = torch.compile(layer.forward)
+        if config.gradient_checkpointing:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    if config.sharding == "fsdp2" and accelerator.num_processes > 1:
+        return _shard(accelerator, model)
+    return accelerator.prepare_model(model)
+
+
+def _shard(accelerator: Accelerator, model: LDMModel) -> torch.nn.Module:
+    """FSDP2: every process keeps a share of each weight in float32; a layer's weights are gathered while it is at work.
+
+    Accelerate's own FSDP2 does not exist on CPUs, where the tests run, and would gather the embedding table, which a
+    transition needs several times, as a unit of its own.
+    """
+    computing = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    # Inputs must not be cast: observations are raw values, of which bf16 would leave three digits before they are
+    # quantised. Layers get bf16 from the embedding, whose weights are.
+    policy = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    model.to(accelerator.device)
+    for module in list(model.modules()):
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+@contextlib.contextmanager
+def accumulating(model: torch.nn.Module) -> Iterator[None]:
+    """Around the pieces of a step before its last: gradients stay where they are, and are shared with the last."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+    elif isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+class Termination:
+    """SIGTERM, which schedulers send some time before they kill, as a question that all processes answer alike."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        self._asked = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Note the signal instead of dying of it. Only a process's main thread can hear it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def asked(self) -> bool:
+        """Whether any process was asked to end; all must call this together."""
+        flag = torch.tensor(float(self._asked), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flag, "sum").item())
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+def ignore_termination(_worker: int) -> None:
+    """For loader workers: a signal to a whole job must not take them from under the step that is being finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _precision(name: str) -> str:
+    if name == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return {"bf16": "bf16", "fp32": "no"}[name]

@@ -1,0 +1,281 @@
+"""Training on one process and several: the same losses, each other's checkpoints, a common end."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import CARTPOLE, PENDULUM, TOY_MODEL
+from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.evaluation.rollout import evaluate_environment
+from ldm_hf.evaluation.scores import normalized_score
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.log import TrainingLog
+from ldm_hf.training.mixture import Mixture
+from ldm_hf.training.parallel import distribute
+from ldm_hf.training.scoring import score_model
+
+LAUNCH = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LONG = 600  # transitions of a context: chunks of CartPole have 512, so sequences are of two lengths
+
+
+def made_settings(folder: Path, data: Path, **changes) -> Path:
+    model = {**TOY_MODEL, "max_position_embeddings": LONG}
+    values = {"data": str(data), "output": str(folder / "run"), "model_overrides": model, "steps": 4, "batch_size": 8}
+    values |= {"learning_rate": 1e-2, "log_every": 1, "precision": "fp32", "keep_checkpoints": 9, **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(values))
+    return folder / "settings.yaml"
+
+
+def command(settings: Path, processes: int = 1) -> list[str]:
+    launch = LAUNCH if processes == 2 else []
+    return [sys.executable, *launch, "-m", "ldm_hf.training", "--config", str(settings)]
+
+
+def trained(settings: Path, processes: int = 1) -> Path:
+    """Run a training to its end; gives its folder."""
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        command(settings, processes), env=variables, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return settings.parent / "run"
+
+
+def logged(run: Path, tag: str = "loss") -> dict[int, float]:
+    """A figure of each step, from every start of a run."""
+    values: dict[int, float] = {}
+    for path in (run / "ldm").glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(path)).Reload()
+        if tag in events.Tags()["scalars"]:
+            values |= {event.step: event.value for event in events.Scalars(tag)}
+    return dict(sorted(values.items()))
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory) -> Path:
+    """A run of one process that takes each batch whole."""
+    return trained(made_settings(tmp_path_factory.mktemp("alone"), data, checkpoint_every=2))
+
+
+def same_training(run: Path, expected: Path) -> None:
+    assert logged(run) == pytest.approx(logged(expected), abs=1e-5)
+    found, wanted = (load_file(folder / "model/model.safetensors") for folder in (run, expected))
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_the_first_loss_is_the_mean_over_all_transitions(alone, data, processor):
+    """By hand: the sequences of step 1 one by one, each as long as it is."""
+    torch.manual_seed(0)
+    model = LDMModel(LDMConfig.preset("nano", **{**TOY_MODEL, "max_position_embeddings": LONG}))
+    mixture = Mixture(open_datasets(data), processor, context_length=LONG)
+    sequences = [mixture[number] for number in range(8)]
+    assert {len(sequence) for sequence in sequences} == {512, LONG}
+    with torch.no_grad():
+        losses = [float(model(**processor.collate([sequence])).loss) for sequence in sequences]
+    total = sum(loss * len(sequence) for loss, sequence in zip(losses, sequences, strict=True))
+    assert logged(alone)[1] == pytest.approx(total / sum(map(len, sequences)), abs=1e-5)
+
+
+def test_pieces_of_a_batch_train_as_the_whole(alone, data, tmp_path):
+    same_training(trained(made_settings(tmp_path, data, micro_batch_size=2)), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
+    """In pieces, so that gradients are also gathered over them; and started again they go on bit for bit."""
+    changes = {"sharding": sharding, "micro_batch_size": 2}
+    once = trained(made_settings(tmp_path / "once", data, **changes), processes=2)
+    same_training(once, alone)
+    assert logged(once, "gradient_norm") == pytest.approx(logged(alone, "gradient_norm"), rel=1e-3)
+    twice = tmp_path / "twice"
+    trained(made_settings(twice, data, steps=2, **changes), processes=2)
+    trained(made_settings(twice, data, steps=4, **changes), processes=2)
+    for name in ("model", "optimizer", "random"):
+        first, second = (load_file(run / f"checkpoint-00000004/{name}.safetensors") for run in (once, twice / "run"))
+        assert set(first) == set(second)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert {key.split(".")[0] for key in first} == {"0", "1"}  # the random state of both processes
+
+
+@pytest.mark.slow
+def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_path):
+    """Steps 1 and 2 alone, 3 on two processes with shards, 4 alone again: the losses of the run that did all alone."""
+    (tmp_path / "run").mkdir()
+    shutil.copytree(alone / "checkpoint-00000002", tmp_path / "run/checkpoint-00000002")
+    shutil.copytree(alone / "ldm", tmp_path / "run/ldm")
+    run = trained(made_settings(tmp_path, data, steps=3, sharding="fsdp2"), processes=2)
+    assert (run / "checkpoint-00000003").is_dir()
+    same_training(trained(made_settings(tmp_path, data, sharding="fsdp2")), alone)
+    whole, shared = (load_file(path / "checkpoint-00000004/optimizer.safetensors") for path in (alone, run))
+    assert set(whole) == set(shared)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_compiled_layers_train_the_same(alone, data, tmp_path, processes):
+    changes = {"compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}
+    run = trained(made_settings(tmp_path, data, steps=4, **changes), processes)
+    same_training(run, alone)
+
+
+def test_gradient_checkpointing_changes_no_gradient(data, processor):
+    mixture = Mixture(open_datasets(data), processor, context_length=16)
+    batch = processor.collate([mixture[number] for number in range(4)])
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = LDMModel(LDMConfig.preset("nano", **TOY_MODEL))
+        model = distribute(Accelerator(cpu=True), model, TrainingConfig("d", "o", gradient_checkpointing=checkpointing))
+        model.backbone.layers[0].mlp.register_forward_pre_hook(lambda *_, kind=checkpointing: calls.append(kind))
+        model.train()
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert calls == [False, True, True]  # it is computed again for the backward pass
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+PRECISION = """
+import torch
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.parallel import distribute, make_accelerator
+
+config = TrainingConfig("d", {output!r}, precision="bf16", sharding="fsdp2", log_with="none")
+accelerator = make_accelerator(config)
+torch.manual_seed(0)
+model = distribute(accelerator, LDMModel(LDMConfig.preset("nano", **{model!r})), config)
+assert {{parameter.dtype for parameter in model.parameters()}} == {{torch.float32}}
+seen = {{}}
+layer = model.backbone.layers[0]
+layer.register_forward_pre_hook(lambda _, inputs: seen.update(layer=inputs[0].dtype, weight=layer.mlp.up_proj.weight.dtype))
+model.embedding.register_forward_pre_hook(lambda _, inputs: seen.update(observations=inputs[0].dtype))
+space = {{"type": "Discrete", "n": 1000, "start": 0}}, {{"type": "Discrete", "n": 3, "start": 0}}
+hidden = [
+    model(**LDMProcessor.for_config(model.config)([symbol], [0], [0.0], [False], [False], *space, [1])).last_hidden_state
+    for symbol in (256, 257)
+]
+assert seen == dict(layer=torch.bfloat16, weight=torch.bfloat16, observations=torch.float32), seen
+assert hidden[0].dtype == torch.bfloat16 and not torch.equal(*hidden)
+"""
+
+
+@pytest.mark.slow
+def test_shards_in_bf16_read_observations_in_full(tmp_path):
+    """256 and 257 are the same number in bf16: cast before they are looked up, both would be one symbol."""
+    (tmp_path / "program.py").write_text(PRECISION.format(output=str(tmp_path), model=TOY_MODEL))
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    program = [sys.executable, *LAUNCH, str(tmp_path / "program.py")]
+    done = subprocess.run(program, env=variables, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluation_logs_scores_and_changes_nothing(data, tmp_path):
+    short = {"model_overrides": TOY_MODEL, "steps": 2, "checkpoint_every": 1, "batch_size": 4}
+    plain = trained(made_settings(tmp_path / "plain", data, **short))
+    changes = {**short, "evaluate_every": 1, "evaluate_environments": [CARTPOLE, PENDULUM], "evaluate_episodes": 1}
+    run = trained(made_settings(tmp_path / "scored", data, **changes))
+    for step in (1, 2):
+        for name in ("model", "optimizer", "random"):
+            found, expected = (load_file(r / f"checkpoint-0000000{step}/{name}.safetensors") for r in (run, plain))
+            assert all(torch.equal(found[key], expected[key]) for key in expected)
+    for step in (1, 2):
+        folder = run / f"checkpoint-0000000{step}"
+        model, scores = LDMModel.from_pretrained(folder), {}
+        for dataset in open_datasets(data, [CARTPOLE, PENDULUM]):
+            processor = LDMProcessor.from_pretrained(folder)
+            result = evaluate_environment(model, processor, dataset.environment, episodes=1, rollouts=1)
+            scores[dataset.environment] = normalized_score(
+                result.mean_return, dataset.info.first10, dataset.info.last10
+            )
+        scored = {name: score for name, score in scores.items() if score is not None}
+        assert CARTPOLE in scored
+        for name, score in scores.items():
+            assert logged(run, f"score/{name}").get(step) == (None if score is None else pytest.approx(score, rel=1e-5))
+        assert logged(run, "score/mean")[step] == pytest.approx(sum(scored.values()) / len(scored), rel=1e-5)
+
+
+def test_a_broken_environment_is_a_warning(data, model, processor):
+    (cartpole,) = open_datasets(data, [CARTPOLE])
+    broken = SimpleNamespace(info=dataclasses.replace(cartpole.info, environment="gymnasium/Nothing-v0"))
+    scores, (line,) = score_model(Accelerator(cpu=True), model, processor, [broken, cartpole], 1)
+    assert set(scores) == {f"score/{CARTPOLE}", "score/mean"}
+    assert line.startswith("warning: gymnasium/Nothing-v0 has no score: ")
+
+
+def test_speed_and_waiting_by_hand(monkeypatch):
+    """4 steps of 100 transitions in 20 s, of which 2 s are waited; 30 s of checkpoints count for nothing."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("ldm_hf.training.log.time", clock)
+    accelerator, logged_ = Accelerator(cpu=True), []
+    monkeypatch.setattr(accelerator, "log", lambda values, step: logged_.append((step, values)))
+    log = TrainingLog(accelerator, TrainingConfig("d", "o", steps=8, log_every=4), 0)
+    for done in range(1, 9):
+        with log.waiting():
+            clock.now += 0.5
+        log.add_loss(torch.tensor(float(done)))
+        log.add_loss(torch.tensor(1.0))  # the second piece of the step
+        clock.now += 4.5
+        log.step(done, 1e-3, torch.tensor(7.0), 100)
+        with log.paused():
+            clock.now += 30
+    log.close()
+    (first, values), (second, _) = logged_
+    assert (first, second) == (4, 8)
+    expected = {"loss": 3.5, "transitions_per_second": 20, "wait_fraction": 0.1, "gradient_norm": 7}
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert logged_[1][1]["wait_fraction"] == pytest.approx(0.1)
+    assert "10% waiting for data" in log._bar.postfix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
+)
+def test_a_job_that_is_told_to_end_goes_on(data, tmp_path, processes, number):
+    """Every process of the job gets the signal, as Slurm sends it: launcher, training and loader workers."""
+    changes = {"sharding": "fsdp2", "num_workers": 1, "model_overrides": TOY_MODEL, "learning_rate": 1e-3}
+    settings = made_settings(tmp_path, data, **changes, steps=100_000, checkpoint_every=3)
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    with (tmp_path / "stderr").open("wb") as stderr:
+        running = subprocess.Popen(command(settings, processes), env=variables, stderr=stderr)
+        while not (tmp_path / "run/checkpoint-00000003").exists():
+            assert running.poll() is None and time.sleep(0.01) is None
+        job = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        try:
+            for process in job:
+                process.send_signal(number)
+            status = running.wait(timeout=120)
+            assert not psutil.wait_procs(job, timeout=120)[1]
+        finally:
+            for process in job:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    last = int(max((tmp_path / "run").glob("checkpoint-*[0-9]")).name.removeprefix("checkpoint-"))
+    if number == signal.SIGTERM:
+        assert f"SIGTERM: stopped after step {last}, whose checkpoint is written" in (tmp_path / "stderr").read_text()
+        assert status == (143 if processes == 1 else 1)  # the launcher has a status of its own
+    run = trained(made_settings(tmp_path, data, **changes, steps=last + 2), processes)
+    once = trained(made_settings(tmp_path / "once", data, **changes, steps=last + 2))
+    assert list(logged(run)) == list(range(1, last + 3))
+    assert logged(run) == pytest.approx(logged(once), abs=1e-4)
