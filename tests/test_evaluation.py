@@ -1,7 +1,7 @@
 """Rollouts by the protocol, one environment or many, and what is left of an evaluation."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -20,6 +20,7 @@ from ldm_hf.evaluation import random_policy
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.players import ModelPlayer, RandomPlayer
 from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.results import SEEN_SEED
 from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, evaluate_environment, roll_out
 from test_remote_env import remote
 
@@ -240,6 +241,38 @@ def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path
     assert evaluate(folder, references, tmp_path, SHORT) == report
     with pytest.raises(AssertionError, match="evaluated again"):  # another protocol is another result
         evaluate(folder, references, tmp_path, Protocol(episodes=3, rollouts=2))
+
+
+def test_an_interrupted_evaluation_goes_on(folder, data, tmp_path, monkeypatch):
+    references = open_datasets(data, [CARTPOLE, CLIFF])
+    real, asked = rollout_module.make, []
+
+    def make(environment, **options):
+        asked.append(environment)
+        if environment == CARTPOLE and len(asked) > 2:
+            raise KeyboardInterrupt
+        return real(environment, **options)
+
+    monkeypatch.setattr(rollout_module, "make", make)
+    # One environment a batch: the one of longer episodes comes first, and is finished when the other is stopped.
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, references, tmp_path, Protocol(1, 1), batch_rows=1)
+    assert asked[0] == CLIFF and asked[-1] == CARTPOLE and not (tmp_path / "report.json").exists()
+    monkeypatch.setattr(rollout_module, "make", real)
+    ended = []
+    evaluate(folder, references, tmp_path, Protocol(1, 1), progress=lambda name, done: ended.append((name, done)))
+    assert ended[0] == (CLIFF, 1) and json.loads((tmp_path / "report.json").read_text())["format"] == 1
+
+
+def test_seeds_of_the_data_are_not_evaluated_unnoticed(folder, data, tmp_path):
+    (reference,) = open_datasets(data, [CARTPOLE])
+    protocol = Protocol(1, 2)
+    assert evaluate(folder, [reference], tmp_path / "apart", protocol).environments[0].flags == []
+    # Four environments, the last of which began with the second rollout's seed.
+    reference.runs = [replace(reference.info, seed=EVALUATION_SEED - 2, num_streams=4)]
+    assert SEEN_SEED in evaluate(folder, [reference], tmp_path / "same", protocol).environments[0].flags
+    reference.runs = [replace(reference.info, seed=EVALUATION_SEED - 4, num_streams=4)]
+    assert SEEN_SEED not in evaluate(folder, [reference], tmp_path / "before", protocol).environments[0].flags
 
 
 def test_a_failure_is_a_row_and_is_tried_again(folder, data, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,9 +11,9 @@ from PIL import Image
 
 from conftest import run_ldm
 from ldm_hf.dataset_builder.curves import Sample
-from ldm_hf.errors import DatasetFormatError
+from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.render import markdown_tables, model_card, write_all
-from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.report import Report, comparable
 from ldm_hf.evaluation.results import judge
 from test_scores import run_info
 
@@ -95,6 +96,14 @@ def test_several_reports_are_compared_over_their_sizes(tmp_path):
     text = (tmp_path / "both" / "report.html").read_text()
     assert "small (1,000,000 parameters)" in text and "large (100,000,000 parameters)" in text
     assert text.count("data:image/png") == 2 and not (tmp_path / "both" / "README.md").exists()
+
+
+def test_models_are_compared_on_what_all_have_scores_of():
+    one, other = toy_report(), toy_report()
+    other.environments.append(replace(one.environments[2], id="lib/More-v0"))
+    assert [[result.id for result in report.environments] for report in comparable([one, other])] == [["lib/Up-v0"]] * 2
+    with pytest.raises(ConfigError, match="no scored environment in common"):
+        comparable([one, other.only(["lib/More-v0"])])
 
 
 def test_reports_of_earlier_versions_are_read(tmp_path):

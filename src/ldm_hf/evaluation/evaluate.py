@@ -24,7 +24,7 @@ from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.random_policy import random_returns
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
-from ldm_hf.evaluation.results import EnvironmentResult, judge
+from ldm_hf.evaluation.results import SEEN_SEED, EnvironmentResult, judge
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import differences, package_versions, versions_here, versions_of_data
@@ -75,16 +75,16 @@ def evaluate(
     results: dict[str, EnvironmentResult] = {}
 
     def finished(environment: str, result: RolloutResult) -> None:
-        info = infos[environment]
-        results[environment] = _judged(info, result, protocol, relation(environment, trained))
-        store.write(info, results[environment])
+        reference = by_id[environment]
+        results[environment] = _judged(reference, result, protocol, relation(environment, trained))
+        store.write(reference.info, results[environment])
         progress(environment, protocol.episodes * protocol.rollouts)
 
-    infos = {reference.environment: reference.info for reference in references}
-    for environment, info in infos.items():
-        done = store.read(info)
+    by_id = {reference.environment: reference for reference in references}
+    for environment, reference in by_id.items():
+        done = store.read(reference.info)
         if done is None:
-            waiting.append(info)
+            waiting.append(reference.info)
         else:
             results[environment] = replace(done, training=relation(environment, trained))
             progress(environment, protocol.episodes * protocol.rollouts)
@@ -168,8 +168,12 @@ class _Store:
         return {**self._key, "reference": [info.run, info.first10, info.last10]}
 
 
-def _judged(info: RunInfo, result: RolloutResult, protocol: Protocol, training: str) -> EnvironmentResult:
-    versions, random, notes = {"data": versions_of_data(info)}, None, []
+def _judged(
+    reference: EnvironmentDataset, result: RolloutResult, protocol: Protocol, training: str
+) -> EnvironmentResult:
+    info, random = reference.info, None
+    versions = {"data": versions_of_data(info)}
+    notes = [SEEN_SEED] if any(_shares_seeds(run, protocol) for run in reference.runs) else []
     failure = None if result.failure is None else str(result.failure)
     try:
         versions["evaluation"] = versions_here(info.environment)
@@ -189,6 +193,12 @@ def _judged(info: RunInfo, result: RolloutResult, protocol: Protocol, training: 
         differences=differing,
     )
     return replace(judged, flags=[*judged.flags, *notes])
+
+
+def _shares_seeds(run: RunInfo, protocol: Protocol) -> bool:
+    """Whether a rollout begins with the seed of one of the environments that a run was recorded in."""
+    recorded = range(run.seed, run.seed + run.num_streams)
+    return any(protocol.first_seed(rollout) in recorded for rollout in range(protocol.rollouts))
 
 
 def _described(protocol: Protocol) -> dict[str, int]:

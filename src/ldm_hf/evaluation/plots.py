@@ -43,7 +43,7 @@ def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
     axes.set_xlabel("normalised score reached (% of the reference's improvement)")
     axes.set_ylabel("scored environments (%)")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     _save(figure, path)
 
 
@@ -93,7 +93,7 @@ def plot_scaling(reports: Sequence[Report], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_ylim(0, 105)
     axes.set_xlabel("parameters")
-    axes.set_ylabel("scored environments (%)")
+    axes.set_ylabel(f"environments (%) of {ordered[0].summary.scored}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="best")
     _save(figure, path)

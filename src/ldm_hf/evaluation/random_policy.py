@@ -9,12 +9,12 @@ from ldm_hf.evaluation.players import RandomPlayer
 from ldm_hf.evaluation.rollout import EPISODES, ROLLOUTS, Protocol, roll_out
 from ldm_hf.files import replacing
 
-_BLOCKS = 5  # of the paper's 20 episodes: 100 where episodes are short, for the test against the reference
-_STEPS = 20_000  # after which no further block is begun
+_MORE_EPISODES = 40  # of each rollout, where they are short: 100 in all make the test against the reference sharper
+_MOST_STEPS = 20_000  # that these may take
 
 
 def random_returns(environment: str, versions: dict[str, str], step_timeout: float) -> Sample:
-    """What actions drawn from the action space bring, in 20 to 100 episodes that begin like those of a model.
+    """What actions drawn from the action space bring, in 20 or 100 episodes that begin like those of a model.
 
     The result is kept in ``$LDM_HOME/random_returns``, for these versions of what runs the environment.
 
@@ -28,7 +28,7 @@ def random_returns(environment: str, versions: dict[str, str], step_timeout: flo
     """
     parsed = EnvironmentId.parse(environment)
     path = home() / "random_returns" / parsed.library / f"{parsed.config_name}.json"
-    key = {"episodes": EPISODES, "rollouts": ROLLOUTS, "blocks": _BLOCKS, "steps": _STEPS, "versions": versions}
+    key = {"episodes": [EPISODES, _MORE_EPISODES, _MOST_STEPS], "rollouts": ROLLOUTS, "versions": versions}
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
@@ -42,15 +42,15 @@ def random_returns(environment: str, versions: dict[str, str], step_timeout: flo
 
 
 def _measure(environment: str, step_timeout: float) -> list[float]:
-    returns: list[float] = []
-    steps = 0
-    for block in range(_BLOCKS):
-        protocol = Protocol(seed=block, step_timeout=step_timeout)
-        (result,) = roll_out(RandomPlayer(protocol.first_seed(0)), [environment], protocol)
-        if result.failure is not None:
-            raise result.failure
-        returns += [value for rollout in result.returns for value in rollout]
-        steps += sum(map(sum, result.lengths))
-        if steps >= _STEPS:
-            break
+    returns, steps = _play(environment, Protocol(step_timeout=step_timeout))
+    if steps / len(returns) * _MORE_EPISODES * ROLLOUTS <= _MOST_STEPS:
+        returns += _play(environment, Protocol(_MORE_EPISODES, seed=1, step_timeout=step_timeout))[0]
     return returns
+
+
+def _play(environment: str, protocol: Protocol) -> tuple[list[float], int]:
+    """Returns of all episodes, and how many steps they took together."""
+    (result,) = roll_out(RandomPlayer(protocol.first_seed(0)), [environment], protocol)
+    if result.failure is not None:
+        raise result.failure
+    return [value for rollout in result.returns for value in rollout], sum(map(sum, result.lengths))

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.table import Table
 
 from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve
-from ldm_hf.evaluation.report import SUCCESS, Report, Summary
+from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
 from ldm_hf.files import replacing
 
 CURVE, BARS, SCALING = "threshold_curve.png", "scores.png", "scaling.png"
@@ -21,17 +21,24 @@ TABLES, CARD, PAGE = "tables.md", "README.md", "report.html"
 def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) -> None:
     """Write every picture, the tables, the page and, of a single report, the model card.
 
+    Several are drawn on the environments that all have a score of; tables are of all that each has.
+
     Args:
         reports: one, or several of models to compare.
         folder: where to.
         sources: folders of the reports, which hold their videos.
+
+    Raises:
+        ConfigError: several reports have nothing in common.
     """
-    plot_threshold_curve(reports, folder / CURVE)
     if len(reports) == 1:
+        plot_threshold_curve(reports, folder / CURVE)
         plot_scores(reports[0], folder / BARS)
         _write(folder / CARD, model_card(reports[0]))
     else:
-        plot_scaling(reports, folder / SCALING)
+        compared = comparable(reports)
+        plot_threshold_curve(compared, folder / CURVE)
+        plot_scaling(compared, folder / SCALING)
     pictures = [CURVE, BARS if len(reports) == 1 else SCALING]
     _write(folder / TABLES, "\n".join(f"## {title_of(report)}\n\n{markdown_tables(report)}" for report in reports))
     _write(folder / PAGE, page(reports, [folder / name for name in pictures], sources))

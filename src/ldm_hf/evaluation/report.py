@@ -2,15 +2,15 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from ldm_hf.errors import DatasetFormatError
+from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.evaluation.scores import share_interval, threshold_curve
 from ldm_hf.files import replacing
@@ -92,6 +92,10 @@ class Report:
     packages: dict[str, str] = field(default_factory=dict)
     videos: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def only(self, environments: Collection[str]) -> "Report":
+        """The report of these environments alone."""
+        return replace(self, environments=[result for result in self.environments if result.id in environments])
+
     @functools.cached_property
     def summary(self) -> Summary:
         """All environments together."""
@@ -149,3 +153,16 @@ class Report:
             if isinstance(error, DatasetFormatError):
                 raise
             raise DatasetFormatError(f"{path} is no report: {' '.join(str(error).split())}") from error
+
+
+def comparable(reports: Sequence[Report]) -> list[Report]:
+    """Reports of the environments that all of them have a score of, so that models are compared on the same.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    scored = [{one.id for one in report.environments if one.normalized_score is not None} for report in reports]
+    common = set.intersection(*scored)
+    if not common:
+        raise ConfigError("the reports have no scored environment in common, so that nothing can be compared")
+    return [report.only(common) for report in reports]

@@ -16,6 +16,7 @@ TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN = "trained on", "held out", "unseen l
 
 NO_IMPROVEMENT = "the reference did not improve"
 NOT_ABOVE_RANDOM = "the reference is no better than random"
+SEEN_SEED = "an evaluation seed was used to make the data"
 DETERMINISTIC_NOT_ABOVE_RANDOM = "the deterministic reference is no better than random"
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 
 from ldm_hf.env_registry import registry
@@ -10,10 +11,11 @@ from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.players import Player
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import EnvironmentResult
-from ldm_hf.evaluation.rollout import Protocol, roll_out
+from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
 from ldm_hf.evaluation.video import RENDER_MODE, recording_video
 
 EPISODES = 2
+_FRAMES = 600  # of a video: drawing and encoding take longer than acting
 FOLDER = "videos"
 
 
@@ -45,13 +47,24 @@ def record_videos(
     return videos
 
 
+def _at_most(number: int, watch: Watch) -> Watch:
+    """Watch a number of resets and steps only."""
+    left = iter(range(number))
+
+    def watch_some(env: gymnasium.Env) -> None:
+        if next(left, None) is not None:
+            watch(env)
+
+    return watch_some
+
+
 def _record(player: Player, result: EnvironmentResult, folder: Path, protocol: Protocol) -> dict[str, str]:
     parsed = EnvironmentId.parse(result.id)
     path = Path(FOLDER) / parsed.library / f"{parsed.config_name}.mp4"
     shown = Protocol(min(EPISODES, protocol.episodes), 1, protocol.seed, protocol.step_timeout)
     try:
-        with recording_video(folder / path) as watch:
-            (rolled,) = roll_out(player, [result.id], shown, watch=watch)
+        with recording_video(folder / path) as add:
+            (rolled,) = roll_out(player, [result.id], shown, watch=_at_most(_FRAMES, add))
             if rolled.failure is not None:
                 raise rolled.failure
     except (LDMError, ValueError) as error:
