@@ -14,7 +14,7 @@ from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.errors import UnknownEnvironmentError
 from ldm_hf.evaluation.batches import batches, chosen
-from ldm_hf.evaluation.lineage import relation, trained_environments
+from ldm_hf.evaluation.lineage import relation, trained_environments, training_data
 from ldm_hf.evaluation.report import Summary
 from ldm_hf.evaluation.results import DETERMINISTIC_NOT_ABOVE_RANDOM, NO_IMPROVEMENT, NOT_ABOVE_RANDOM, judge
 from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
@@ -70,6 +70,7 @@ def test_intervals_of_means():
     assert mean_interval([0, 1]) == (0, 1)
     assert mean_interval([3, 3, 3]) == (3, 3)
     assert mean_interval([3]) is None
+    assert mean_interval([0.1] * 11 + [0.1 + 2e-17]) == (0.1, 0.1 + 2e-17)  # the same but for rounding
     values = [1.0, 4.0, 2.0, 8.0, 5.0, 7.0]
     low, high = mean_interval(values)
     assert low < 4.5 < high
@@ -168,7 +169,7 @@ def test_what_a_model_was_trained_on(data, tmp_path):
     tuned.mkdir(parents=True)
     assert trained_environments(base) is None
     (base.parent / "training.yaml").write_text(yaml.safe_dump({"data": str(data), "environments": [CARTPOLE]}))
-    assert trained_environments(base) == {CARTPOLE}
+    assert trained_environments(base) == {CARTPOLE} and training_data(base) == str(data)
     (tuned.parent / "training.yaml").write_text(
         yaml.safe_dump({"data": "elsewhere", "environments": ["minigrid/X-v0"], "model": str(base)})
     )

@@ -12,13 +12,14 @@ Device = Annotated[str, typer.Option(help="Torch device of the model.")]
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder, as save_pretrained writes it.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Folder of datasets, or hf://datasets/...; repeatable. The scores of the reference runs are in them."
-        ),
-    ],
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of datasets, or hf://datasets/..., which hold the scores of the reference runs; repeatable. "
+            "Default: what the model was trained on."
+        ),
+    ] = None,
     environments: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,12 +45,13 @@ def evaluate(
     from ldm_hf.dataset_builder.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
     from ldm_hf.evaluation.evaluate import evaluate as run
+    from ldm_hf.evaluation.lineage import training_data
     from ldm_hf.evaluation.rollout import Protocol
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.progress import progress_bar
 
     exit_with_owner()
-    references = chosen(open_datasets(data), environments or ["all"])
+    references = chosen(open_datasets(data or training_data(model)), environments or ["all"])
     protocol = Protocol(episodes, rollouts, seed, step_timeout)
     with progress_bar("evaluating", len(references) * episodes * rollouts, "episode") as bar:
         ended: dict[str, int] = {}

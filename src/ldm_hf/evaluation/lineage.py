@@ -8,7 +8,7 @@ import yaml
 
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import LDMError
+from ldm_hf.errors import ConfigError, LDMError
 from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
 
 _SETTINGS = "training.yaml"
@@ -21,6 +21,14 @@ def training_settings(folder: Path) -> dict[str, Any]:
             found = yaml.safe_load(path.read_text())
             return found if isinstance(found, dict) else {}
     return {}
+
+
+def training_data(folder: Path) -> str | list[str]:
+    """Where the data of a model's training are; ``ConfigError`` if its settings do not say."""
+    data = training_settings(folder).get("data")
+    if not data:
+        raise ConfigError(f"{folder} does not say what data it was trained on; name those with references by --data")
+    return data
 
 
 def trained_environments(folder: Path) -> set[str] | None:

@@ -91,6 +91,7 @@ def plot_scaling(reports: Sequence[Report], path: Path) -> None:
     for report, size in zip(ordered, sizes, strict=True):
         axes.annotate(_name(report), (size, _share(report.summary, 0)), (4, 6), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    axes.margins(x=0.15)  # for the names
     axes.set_ylim(0, 105)
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"environments (%) of {ordered[0].summary.scored}")

@@ -38,8 +38,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     """
     if len(values) < 2:
         return None
-    if min(values) == max(values):
-        return float(values[0]), float(values[0])
+    if np.allclose(values, values[0], rtol=_NEARLY, atol=0):  # but for rounding, of which the bootstrap makes NaN
+        return float(min(values)), float(max(values))
     found = stats.bootstrap(
         (np.asarray(values, float),),
         np.mean,
