@@ -1,61 +1,17 @@
-"""The network and the rollout: nothing but speed may depend on caches, padding or the rest of the batch."""
+"""The network: nothing but speed may depend on padding or the rest of the batch."""
 
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
+from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.loss_ldm import _histogram
-from ldm_hf.modeling.processing_ldm import TokenSequence
 from ldm_hf.modeling.quantization_ldm import ActionCode
-
-
-class Spaces:
-    """What a policy needs of an environment."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
-        self.observation_space = observation_space
-        self.action_space = action_space
-
-
-CONTROL = Spaces(spaces.Box(-1, 1, (3,)), spaces.Box(-2, 2, (2,)))
-GRID = Spaces(spaces.Discrete(48), spaces.Discrete(4))
-CAMERA = Spaces(
-    spaces.Dict({"camera": spaces.Box(0, 255, (64, 64, 3), np.uint8), "speed": spaces.Box(-1, 1, (1,))}),
-    spaces.MultiDiscrete([3, 2]),
-)
-
-
-def tokens(processor, environment: Spaces, length: int, seed: int) -> TokenSequence:
-    """A random aligned sequence of an environment, with labels."""
-    environment.observation_space.seed(seed)
-    environment.action_space.seed(seed)
-    generator = np.random.default_rng(seed)
-    observation = processor.observation_layout(environment.observation_space)
-    action = processor.action_layout(environment.action_space)
-    observed = [observation.flatten(environment.observation_space.sample()) for _ in range(length)]
-    acted = [action.flatten(environment.action_space.sample())[0] for _ in range(length)]
-    dones = generator.integers(0, 3, length)
-    dones[0] = 3
-    return TokenSequence(
-        observation,
-        action,
-        np.stack([slots for slots, _ in observed]),
-        None if observation.image is None else np.stack([image for _, image in observed]),
-        np.stack(acted),
-        generator.normal(size=length).astype(np.float32),
-        dones,
-        np.stack(acted[::-1]),
-    )
-
-
-def without_labels(batch):
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+from sequences import CAMERA, CONTROL, GRID, Spaces, tokens, without_labels
 
 
 def label_bins(batch):
@@ -266,96 +222,6 @@ def test_only_allowed_bins_can_be_chosen(model, processor):
     assert (choice[..., 0] <= 2).all() and (choice[..., 1] <= 1).all()
 
 
-class Recompute:
-    """The context of a rollout kept by hand, and its logits by one full forward pass."""
-
-    def __init__(self, model, processor, environment: Spaces, context_length: int):
-        self.model, self.processor, self.length = model, processor, context_length
-        self.layouts = (
-            processor.observation_layout(environment.observation_space),
-            processor.action_layout(environment.action_space),
-        )
-        self.context = []
-
-    def logits(self, observation, action, reward, done):
-        if len(self.context) == self.length:
-            self.context = self.context[-(self.length // 2) :]
-        self.context.append((*self.layouts[0].flatten(observation), action, reward, done))
-        slots, images, actions, rewards, dones = zip(*self.context, strict=True)
-        dones = np.array(dones)
-        dones[0] = 3
-        sequence = TokenSequence(
-            *self.layouts,
-            np.stack(slots),
-            None if images[0] is None else np.stack(images),
-            np.stack(actions),
-            np.array(rewards, np.float32),
-            dones,
-        )
-        with torch.no_grad():
-            return self.model(**self.processor.collate([sequence])).logits[0, -1]
-
-
-def test_cached_rollout_equals_recomputation_at_every_step(model, processor):
-    environments = [CONTROL, GRID, CAMERA]
-    policy = LDMPolicy(model, processor, environments, context_length=7)
-    seen = []
-    forward = policy._forward
-    policy._forward = lambda position: seen.append(forward(position)) or seen[-1]
-    by_hand = [Recompute(model, processor, environment, 7) for environment in environments]
-    for environment in environments:
-        environment.observation_space.seed(5)
-    generator = np.random.default_rng(0)
-    slots = [
-        np.zeros(processor.action_layout(environment.action_space).num_slots, np.float32)
-        for environment in environments
-    ]
-    outcome = None
-    for step in range(30):  # The context of 7 is rebuilt six times.
-        observations = [environment.observation_space.sample() for environment in environments]
-        actions = policy.act(observations, *(outcome or ()))
-        for row, (environment, reference) in enumerate(zip(environments, by_hand, strict=True)):
-            reward, done = (
-                (0.0, 3) if outcome is None else (outcome[0][row], 1 * outcome[1][row] or 2 * outcome[2][row])
-            )
-            expected = reference.logits(observations[row], slots[row], reward, done)
-            found = seen[-1][row, : len(expected)]
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=f"at step {step}")
-            assert environment.action_space.contains(actions[row])
-            slots[row] = processor.action_layout(environment.action_space).flatten(actions[row])[0]
-        ended = generator.random((2, 3)) < 0.2
-        outcome = (generator.normal(size=3).tolist(), ended[0].tolist(), (ended[1] & ~ended[0]).tolist())
-
-
-def test_finished_rows_leave_without_a_trace(model, processor):
-    together = LDMPolicy(model, processor, [GRID, CAMERA, CONTROL])
-    alone = LDMPolicy(model, processor, [CONTROL])
-    for environment in (CONTROL, CAMERA):
-        environment.observation_space.seed(1)
-    rewards = ()
-    for step in range(12):
-        control = CONTROL.observation_space.sample()
-        observations = [control] if step > 5 else [step, CAMERA.observation_space.sample(), control]
-        (expected,) = alone.act([control], *(([0.5], [False], [False]) if step else ()))
-        *_, found = together.act(observations, *rewards)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
-        if step == 5:
-            together.select([2])
-        rows = len(together)
-        rewards = ([0.5] * rows, [False] * rows, [False] * rows)
-
-
-def test_a_bad_observation_leaves_the_rollout_as_it_was(model, processor):
-    policy, again = (LDMPolicy(model, processor, [CONTROL]) for _ in range(2))
-    good = np.array([0.1, 0.2, 0.3], np.float32)
-    for each in (policy, again):
-        each.act([good])
-    with pytest.raises(ValueError, match="NaN"):
-        policy.act([np.array([0.1, np.nan, 0.3])], [0.0], [False], [False])
-    step = ([good], [1.0], [False], [False])
-    np.testing.assert_array_equal(policy.act(*step)[0], again.act(*step)[0])
-
-
 @pytest.mark.parametrize(("name", "millions"), [("32m", 32), ("70m", 70), ("308m", 308), ("736m", 736)])
 def test_presets_have_the_paper_s_sizes(name, millions):
     with torch.device("meta"):
@@ -422,22 +288,3 @@ def test_each_auto_class_may_come_first(model, processor, tmp_path, auto, found)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == found, done.stderr
-
-
-def test_a_rollout_takes_its_memory_once(model, processor):
-    """Steps and rebuilds write into the same memory; the attention sees what is filled."""
-    policy = LDMPolicy(model, processor, [CONTROL, GRID], context_length=8)
-    observations = [np.zeros(3, np.float32), 5]
-    policy.act(observations)
-    layer = policy._cache.layers[0]
-    places = [memory.data_ptr() for memory in layer._memory]
-    lengths = [policy._cache.get_seq_length()]
-    for _ in range(12):
-        policy.act(observations, [0.0, 0.0], [False, False], [False, False])
-        lengths.append(policy._cache.get_seq_length())
-        assert layer.keys.shape[2] == lengths[-1]
-    assert lengths == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 5]
-    assert [memory.data_ptr() for memory in layer._memory] == places
-    assert layer._memory[0].shape[2] == 8
-    policy.select([1])
-    assert layer.keys.shape[:1] == (1,) and policy._cache.get_seq_length() == 5

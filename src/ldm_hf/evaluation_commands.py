@@ -114,6 +114,9 @@ def rollout(
     video: Annotated[Path | None, typer.Option(help="File to record them to: .mp4 or .gif.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the environment.")] = 0,
     device: Device = "cpu",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step first: for long rollouts on CUDA.")
+    ] = False,
 ) -> None:
     """Let a model act in any registered environment, and print the returns."""
     from ldm_hf.evaluation.evaluate import load_pretrained
@@ -135,6 +138,7 @@ def rollout(
             seed=seed,
             progress=lambda done, total: bar.update(done - bar.n) and None,
             watch=watch,
+            compile=compile,
         )
     for number, (total, length) in enumerate(zip(result.returns[0], result.lengths[0], strict=True)):
         typer.echo(f"episode {number}: return {total:g}, {length} steps")

@@ -31,11 +31,11 @@ class Player(Protocol):
 class ModelPlayer:
     """A model, acting by masked argmax with the history of its rollout."""
 
-    def __init__(self, model: LDMModel, processor: LDMProcessor):
-        self._model, self._processor = model, processor
+    def __init__(self, model: LDMModel, processor: LDMProcessor, compile: bool = False):
+        self._model, self._processor, self._compile = model, processor, compile
 
     def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
-        return LDMPolicy(self._model, self._processor, envs)
+        return LDMPolicy(self._model, self._processor, envs, compile=self._compile)
 
     def check(self, env: gymnasium.Env, observation: Any) -> None:
         self._processor.action_layout(env.action_space)

@@ -71,6 +71,7 @@ def evaluate_environment(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Watch | None = None,
+    compile: bool = False,
 ) -> RolloutResult:
     """Roll a model out: the context is empty at the start of a rollout and kept across its episodes.
 
@@ -84,6 +85,7 @@ def evaluate_environment(
         seed: of the environments.
         progress: told the number of episodes that ended, and of all.
         watch: called with the first rollout's environment, made to show pictures, after each of its resets and steps.
+        compile: as of ``LDMPolicy``.
 
     Raises:
         EnvironmentFailure: the environment broke; the message names it.
@@ -94,7 +96,8 @@ def evaluate_environment(
     def told(_: str, done: int) -> None:
         progress(done, episodes * rollouts)
 
-    (result,) = roll_out(ModelPlayer(model, processor), [environment], protocol, progress=told, watch=watch)
+    player = ModelPlayer(model, processor, compile)
+    (result,) = roll_out(player, [environment], protocol, progress=told, watch=watch)
     if result.failure is not None:
         raise result.failure
     return result

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .configuration_ldm import LDMConfig
 from .quantization_ldm import ActionCode
-from .spaces_ldm import ABSENT, CONTINUOUS
+from .spaces_ldm import ABSENT, CONTINUOUS, DISCRETE
 
 _POSITIONS = 8192
 """Transitions whose logits, 1024 of one slot each, are in memory at a time: 32 MB in float32."""
@@ -37,18 +37,20 @@ def action_loss(
         kinds_BA, bounds_BA2: of the action slots.
         config: of the model.
     """
-    present_BA = kinds_BA != ABSENT
-    share_B = 1 / present_BA.sum(1)
+    share_B = 1 / (kinds_BA != ABSENT).sum(1)
+    on_host_BA = kinds_BA.cpu()
     rows_at_once = max(1, _POSITIONS // hidden_BTH.shape[1])
     total = hidden_BTH.new_zeros((), dtype=torch.float32)
     for slot, weight_KH in enumerate(weight_AKH.split(config.num_bins)[: kinds_BA.shape[1]]):
-        for rows in present_BA[:, slot].nonzero().squeeze(1).split(rows_at_once):
-            spaces = kinds_BA[rows, slot], bounds_BA2[rows, slot]
-            arguments = (hidden_BTH, weight_KH, rows, labels_BTA[rows, :, slot], *spaces, share_B[rows], config)
-            if torch.is_grad_enabled():
-                total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                total = total + _slot_loss(*arguments)
+        for kind in (CONTINUOUS, DISCRETE):
+            for rows in (on_host_BA[:, slot] == kind).nonzero().squeeze(1).split(rows_at_once):
+                rows_R = rows.to(hidden_BTH.device)
+                actions = labels_BTA[rows_R, :, slot], kind, bounds_BA2[rows_R, slot]
+                arguments = (hidden_BTH, weight_KH, rows_R, *actions, share_B[rows_R], config)
+                if torch.is_grad_enabled():
+                    total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    total = total + _slot_loss(*arguments)
     return total
 
 
@@ -64,24 +66,26 @@ def _slot_loss(
     weight_KH: torch.Tensor,
     rows_R: torch.Tensor,
     labels_RT: torch.Tensor,
-    kinds_R: torch.Tensor,
+    kind: int,
     bounds_R2: torch.Tensor,
     share_R: torch.Tensor,
     config: LDMConfig,
 ) -> torch.Tensor:
-    """Cross-entropy of one action slot, summed over transitions, of some rows of the batch."""
+    """Cross-entropy of one action slot, summed over transitions, of rows where it is of one kind."""
     code = ActionCode.of(config)
-    values_RT, kinds_R1, bounds_R12 = labels_RT.nan_to_num(), kinds_R.unsqueeze(1), bounds_R2.unsqueeze(1)
-    allowed_R12 = code.allowed(kinds_R1, bounds_R12)
+    values_RT, bounds_R12 = labels_RT.nan_to_num(), bounds_R2.unsqueeze(1)
+    kinds_11 = torch.full((1, 1), kind, device=labels_RT.device)
+    allowed_R12 = code.allowed(kinds_11, bounds_R12)
     logits_RTK = F.linear(hidden_BTH[rows_R], weight_KH).float()
     if config.mask_training_logits:
         logits_RTK = mask_bins(logits_RTK, allowed_R12)
     likelihood_RTK = logits_RTK.log_softmax(-1)
-    bins_RT = code.encode(values_RT, kinds_R1, bounds_R12)
-    losses_RT = -likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1)
-    if config.action_smoothing:
+    if kind == CONTINUOUS and config.action_smoothing:
         target_RTK = _histogram(code.position(values_RT, bounds_R12), allowed_R12, config)
-        losses_RT = torch.where(kinds_R1 == CONTINUOUS, -(target_RTK * likelihood_RTK).sum(-1), losses_RT)
+        losses_RT = -(target_RTK * likelihood_RTK).sum(-1)
+    else:
+        bins_RT = code.encode(values_RT, kinds_11, bounds_R12)
+        losses_RT = -likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1)
     return (losses_RT.masked_fill(labels_RT.isnan(), 0) * share_R.unsqueeze(1)).sum()
 
 

@@ -4,7 +4,6 @@ Shapes: B rows, R some of them, T transitions, S observation slots, A action slo
 environment), D the width of a slot's embedding, H the hidden size, K the number of bins.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +19,12 @@ from transformers.utils import ModelOutput
 from .configuration_ldm import LDMConfig
 from .loss_ldm import action_loss, mask_bins
 from .policy_ldm import LDMPolicy
-from .processing_ldm import START, LDMProcessor
+from .processing_ldm import START, LDMProcessor, rows_by_width
 from .quantization_ldm import ActionCode, mu_law_encode
-from .spaces_ldm import ABSENT, CONTINUOUS
+from .spaces_ldm import CONTINUOUS
+
+RowGroups = list[tuple[int, torch.Tensor]]
+"""Numbers of slots, each with the rows of a batch that have so many: see ``rows_by_width``."""
 
 
 @dataclass
@@ -93,34 +95,34 @@ class LDMTransitionEmbedding(nn.Module):
         previous_dones: torch.Tensor,
         images: torch.Tensor | None,
         image_rows: torch.Tensor | None,
+        row_groups: tuple[RowGroups, RowGroups] | None,
     ) -> torch.Tensor:
         has_previous = (previous_dones != START).unsqueeze(-1)
-        actions = self._slots(previous_actions, action_kinds, self.action_projection)
+        observed, acted = row_groups or (rows_by_width(observation_kinds), rows_by_width(action_kinds))
+        actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
         reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
         done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
-        tokens = self._slots(observations, observation_kinds, self.observation_projection) + self.bias
+        tokens = self._slots(observations, observation_kinds, self.observation_projection, observed) + self.bias
         tokens = tokens + (actions + reward + done) * has_previous
         return self._add_images(tokens, images, image_rows)
 
     def _bins(self, values: torch.Tensor) -> torch.Tensor:
         return mu_law_encode(values, self.config.mu, self.config.max_value, self.config.num_bins)
 
-    def _slots(self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor) -> torch.Tensor:
+    def _slots(
+        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowGroups
+    ) -> torch.Tensor:
         """Embed and project slots, (B, T, H), rows of the same number of slots together."""
-        rows_of_width: dict[int, list[int]] = {}
-        for row, width in enumerate((kinds_BS != ABSENT).sum(1).tolist()):
-            rows_of_width.setdefault(width, []).append(row)
         parts = []
-        for width, rows in rows_of_width.items():
-            some = slice(None) if len(rows_of_width) == 1 else rows
+        for width, rows in groups:
+            some = slice(None) if len(groups) == 1 else rows
             values_RTS, kinds_R1S = values_BTS[some, :, :width], kinds_BS[some, None, :width]
             symbols = values_RTS.long() + self.config.num_bins
             embedded = self.slot_embedding(torch.where(kinds_R1S == CONTINUOUS, self._bins(values_RTS), symbols))
             parts.append(embedded.flatten(2) @ blocks_SDH[:width].flatten(0, 1))
         if len(parts) == 1:
             return parts[0]
-        order = torch.tensor(list(itertools.chain(*rows_of_width.values())), device=values_BTS.device)
-        return torch.cat(parts)[order.argsort()]
+        return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort()]
 
     def _add_images(
         self, tokens: torch.Tensor, images: torch.Tensor | None, image_rows: torch.Tensor | None
@@ -202,6 +204,7 @@ class LDMModel(LDMPreTrainedModel):
         use_cache: bool = False,
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
+        row_groups: tuple[RowGroups, RowGroups] | None = None,
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
 
@@ -222,6 +225,8 @@ class LDMModel(LDMPreTrainedModel):
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
+            row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for, and
+                nothing of that can be compiled.
         """
         tokens = self.embedding(
             observations,
@@ -232,6 +237,7 @@ class LDMModel(LDMPreTrainedModel):
             previous_dones,
             images,
             image_rows,
+            row_groups,
         )
         outputs = self.backbone(inputs_embeds=tokens, past_key_values=past_key_values, use_cache=use_cache)
         hidden_BTH = outputs.last_hidden_state

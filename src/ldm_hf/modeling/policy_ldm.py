@@ -1,6 +1,6 @@
 """LDMPolicy: a rollout of a Large Decision Model, with everything that it remembers.
 
-Shapes: B environments, N the context length, S observation slots, A action slots (of the widest environment).
+Shapes: B environments, A action slots (of the widest environment), K the number of bins.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from .cache_ldm import RolloutCache
-from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor
+from .compiled_ldm import CompiledStep, decode
+from .context_ldm import RolloutContext
+from .packed_ldm import packed
+from .processing_ldm import LDMProcessor, rows_by_width
+from .quantization_ldm import ActionCode
+from .spaces_ldm import CONTINUOUS
+
+_TOKENS_AT_ONCE = 4096
+"""Transitions that are read at a time when a context is rebuilt: what is in between takes memory for so many."""
 
 
 class LDMPolicy:
@@ -19,12 +27,16 @@ class LDMPolicy:
     The context starts empty and is kept across episodes. A key-value cache makes a step cost one token; when the context
     is full, its newer half is read again from the raw transitions and the rollout goes on from there.
 
+    The weights are those of the moment: a policy does not notice that its model is trained further.
+
     Args:
         model: an ``LDMModel``.
         processor: its ``LDMProcessor``.
         environments: what to act in, one a row: anything with ``observation_space`` and ``action_space`` (Gymnasium
             spaces, or their JSON).
         context_length: most transitions to remember; by default, and at most, what the model was trained for.
+        compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
+            takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
 
     Raises:
         UnsupportedSpaceError: an environment does not fit the model.
@@ -38,22 +50,30 @@ class LDMPolicy:
     """
 
     def __init__(
-        self, model: Any, processor: LDMProcessor, environments: Sequence[Any], context_length: int | None = None
+        self,
+        model: Any,
+        processor: LDMProcessor,
+        environments: Sequence[Any],
+        context_length: int | None = None,
+        compile: bool = False,
     ):
         limit = model.config.max_position_embeddings
         self.context_length = limit if context_length is None else context_length
         if not 2 <= self.context_length <= limit:
             raise ValueError(f"context_length must be from 2 to {limit} (the model's), got {context_length}")
-        self.model = model.eval()
+        # A graph cannot hold packed weights.
+        self.model = model.eval() if compile else packed(model.eval())
         self.processor = processor
+        self._compile = compile
         self._observation_layouts = [processor.observation_layout(env.observation_space) for env in environments]
         self._action_layouts = [processor.action_layout(env.action_space) for env in environments]
-        rows = processor.describe_rows(self._observation_layouts, self._action_layouts)
-        self._rows = {name: tensor.to(model.device) for name, tensor in rows.items()}
-        self._history = self._allocate()
-        self._last_actions = np.zeros((len(environments), rows["action_kinds"].shape[1]), np.float32)
-        self._length = 0
-        self._cache = RolloutCache(model.config.num_hidden_layers, self.context_length)
+        device = self.model.device
+        layouts = self._observation_layouts, self._action_layouts
+        self._context = RolloutContext(*layouts, self.context_length, processor.image_size, device)
+        like = torch.empty(0, dtype=self.model.dtype, device=device)
+        self._cache = RolloutCache.allocate(model.config, len(self), self.context_length, like)
+        self._last_actions = np.zeros((len(self), max(layout.num_slots for layout in layouts[1])), np.float32)
+        self._describe()
 
     def __len__(self) -> int:
         return len(self._action_layouts)
@@ -77,90 +97,84 @@ class LDMPolicy:
         Raises:
             InvalidValueError: an observation cannot be read (not a number, outside its table).
         """
-        if (rewards is None) != (self._length == 0):
+        outcome = None
+        if rewards is not None and terminated is not None and truncated is not None:
+            outcome = rewards, terminated, truncated
+        if (outcome is None) != (self._context.length == 0):
             raise ValueError("rewards, terminated and truncated belong to every call but the first")
         # Read all observations before anything is changed, so that a bad one leaves the rollout as it was.
         flat = [layout.flatten(value) for layout, value in zip(self._observation_layouts, observations, strict=True)]
-        position = self._make_room()
-        self._write(position, flat, rewards, terminated, truncated)
-        logits_BAK = self._forward(position)
-        bins_BA = logits_BAK.argmax(-1).cpu().numpy()
-        actions = []
-        for row, layout in enumerate(self._action_layouts):
-            action, slots = self.processor.decode_action(layout, bins_BA[row])
-            self._last_actions[row, : layout.num_slots] = slots
-            actions.append(action)
-        return actions
+        if self._context.length == self.context_length:
+            self._rebuild()
+        self._context.append(flat, self._last_actions, outcome)
+        _, bins_BA = self._forward()
+        self._last_actions = self._slots(bins_BA.cpu())
+        return [
+            layout.unflatten(slots[: layout.num_slots])
+            for layout, slots in zip(self._action_layouts, self._last_actions, strict=True)
+        ]
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these environments only, in this order."""
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.model.device)
         self._observation_layouts = [self._observation_layouts[row] for row in rows]
         self._action_layouts = [self._action_layouts[row] for row in rows]
-        self._rows = {name: tensor[index] for name, tensor in self._rows.items()}
-        self._history = {name: tensor[index] for name, tensor in self._history.items()}
-        self._last_actions = self._last_actions[list(rows)]
-        self._cache.batch_select_indices(index)
+        self._context.select(rows, self._observation_layouts, self._action_layouts)
+        self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self.model.device))
+        self._describe()
+        self._last_actions = self._last_actions[list(rows), : self._low.shape[1]]
 
-    def _allocate(self) -> dict[str, torch.Tensor]:
-        """The raw transitions of the context, token-aligned, B x N of each."""
-        shape = (len(self), self.context_length)
-        num_observations, num_actions = (self._rows[name].shape[1] for name in ("observation_kinds", "action_kinds"))
-        history = {
-            "observations": torch.zeros(*shape, num_observations),
-            "previous_actions": torch.zeros(*shape, num_actions),
-            "previous_rewards": torch.zeros(shape),
-            "previous_dones": torch.zeros(shape, dtype=torch.int64),
-        }
-        if any(layout.image is not None for layout in self._observation_layouts):
-            side = self.processor.image_size
-            history["images"] = torch.zeros(*shape, 3, side, side, dtype=torch.uint8)
-        return {name: tensor.to(self.model.device) for name, tensor in history.items()}
+    def _describe(self) -> None:
+        """Collect what is the same at every step."""
+        described = self.processor.describe_rows(self._observation_layouts, self._action_layouts)
+        self._rows = {name: tensor.to(self.model.device) for name, tensor in described.items()}
+        self._action_kinds, self._action_bounds = described["action_kinds"], described["action_bounds"]
+        # The bounds in their own precision; what is not continuous has none.
+        self._low, self._high = np.full((2, *self._action_kinds.shape), [[[-np.inf]], [[np.inf]]])
+        for row, layout in enumerate(self._action_layouts):
+            continuous = np.flatnonzero(layout.kinds == CONTINUOUS)
+            self._low[row, continuous], self._high[row, continuous] = layout.low[continuous], layout.high[continuous]
+        self._every_row = self._row_inputs(slice(None))
+        self._compiled: CompiledStep | None = None
 
-    def _make_room(self) -> int:
-        """Where the next transition goes; in a full context, its newer half first moves to the front."""
-        if self._length == self.context_length:
-            kept = self.context_length // 2
-            for tensor in self._history.values():
-                tensor[:, :kept] = tensor[:, -kept:].clone()
-            # As in training, the first transition of a context has nothing before it.
-            self._history["previous_dones"][:, 0] = START
-            self._length = kept
-            self._cache.reset()
-        return self._length
+    def _row_inputs(self, rows: slice) -> dict[str, Any]:
+        """What the model must know of some rows."""
+        inputs: dict[str, Any] = {name: tensor[rows] for name, tensor in self._rows.items()}
+        inputs["row_groups"] = tuple(rows_by_width(inputs[kinds]) for kinds in ("observation_kinds", "action_kinds"))
+        images = [index for index, row in enumerate(range(len(self))[rows]) if row in self._context.image_rows]
+        inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self.model.device) if images else None
+        return inputs
 
-    def _write(
-        self,
-        position: int,
-        flat: Sequence[tuple[np.ndarray, np.ndarray | None]],
-        rewards: Sequence[float] | None,
-        terminated: Sequence[bool] | None,
-        truncated: Sequence[bool] | None,
-    ) -> None:
-        if rewards is None or terminated is None or truncated is None:
-            done, earned = np.full(len(self), START), np.zeros(len(self), np.float32)
-        else:
-            done = np.where(terminated, TERMINATED, np.where(truncated, TRUNCATED, NOT_DONE))
-            earned = np.asarray(rewards, np.float32)
-        observations = np.zeros((len(self), self._history["observations"].shape[2]), np.float32)
-        for row, (slots, image) in enumerate(flat):
-            observations[row, : len(slots)] = slots
-            if image is not None:
-                self._history["images"][row, position] = torch.from_numpy(image).permute(2, 0, 1)
-        self._history["observations"][:, position] = torch.from_numpy(observations)
-        self._history["previous_actions"][:, position] = torch.from_numpy(self._last_actions)
-        self._history["previous_rewards"][:, position] = torch.from_numpy(earned)
-        self._history["previous_dones"][:, position] = torch.from_numpy(done.astype(np.int64))
+    def _rebuild(self) -> None:
+        """Forget the older half of the context and read the newer half again, a few rows at a time."""
+        self._context.forget_older_half()
+        self._cache.show(0)
+        self._read(self._context.length)
 
     @torch.inference_mode()
-    def _forward(self, position: int) -> torch.Tensor:
-        """Logits (B, A, K) at a position; reads only the transitions that the cache does not hold."""
-        first = self._cache.get_seq_length()
-        inputs = {name: tensor[:, first : position + 1] for name, tensor in self._history.items()}
-        if "images" in inputs:
-            with_image = [row for row, layout in enumerate(self._observation_layouts) if layout.image is not None]
-            inputs["image_rows"] = torch.tensor(with_image, dtype=torch.int64, device=self.model.device)
-            inputs["images"] = inputs["images"][inputs["image_rows"]]
-        output = self.model(**inputs, **self._rows, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._length = position + 1
-        return output.logits[:, 0]
+    def _read(self, length: int) -> None:
+        """Fill the cache with the first ``length`` transitions."""
+        rows_at_once = max(1, _TOKENS_AT_ONCE // length)
+        for start in range(0, len(self), rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            decode(self.model, self._context.inputs(0, length, rows), self._row_inputs(rows), self._cache.part(rows))
+        self._cache.show(length)
+
+    @torch.inference_mode()
+    def _forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the newest transition: logits (B, A, K) and the bins (B, A) that are chosen."""
+        length = self._context.length
+        inputs = self._context.inputs(length - 1, length)
+        if not self._compile:
+            return decode(self.model, inputs, self._every_row, self._cache)
+        if self._compiled is None:
+            self._compiled = CompiledStep(self.model, inputs, self._every_row, self._cache)
+        chosen = self._compiled(length - 1, inputs)
+        self._cache.show(length)
+        return chosen
+
+    def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:
+        """The action slots that bins stand for, float32 of shape (B, A)."""
+        code = ActionCode.of(self.processor)
+        slots_BA = code.decode(bins_BA, self._action_kinds, self._action_bounds).numpy()
+        # Once more in the bounds' own precision: rounded to float32 they may lie outside themselves.
+        return np.clip(slots_BA, self._low, self._high).astype(np.float32)

@@ -19,6 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .configuration_ldm import LDMConfig
 from .quantization_ldm import MU_LAW, ActionCode
 from .spaces_ldm import (
+    ABSENT,
     CONTINUOUS,
     DISCRETE,
     IMAGE_SIZE,
@@ -302,6 +303,12 @@ def _shift(array: np.ndarray, first: int) -> np.ndarray:
     shifted[0] = first
     shifted[1:] = array[:-1]
     return shifted
+
+
+def rows_by_width(kinds_BS: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """The numbers of slots that rows have, each with its rows: what can be embedded together."""
+    widths_B = (kinds_BS != ABSENT).sum(1)
+    return [(width, (widths_B == width).nonzero().squeeze(1)) for width in widths_B.unique().tolist()]
 
 
 def _checked_labels(sequence: TokenSequence) -> np.ndarray:

@@ -1,0 +1,238 @@
+"""The rollout: nothing but speed may depend on caches, compilation, or the rest of the batch."""
+
+import copy
+import platform
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from ldm_hf.modeling import LDMPolicy
+from ldm_hf.modeling.packed_ldm import PackedLinear
+from ldm_hf.modeling.processing_ldm import TokenSequence
+from sequences import CAMERA, CONTROL, GRID, Spaces
+
+ACCELERATORS = [
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")),
+    pytest.param(
+        "mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="there is no MPS device")
+    ),
+]
+
+
+class Recompute:
+    """The context of a rollout kept by hand, and its logits by one full forward pass."""
+
+    def __init__(self, model, processor, environment: Spaces, context_length: int):
+        self.model, self.processor, self.length = model, processor, context_length
+        self.layouts = (
+            processor.observation_layout(environment.observation_space),
+            processor.action_layout(environment.action_space),
+        )
+        self.context = []
+
+    def logits(self, observation, action, reward, done):
+        if len(self.context) == self.length:
+            self.context = self.context[-(self.length // 2) :]
+        self.context.append((*self.layouts[0].flatten(observation), action, reward, done))
+        slots, images, actions, rewards, dones = zip(*self.context, strict=True)
+        dones = np.array(dones)
+        dones[0] = 3
+        sequence = TokenSequence(
+            *self.layouts,
+            np.stack(slots),
+            None if images[0] is None else np.stack(images),
+            np.stack(actions),
+            np.array(rewards, np.float32),
+            dones,
+        )
+        with torch.no_grad():
+            return self.model(**self.processor.collate([sequence])).logits[0, -1]
+
+
+def watched(policy: LDMPolicy) -> list[torch.Tensor]:
+    """The logits of each step that a policy will take."""
+    seen, forward = [], policy._forward
+
+    def watch():
+        logits, bins = forward()
+        seen.append(logits.float().cpu().clone())
+        return logits, bins
+
+    policy._forward = watch
+    return seen
+
+
+def largest_error(model, policy: LDMPolicy, environments: list[Spaces], steps: int) -> float:
+    """How far a rollout's logits are from those of recomputing everything, with ``model``, at each step."""
+    seen, processor = watched(policy), policy.processor
+    by_hand = [Recompute(model, processor, environment, policy.context_length) for environment in environments]
+    layouts = [processor.action_layout(environment.action_space) for environment in environments]
+    for environment in environments:
+        environment.observation_space.seed(5)
+    generator = np.random.default_rng(0)
+    slots = [np.zeros(layout.num_slots, np.float32) for layout in layouts]
+    outcome, error = None, 0.0
+    for _ in range(steps):
+        observations = [environment.observation_space.sample() for environment in environments]
+        actions = policy.act(observations, *(outcome or ()))
+        for row, (environment, reference) in enumerate(zip(environments, by_hand, strict=True)):
+            reward, done = (
+                (0.0, 3) if outcome is None else (outcome[0][row], 1 * outcome[1][row] or 2 * outcome[2][row])
+            )
+            expected = reference.logits(observations[row], slots[row], reward, done)
+            found = seen[-1][row, : len(expected)]
+            masked = expected == torch.finfo(expected.dtype).min
+            error = max(error, (found - expected).masked_fill(masked, 0).abs().max().item())
+            assert environment.action_space.contains(actions[row])
+            slots[row] = layouts[row].flatten(actions[row])[0]
+        rows = len(environments)
+        ended = generator.random((2, rows)) < 0.2
+        outcome = (generator.normal(size=rows).tolist(), ended[0].tolist(), (ended[1] & ~ended[0]).tolist())
+    return error
+
+
+MIXED = [CAMERA, CONTROL, GRID, CAMERA]
+
+
+@pytest.mark.parametrize("at_once", [4096, 6, 1], ids=["all rows at once", "two rows at once", "row by row"])
+def test_cached_rollout_equals_recomputation_at_every_step(model, processor, monkeypatch, at_once):
+    """The context of 7 is rebuilt six times."""
+    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._TOKENS_AT_ONCE", at_once)
+    policy = LDMPolicy(model, processor, MIXED, context_length=7)
+    assert largest_error(model, policy, MIXED, 30) < 1e-4
+
+
+@pytest.fixture
+def compiled_once():
+    """A second compilation of the same policy is an error, and so is what cannot be compiled."""
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_compiled_rollout_equals_recomputation(model, processor, compiled_once):
+    policy = LDMPolicy(model, processor, MIXED, context_length=7, compile=True)
+    assert largest_error(model, policy, MIXED, 30) < 1e-4
+
+
+@pytest.mark.parametrize("device", ACCELERATORS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+def test_rollouts_on_other_devices_equal_recomputation_on_the_cpu(model, processor, device, compiled):
+    if compiled and device == "mps":
+        pytest.skip("compilation is for CUDA")
+    policy = LDMPolicy(copy.deepcopy(model).to(device), processor, MIXED, context_length=7, compile=compiled)
+    assert largest_error(model, policy, MIXED, 30) < 1e-4
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+def test_bfloat16_is_near_float32(model, processor, compiled):
+    """Eight bits of mantissa: logits of size 5 to 10 differ by a few hundredths."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    policy = LDMPolicy(half, processor, MIXED, context_length=7, compile=compiled)
+    assert policy._cache.layers[0].keys.dtype == torch.bfloat16
+    logits = watched(policy)
+    assert 0 < largest_error(copy.deepcopy(half).float(), policy, MIXED, 16) < 0.3
+    assert torch.cat([step[:, 0, :2].flatten() for step in logits]).abs().max() > 1
+
+
+def test_after_a_selection_a_compiled_policy_goes_on(model, processor):
+    compiled, plain = (LDMPolicy(model, processor, [GRID, CONTROL], context_length=8, compile=c) for c in (True, False))
+    seen = [watched(policy) for policy in (compiled, plain)]
+    observation = np.array([0.1, 0.2, 0.3], np.float32)
+    for policy in (compiled, plain):
+        policy.act([4, observation])
+        policy.select([1])
+        for _ in range(9):
+            policy.act([observation], [0.5], [False], [False])
+    for found, expected in zip(*seen, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+WIDE = Spaces(spaces.Box(-1, 1, (60,)), spaces.Box(-1, 1, (4,)))
+
+
+def test_a_narrow_environment_beside_a_wide_one_acts_as_alone_and_costs_what_it_has(model, processor):
+    alone, beside = LDMPolicy(model, processor, [GRID]), LDMPolicy(model, processor, [WIDE, GRID, CAMERA])
+    looked_up = []
+    table = beside.model.embedding.slot_embedding
+    handle = table.register_forward_hook(lambda _, inputs, output: looked_up.append(inputs[0].numel()))
+    seen = [watched(alone), watched(beside)]
+    for space in (WIDE, CAMERA):
+        space.observation_space.seed(3)
+    outcome = ()
+    for step in range(40):  # The context of 16 is rebuilt three times.
+        place = step * 7 % 48
+        (action,) = alone.act([place], *(each[:1] for each in outcome))
+        looked_up.clear()
+        observations = [WIDE.observation_space.sample(), place, CAMERA.observation_space.sample()]
+        assert beside.act(observations, *outcome)[1] == action
+        torch.testing.assert_close(seen[1][-1][1, :1], seen[0][-1][0], atol=1e-4, rtol=1e-4)
+        # Observation slots 60 + 1 + 1, action slots 4 + 1 + 2, and a reward each, of every transition that is read.
+        transitions = 1 + (8 if step in (16, 24, 32) else 0)
+        assert sum(looked_up) == transitions * (62 + 7 + 3)
+        outcome = ([0.1 * step] * 3, [step % 5 == 0] * 3, [False] * 3)
+    handle.remove()
+    assert beside._context._images.shape[0] == 1
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="packing is for x86")
+def test_packed_weights_say_the_same_and_are_the_policy_s_own(model, processor, monkeypatch):
+    monkeypatch.setattr("ldm_hf.modeling.packed_ldm._LARGE", 32 * 64)
+    policy = LDMPolicy(model, processor, MIXED, context_length=7)
+    packed = [module for module in policy.model.modules() if isinstance(module, PackedLinear)]
+    assert len(packed) == 3 * model.config.num_hidden_layers  # of 32 x 64; those of 32 x 32 stay as they are
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert policy.model.embedding.bias is model.embedding.bias
+    assert largest_error(model, policy, MIXED, 16) < 1e-4
+
+
+def test_finished_rows_leave_without_a_trace(model, processor):
+    together = LDMPolicy(model, processor, [GRID, CAMERA, CONTROL])
+    alone = LDMPolicy(model, processor, [CONTROL])
+    for environment in (CONTROL, CAMERA):
+        environment.observation_space.seed(1)
+    rewards = ()
+    for step in range(12):
+        control = CONTROL.observation_space.sample()
+        observations = [control] if step > 5 else [step, CAMERA.observation_space.sample(), control]
+        (expected,) = alone.act([control], *(([0.5], [False], [False]) if step else ()))
+        *_, found = together.act(observations, *rewards)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        if step == 5:
+            together.select([2])
+        rows = len(together)
+        rewards = ([0.5] * rows, [False] * rows, [False] * rows)
+
+
+def test_a_bad_observation_leaves_the_rollout_as_it_was(model, processor):
+    policy, again = (LDMPolicy(model, processor, [CONTROL]) for _ in range(2))
+    good = np.array([0.1, 0.2, 0.3], np.float32)
+    for each in (policy, again):
+        each.act([good])
+    with pytest.raises(ValueError, match="NaN"):
+        policy.act([np.array([0.1, np.nan, 0.3])], [0.0], [False], [False])
+    step = ([good], [1.0], [False], [False])
+    np.testing.assert_array_equal(policy.act(*step)[0], again.act(*step)[0])
+
+
+def test_a_rollout_takes_its_memory_once(model, processor):
+    """Steps and rebuilds write into the same memory; the attention sees what is filled."""
+    policy = LDMPolicy(model, processor, [CONTROL, GRID], context_length=8)
+    observations = [np.zeros(3, np.float32), 5]
+    policy.act(observations)
+    layer = policy._cache.layers[0]
+    places = [memory.data_ptr() for memory in layer.memory]
+    lengths = [policy._cache.get_seq_length()]
+    for _ in range(12):
+        policy.act(observations, [0.0, 0.0], [False, False], [False, False])
+        lengths.append(policy._cache.get_seq_length())
+        assert layer.keys.shape[2] == lengths[-1]
+    assert lengths == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 5]
+    assert [memory.data_ptr() for memory in layer.memory] == places
+    assert layer.memory[0].shape[2] == 8
+    policy.select([1])
+    assert policy._cache.layers[0].keys.shape == (1, 2, 5, 16)
