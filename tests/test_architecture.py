@@ -24,9 +24,18 @@ ALLOWED = {
     "env_registry": BASE,
     "dataset_builder": BASE | {"env_registry"},
     "training": BASE | {"env_registry", "dataset_builder", "evaluation.rollout", "evaluation.scores", "cli"},
-    "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema"},
+    "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema", "dataset_builder.curves"},
 }
-EVERYTHING = {"__init__", "__main__", "_auto", "cli", "data_commands", "env_commands", "quickstart"}
+EVERYTHING = {
+    "__init__",
+    "__main__",
+    "_auto",
+    "cli",
+    "data_commands",
+    "env_commands",
+    "evaluation_commands",
+    "quickstart",
+}
 
 
 def imported(path: Path) -> set[str]:

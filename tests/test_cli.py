@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from huggingface_hub import ModelCard
 
 import ldm_hf.quickstart as quickstart_module
 from conftest import CARTPOLE, CLIFF, run_ldm
@@ -61,6 +62,7 @@ def test_every_command_explains_itself(command):
         (("train", "--set", "data=nowhere", "--set", "output=x"), "nowhere holds no datasets"),
         (("train", "--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
         (("evaluate", "nowhere", "--data", "nowhere", "--output", "x"), "nowhere holds no datasets"),
+        (("evaluate", "nowhere", "--output", "x"), "nowhere does not say what data it was trained on"),
         (("report", "nowhere.json"), "nowhere.json is no report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -138,7 +140,7 @@ def test_the_quickstart_leaves_what_it_promises(workspace):
     )
     assert (output / "threshold_curve.png").read_bytes().startswith(b"\x89PNG")
     for card in (output / "README.md", output / "model/README.md"):
-        assert card.read_text().startswith("---\nlicense: apache-2.0")
+        assert ModelCard.load(card).data.license == "apache-2.0"
     assert not list(output.rglob("*.partial*"))
 
 

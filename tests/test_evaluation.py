@@ -1,35 +1,36 @@
-"""Rollouts, scores, reports and cards."""
+"""Rollouts by the protocol, one environment or many, and what is left of an evaluation."""
 
 import json
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
 import pytest
-import yaml
 from gymnasium import spaces
 from PIL import Image
 
+import ldm_hf.evaluation.players as players_module
 import ldm_hf.evaluation.rollout as rollout_module
-from conftest import CARTPOLE, CLIFF
+from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.errors import CheckpointError, DatasetFormatError, EnvironmentFailure
+from ldm_hf.env_registry import registry
+from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
+from ldm_hf.evaluation import evaluate as evaluate_module
+from ldm_hf.evaluation import random_policy
 from ldm_hf.evaluation.evaluate import evaluate
-from ldm_hf.evaluation.report import EnvironmentResult, Report, render_model_card
-from ldm_hf.evaluation.rollout import EVALUATION_SEED, evaluate_environment
-from ldm_hf.evaluation.scores import normalized_score, threshold_curve
+from ldm_hf.evaluation.players import ModelPlayer, RandomPlayer
+from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.results import SEEN_SEED
+from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, evaluate_environment, roll_out
+from test_remote_env import remote
+
+SHORT = Protocol(episodes=2, rollouts=2)
 
 
-def test_scores_by_hand():
-    assert normalized_score(75, 50, 100) == 0.5
-    assert normalized_score(-13, -334, -32) == pytest.approx(321 / 302)
-    assert normalized_score(25, 50, 100) == -0.5
-    assert normalized_score(1, 5, 5) is None and normalized_score(1, 5, 4) is None
-
-
-def test_threshold_curve_counts_at_or_above():
-    assert threshold_curve([0.8, 1.0, 0.1, None, -2], [0, 0.8, 0.81, 1, 1.2]).tolist() == [3, 2, 1, 1, 0]
-    # (0.9 - 0.1) / (1.1 - 0.1) is 0.8 but for rounding.
-    assert threshold_curve([normalized_score(0.9, 0.1, 1.1)], [0.8]).tolist() == [1]
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """Random returns are kept there; none of another test or of the user."""
+    monkeypatch.setenv("LDM_HOME", str(tmp_path / "home"))
 
 
 class Diary(gymnasium.Env):
@@ -56,18 +57,30 @@ class Diary(gymnasium.Env):
         self.closed = True
 
 
-def test_the_protocol(model, processor, monkeypatch):
-    """Two rollouts of three episodes, of different lengths; the context is kept, only the first reset is seeded."""
-    made = [Diary([2, 3, 1, 9]), Diary([1, 1, 5, 9])]
-    waiting, told, seen = list(made), [], []
-    monkeypatch.setattr(rollout_module, "make", lambda environment, render_mode: waiting.pop(0))
+def make_from(monkeypatch, made):
+    """Have rollouts use these environments: lists of them by id, each taken once."""
+    waiting = {name: list(envs) for name, envs in made.items()}
+    monkeypatch.setattr(rollout_module, "make", lambda environment, **options: waiting[environment].pop(0))
 
-    class Watched(rollout_module.LDMPolicy):
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the policy was shown, step by step."""
+    calls = []
+
+    class Watched(players_module.LDMPolicy):
         def act(self, observations, *outcome):
-            seen.append((list(observations), *map(list, outcome)))
+            calls.append((list(observations), *map(list, outcome)))
             return super().act(observations, *outcome)
 
-    monkeypatch.setattr(rollout_module, "LDMPolicy", Watched)
+    monkeypatch.setattr(players_module, "LDMPolicy", Watched)
+    return calls
+
+
+def test_the_protocol(model, processor, monkeypatch, seen):
+    """Two rollouts of three episodes, of different lengths; the context is kept, only the first reset is seeded."""
+    made, told = [Diary([2, 3, 1, 9]), Diary([1, 1, 5, 9])], []
+    make_from(monkeypatch, {"test/Diary-v0": made})
     result = evaluate_environment(
         model, processor, "test/Diary-v0", episodes=3, seed=2, progress=lambda done, total: told.append((done, total))
     )
@@ -76,7 +89,7 @@ def test_the_protocol(model, processor, monkeypatch):
     assert result.mean_return == 29 / 6
     assert [env.seeds[0] for env in made] == [EVALUATION_SEED + 2000, EVALUATION_SEED + 2001]
     assert all(seed is None for env in made for seed in env.seeds[1:]) and all(env.closed for env in made)
-    assert told[-1] == (6, 6)
+    assert told == [(done, 6) for done in range(1, 7)]
     # After its one step, the second environment shows the reset's observation with the end of the episode before.
     assert seen[0] == ([0, 0],)
     assert seen[1] == ([1, 10], [1.0, 1.0], [False, True], [False, False])
@@ -85,17 +98,112 @@ def test_the_protocol(model, processor, monkeypatch):
     assert [len(observations) for observations, *_ in seen] == [2, 2, 2, 2, 2, 2, 1]
 
 
-def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):
-    class Broken(Diary):
-        def step(self, action):
-            raise RuntimeError("the simulation\nexploded")
+def test_environments_of_a_batch_do_not_disturb_each_other(model, processor):
+    player = ModelPlayer(model, processor)
+    order = []
+    names = [CLIFF, CARTPOLE, PENDULUM]
+    together = roll_out(player, names, SHORT, finished=lambda name, _: order.append(name))
+    alone = [roll_out(player, [name], SHORT)[0] for name in names]
+    assert [result.lengths for result in together] == [result.lengths for result in alone]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.returns, other.returns, rtol=1e-4)
+    # Each is handed on when its own last episode ends.
+    steps = {name: max(map(sum, result.lengths)) for name, result in zip(names, together, strict=True)}
+    assert order == sorted(names, key=steps.__getitem__)
 
+
+class Blind(Diary):
+    """Shows something that is no number at the end of its first step."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, **arguments):
+        super().reset(**arguments)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.full(2, np.nan, np.float32), *super().step(action)[1:]
+
+
+class Rich(Diary):
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float("inf"), *rest
+
+
+class Broken(Diary):
+    def step(self, action):
+        raise AttributeError("the simulation\nexploded")
+
+
+def test_what_breaks_leaves_the_batch_and_the_others_go_on(model, processor, monkeypatch, seen):
+    made = {
+        "test/Blind-v0": [Blind([9, 9]), Blind([9, 9])],
+        "test/Broken-v0": [Broken([1]), Broken([1])],
+        "test/Diary-v0": [Diary([2, 3]), Diary([2, 2])],
+        "test/Rich-v0": [Rich([1, 1]), Rich([1, 1])],
+    }
+    make_from(monkeypatch, made)
+    finished = {}
+    results = roll_out(ModelPlayer(model, processor), list(made), SHORT, finished=finished.__setitem__)
+    assert finished == dict(zip(made, results, strict=True))
+    blind, broken, diary, rich = results
+    assert isinstance(blind.failure, InvalidValueError)
+    assert str(broken.failure) == "test/Broken-v0 broke while it was rolled out: the simulation exploded"
+    assert str(rich.failure) == "test/Rich-v0 gave a reward of inf: nothing can be scored"
+    assert diary.failure is None and diary.returns == [[2, 6], [2, 4]]
+    assert all(env.closed for envs in made.values() for env in envs)
+    # All eight act, the broken and the rich leave, the blind spoil a call, which is made again without them.
+    assert [len(call[0]) for call in seen] == [8, 4, 2, 2, 2, 1]
+    assert seen[2] == ([1, 1], [1.0, 1.0], [False, False], [False, False])
+    assert seen[3] == ([10, 10], [1.0, 1.0], [True, True], [False, False])
+    assert seen[-1] == ([12], [2.0], [False], [False])
+
+
+def test_a_crash_and_a_hang_of_isolated_environments(model, processor, monkeypatch):
+    crashing, hanging = "odd/Hostile/segfault-v0", "odd/Hostile/hang_in_c-v0"
+
+    def make(environment, *, step_timeout, **options):
+        if environment == CARTPOLE:
+            return registry.make(environment)
+        return remote(environment.partition("/")[2], step_timeout=step_timeout)
+
+    monkeypatch.setattr(rollout_module, "make", make)
+    protocol = Protocol(episodes=1, rollouts=1, step_timeout=1.0)
+    crash, hang, fine = roll_out(ModelPlayer(model, processor), [crashing, hanging, CARTPOLE], protocol)
+    assert isinstance(crash.failure, EnvironmentFailure) and "killed by signal 11" in str(crash.failure)
+    assert isinstance(hang.failure, EnvironmentFailure) and "gave no answer within 1 s" in str(hang.failure)
+    assert fine.failure is None and len(fine.returns[0]) == 1
+
+
+def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):
     made = [Broken([1]), Broken([1])]
-    waiting = list(made)
-    monkeypatch.setattr(rollout_module, "make", lambda environment, render_mode: waiting.pop(0))
+    make_from(monkeypatch, {"test/Broken-v0": made})
     with pytest.raises(EnvironmentFailure, match=r"test/Broken-v0 broke .*: the simulation exploded"):
         evaluate_environment(model, processor, "test/Broken-v0")
     assert all(env.closed for env in made)
+    make_from(monkeypatch, {"test/Wide-v0": [Diary([1])]})
+    with monkeypatch.context() as patch, pytest.raises(UnsupportedSpaceError):
+        patch.setattr(Diary, "action_space", spaces.MultiBinary(1000))
+        evaluate_environment(model, processor, "test/Wide-v0")
+
+
+def test_a_random_policy_is_seeded_and_measured_once(monkeypatch):
+    first = roll_out(RandomPlayer(7), [CARTPOLE], SHORT)
+    assert roll_out(RandomPlayer(7), [CARTPOLE], SHORT) == first != roll_out(RandomPlayer(8), [CARTPOLE], SHORT)
+    sample = random_policy.random_returns(CARTPOLE, {"library": "1"}, 60.0)
+    # Random play falls after about 22 steps, so that all of the 100 episodes are played.
+    assert sample.size == 100 and 15 < sample.mean < 30
+    again = random_policy.random_returns(CARTPOLE, {"library": "2"}, 60.0)  # another version is another measurement
+    assert again == sample
+
+    def never(*arguments):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(random_policy, "_measure", never)
+    assert random_policy.random_returns(CARTPOLE, {"library": "2"}, 60.0) == sample
+    with pytest.raises(AssertionError, match="measured again"):
+        random_policy.random_returns(CARTPOLE, {"library": "3"}, 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +216,7 @@ def folder(model, processor, tmp_path_factory):
 
 def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path, monkeypatch):
     references = open_datasets(data, [CARTPOLE, CLIFF])
-    report = evaluate(folder, references, tmp_path, episodes=2, rollouts=2)
+    report = evaluate(folder, references, tmp_path, SHORT)
     written = json.loads((tmp_path / "report.json").read_text())
     assert [result["id"] for result in written["environments"]] == [CARTPOLE, CLIFF]
     first = written["environments"][0]
@@ -117,57 +225,91 @@ def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path
     assert first["mean_return"] == np.mean(first["returns"])
     assert first["normalized_score"] == (first["mean_return"] - info.first10) / (info.last10 - info.first10)
     assert np.shape(first["returns"]) == (2, 2)
-    assert Report.load(tmp_path / "report.json") == report
-    with Image.open(tmp_path / "threshold_curve.png") as picture:
-        assert min(picture.size) > 400
+    assert first["versions"]["evaluation"]["library"] == first["versions"]["data"]["library"]
+    assert written["summaries"]["library"]["gymnasium"]["environments"] == 2
+    assert written["protocol"] == {"episodes": 2, "rollouts": 2, "seed": EVALUATION_SEED}
+    assert Report.load(tmp_path / "report.json") == Report.load(tmp_path) == report
+    for picture in ("threshold_curve.png", "scores.png"):
+        with Image.open(tmp_path / picture) as opened:
+            assert min(opened.size) > 200
+    assert all((tmp_path / name).stat().st_size for name in ("README.md", "tables.md", "report.html"))
 
     def never(*arguments, **options):
         raise AssertionError("a finished environment was evaluated again")
 
-    monkeypatch.setattr("ldm_hf.evaluation.evaluate.evaluate_environment", never)
-    assert evaluate(folder, references, tmp_path, episodes=2, rollouts=2) == report
+    monkeypatch.setattr(evaluate_module, "roll_out", never)
+    assert evaluate(folder, references, tmp_path, SHORT) == report
     with pytest.raises(AssertionError, match="evaluated again"):  # another protocol is another result
-        evaluate(folder, references, tmp_path, episodes=3, rollouts=2)
+        evaluate(folder, references, tmp_path, Protocol(episodes=3, rollouts=2))
 
 
-def test_the_card_is_valid_and_complete():
-    results = [
-        EnvironmentResult.of("lib/Up-v0", [[9.0], [10.0]], 0.0, 10.0, 11.0),
-        EnvironmentResult.of("lib/Flat-v0", [[1.0], [2.0]], 5.0, 5.0, 5.0),
-    ]
-    model = {"parameters": 1234567, "context_length": 64}
-    report = Report(results, {"rollouts": 2, "episodes": 1}, model, {"steps": 9}, {"torch": "2"})
-    card = render_model_card(report, "toy")
-    _, header, body = card.split("---\n", 2)
-    index = yaml.safe_load(header)["model-index"][0]
-    values = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
-    assert index["name"] == "toy" and values == {"mean_return": 9.5, "normalized_score": 0.95}
-    assert [metric["type"] for metric in index["results"][1]["metrics"]] == ["mean_return"]
-    assert "| `lib/Up-v0` | 0.00 | 10.00 | 11.00 | 9.50 | 95.0 % |" in body and "not scored" in body
-    assert (
-        "1,234,567 parameters" in body and "50 % of the environments reach 80 %" in body and "| steps | `9` |" in body
-    )
+def test_an_interrupted_evaluation_goes_on(folder, data, tmp_path, monkeypatch):
+    references = open_datasets(data, [CARTPOLE, CLIFF])
+    real, asked = rollout_module.make, []
+
+    def make(environment, **options):
+        asked.append(environment)
+        if environment == CARTPOLE and len(asked) > 2:
+            raise KeyboardInterrupt
+        return real(environment, **options)
+
+    monkeypatch.setattr(rollout_module, "make", make)
+    # One environment a batch: the one of longer episodes comes first, and is finished when the other is stopped.
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, references, tmp_path, Protocol(1, 1), batch_rows=1)
+    assert asked[0] == CLIFF and asked[-1] == CARTPOLE and not (tmp_path / "report.json").exists()
+    monkeypatch.setattr(rollout_module, "make", real)
+    ended = []
+    evaluate(folder, references, tmp_path, Protocol(1, 1), progress=lambda name, done: ended.append((name, done)))
+    assert ended[0] == (CLIFF, 1) and json.loads((tmp_path / "report.json").read_text())["format"] == 1
 
 
-NO_REPORTS = [
-    "",
-    "[]",
-    "{}",
-    '{"format": 1}',
-    '{"format": 9, "environments": []}',
-    '{"format": 1, "environments": [{}]}',
-]
+def test_seeds_of_the_data_are_not_evaluated_unnoticed(folder, data, tmp_path):
+    (reference,) = open_datasets(data, [CARTPOLE])
+    protocol = Protocol(1, 2)
+    assert evaluate(folder, [reference], tmp_path / "apart", protocol).environments[0].flags == []
+    # Four environments, the last of which began with the second rollout's seed.
+    reference.runs = [replace(reference.info, seed=EVALUATION_SEED - 2, num_streams=4)]
+    assert SEEN_SEED in evaluate(folder, [reference], tmp_path / "same", protocol).environments[0].flags
+    reference.runs = [replace(reference.info, seed=EVALUATION_SEED - 4, num_streams=4)]
+    assert SEEN_SEED not in evaluate(folder, [reference], tmp_path / "before", protocol).environments[0].flags
 
 
-@pytest.mark.parametrize("text", NO_REPORTS)
-def test_other_files_are_no_reports(tmp_path, text):
-    path = tmp_path / "report.json"
-    path.write_text(text)
-    with pytest.raises(DatasetFormatError, match=str(path)):
-        Report.load(path)
+def test_a_failure_is_a_row_and_is_tried_again(folder, data, tmp_path, monkeypatch):
+    references = open_datasets(data, [CARTPOLE, CLIFF])
+    broken = {CLIFF}
+    asked = []
+
+    def make(environment, **options):
+        asked.append(environment)
+        return remote("Hostile/exit-v0") if environment in broken else registry.make(environment)
+
+    monkeypatch.setattr(rollout_module, "make", make)
+    report = evaluate(folder, references, tmp_path, SHORT)
+    fine, failed = report.environments
+    assert fine.failure is None and fine.normalized_score is not None
+    assert "exited with status 7" in failed.failure and failed.normalized_score is None
+    assert failed.first10 == references[1].info.first10 and report.summary.failed == 1
+    assert f"{CLIFF}: {failed.failure}" in report.warnings
+    broken.clear()
+    asked.clear()
+    again = evaluate(folder, references, tmp_path, SHORT)
+    assert set(asked) == {CLIFF} and again.environments[1].failure is None
+    assert asdict(again.environments[0]) == asdict(fine)
 
 
-def test_other_folders_are_no_models(folder, data, tmp_path):
+def test_videos_are_extra_and_never_spoil_a_score(folder, data, tmp_path):
+    references = open_datasets(data, [CARTPOLE, CLIFF])
+    protocol = Protocol(episodes=1, rollouts=1)
+    plain = evaluate(folder, references[:1], tmp_path / "plain", protocol)
+    report = evaluate(folder, references[:1], tmp_path / "shown", protocol, videos=3)
+    assert report.environments == plain.environments
+    (video,) = report.videos.values()
+    assert (tmp_path / "shown" / video["file"]).stat().st_size > 1000
+    assert "data:video/mp4;base64," in (tmp_path / "shown" / "report.html").read_text()
+
+
+def test_other_folders_are_no_models(folder, tmp_path):
     with pytest.raises(CheckpointError, match="holds no model"):
         evaluate(tmp_path, [], tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

@@ -1,16 +1,13 @@
 """Evaluates a saved model on environments that have a reference, one result file each, and writes the report."""
 
-import functools
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModel, AutoProcessor
@@ -18,88 +15,98 @@ from transformers.utils.logging import disable_progress_bar
 
 import ldm_hf
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import CheckpointError
-from ldm_hf.evaluation.report import EnvironmentResult, Report, plot_threshold_curve, render_model_card
-from ldm_hf.evaluation.rollout import EPISODES, EVALUATION_SEED, ROLLOUTS, evaluate_environment
+from ldm_hf.errors import CheckpointError, LDMError
+from ldm_hf.evaluation.batches import batches
+from ldm_hf.evaluation.lineage import relation, trained_environments, training_settings
+from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.random_policy import random_returns
+from ldm_hf.evaluation.render import write_all
+from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.results import SEEN_SEED, EnvironmentResult, judge
+from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
+from ldm_hf.evaluation.showcase import record_videos
+from ldm_hf.evaluation.versions import differences, package_versions, versions_here, versions_of_data
 from ldm_hf.files import replacing
 
-Progress = Callable[[str, int, int], None]
-"""Called with an environment, its episodes that ended, and all of its episodes."""
+Progress = Callable[[str, int], None]
+"""Called with an environment and how many of its episodes have ended."""
 
-_PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
+BATCH_ROWS = 32
 
 
 def evaluate(
     model_folder: Path,
     references: Sequence[EnvironmentDataset],
     output: Path,
+    protocol: Protocol = Protocol(),
     *,
-    episodes: int = EPISODES,
-    rollouts: int = ROLLOUTS,
-    seed: int = 0,
     device: str = "cpu",
-    progress: Progress = lambda environment, done, total: None,
+    batch_rows: int = BATCH_ROWS,
+    videos: int = 0,
+    progress: Progress = lambda environment, done: None,
 ) -> Report:
-    """Evaluate a model folder and write ``report.json``, ``threshold_curve.png``, ``README.md`` (the card) to ``output``.
+    """Evaluate a model folder and write ``report.json``, and what ``render.write_all`` makes of it, to ``output``.
 
-    An environment whose result is in ``output/environments`` already, from the same weights and protocol, is not repeated.
+    An environment whose result is in ``output/environments`` already, from the same weights and protocol, is not repeated;
+    one that failed is tried again. A failure is a row of the report, and the others go on.
 
     Args:
         model_folder: a folder that ``AutoModel.from_pretrained`` reads.
         references: datasets of the environments, which hold the scores of the reference runs.
         output: folder of the report.
-        episodes, rollouts, seed: of the protocol, see ``evaluate_environment``.
+        protocol: how much is rolled out.
         device: torch device of the model.
+        batch_rows: rollouts that the model acts in at a time.
+        videos: how many environments to record, see ``record_videos``.
         progress: told of every episode.
 
     Raises:
         CheckpointError: the folder holds no Large Decision Model.
-        EnvironmentFailure: an environment broke.
     """
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
     model, processor = load_pretrained(model_folder)
     model.to(device)  # type: ignore[arg-type]
-    protocol = {"episodes": episodes, "rollouts": rollouts, "seed": EVALUATION_SEED + 1000 * seed}
     weights = _weights_hash(model_folder)
-    results = []
-    for reference in references:
-        info = reference.info
-        key = {"weights": weights, "protocol": protocol, "reference": [info.first10, info.last10]}
-        parsed = EnvironmentId.parse(info.environment)
-        path = output / "environments" / parsed.library / f"{parsed.config_name}.json"
-        result = _finished(path, key)
-        if result is None:
-            rollout = evaluate_environment(
-                model,
-                processor,
-                info.environment,
-                episodes=episodes,
-                rollouts=rollouts,
-                seed=seed,
-                progress=functools.partial(progress, info.environment),
-            )
-            scores = (info.first10, info.last10, info.deterministic_return)
-            result = EnvironmentResult.of(info.environment, rollout.returns, *scores)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"key": key, "result": vars(result)}))
-        progress(info.environment, episodes * rollouts, episodes * rollouts)
-        results.append(result)
+    store = _Store(output / "environments", {"weights": weights, "protocol": _described(protocol)})
+    trained = trained_environments(model_folder)
+    waiting = []
+    results: dict[str, EnvironmentResult] = {}
+
+    def finished(environment: str, result: RolloutResult) -> None:
+        reference = by_id[environment]
+        results[environment] = _judged(reference, result, protocol, relation(environment, trained))
+        store.write(reference.info, results[environment])
+        progress(environment, protocol.episodes * protocol.rollouts)
+
+    by_id = {reference.environment: reference for reference in references}
+    for environment, reference in by_id.items():
+        done = store.read(reference.info)
+        if done is None:
+            waiting.append(reference.info)
+        else:
+            results[environment] = replace(done, training=relation(environment, trained))
+            progress(environment, protocol.episodes * protocol.rollouts)
+    player = ModelPlayer(model, processor)
+    for batch in batches(waiting, max(1, batch_rows // protocol.rollouts)):
+        roll_out(player, batch, protocol, progress=progress, finished=finished)
     report = Report(
-        sorted(results, key=lambda result: result.id),
-        protocol,
+        [results[environment] for environment in sorted(results)],
+        _described(protocol),
         {
+            "name": model_folder.resolve().parent.name,
             "parameters": model.num_parameters(),
             "context_length": model.config.max_position_embeddings,
             "weights_sha256": weights,
         },
-        _training_settings(model_folder),
-        {"python": platform.python_version(), "ldm_hf": ldm_hf.__version__, **_versions()},
+        _settings_of(model_folder),
+        package_versions(),
     )
+    if videos:
+        report = replace(report, videos=record_videos(player, report, videos, output, protocol))
     report.save(output / "report.json")
-    plot_threshold_curve(report, output / "threshold_curve.png")
-    with replacing(output / "README.md") as temporary:
-        temporary.write_text(render_model_card(report, model_folder.resolve().parent.name))
+    write_all([report], output, [output])
     return report
 
 
@@ -134,12 +141,68 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _finished(path: Path, key: dict) -> EnvironmentResult | None:
+class _Store:
+    """Results that are finished, a file for each environment."""
+
+    def __init__(self, folder: Path, key: dict[str, Any]):
+        self._folder, self._key = folder, key
+
+    def read(self, info: RunInfo) -> EnvironmentResult | None:
+        """The result of an environment, if it was got in the same way and did not fail."""
+        try:
+            stored = json.loads(self._path(info).read_text())
+            result = EnvironmentResult(**stored["result"])
+            return result if stored["key"] == self._key_of(info) and result.failure is None else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # Not there, or not ours: it is evaluated again and replaced.
+
+    def write(self, info: RunInfo, result: EnvironmentResult) -> None:
+        with replacing(self._path(info)) as temporary:
+            temporary.write_text(json.dumps({"key": self._key_of(info), "result": asdict(result)}))
+
+    def _path(self, info: RunInfo) -> Path:
+        parsed = EnvironmentId.parse(info.environment)
+        return self._folder / parsed.library / f"{parsed.config_name}.json"
+
+    def _key_of(self, info: RunInfo) -> dict[str, Any]:
+        return {**self._key, "reference": [info.run, info.first10, info.last10]}
+
+
+def _judged(
+    reference: EnvironmentDataset, result: RolloutResult, protocol: Protocol, training: str
+) -> EnvironmentResult:
+    info, random = reference.info, None
+    versions = {"data": versions_of_data(info)}
+    notes = [SEEN_SEED] if any(_shares_seeds(run, protocol) for run in reference.runs) else []
+    failure = None if result.failure is None else str(result.failure)
     try:
-        stored = json.loads(path.read_text())
-        return EnvironmentResult(**stored["result"]) if stored["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # Not there, or not ours: it is evaluated again and replaced.
+        versions["evaluation"] = versions_here(info.environment)
+        if failure is None:
+            random = random_returns(info.environment, versions["evaluation"], protocol.step_timeout)
+    except LDMError as error:
+        notes.append(f"a random policy was not measured: {error}")
+    differing = differences(versions["data"], versions.get("evaluation", {}))
+    judged = judge(
+        info,
+        result.returns,
+        result.lengths,
+        random,
+        failure,
+        training=training,
+        versions=versions,
+        differences=differing,
+    )
+    return replace(judged, flags=[*judged.flags, *notes])
+
+
+def _shares_seeds(run: RunInfo, protocol: Protocol) -> bool:
+    """Whether a rollout begins with the seed of one of the environments that a run was recorded in."""
+    recorded = range(run.seed, run.seed + run.num_streams)
+    return any(protocol.first_seed(rollout) in recorded for rollout in range(protocol.rollouts))
+
+
+def _described(protocol: Protocol) -> dict[str, int]:
+    return {"episodes": protocol.episodes, "rollouts": protocol.rollouts, "seed": protocol.first_seed(0)}
 
 
 def _weights_hash(folder: Path) -> str:
@@ -149,12 +212,6 @@ def _weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _training_settings(folder: Path) -> dict:
-    path = Path(folder).parent / "training.yaml"
-    settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
+def _settings_of(folder: Path) -> dict[str, Any]:
     # Folders of the machine that trained it help nobody.
-    return {name: value for name, value in settings.items() if name not in ("data", "output")}
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {name: value for name, value in training_settings(folder).items() if name not in ("data", "output")}

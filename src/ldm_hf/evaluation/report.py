@@ -1,52 +1,75 @@
-"""Reports: ``report.json``, a table, the performance-threshold curve and the model card."""
+"""Reports: what ``report.json`` holds, and its summaries by group of environments."""
 
+import functools
 import json
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from rich.table import Table
+from scipy import stats
 
-from ldm_hf.errors import DatasetFormatError
-from ldm_hf.evaluation.scores import normalized_score, threshold_curve
+from ldm_hf.errors import ConfigError, DatasetFormatError
+from ldm_hf.evaluation.results import EnvironmentResult
+from ldm_hf.evaluation.scores import share_interval, threshold_curve
 from ldm_hf.files import replacing
 
 FORMAT = 1
 SUCCESS = 0.8  # paper section 5.2: an environment counts as solved at 80 % of the reference
+THRESHOLDS = (SUCCESS, 1.0)
+
+GROUPINGS: dict[str, Callable[[EnvironmentResult], str]] = {
+    "training data": lambda result: result.training,
+    "library": lambda result: result.library,
+    "kind": lambda result: result.kind,
+}
+"""How environments are grouped into tables."""
 
 
 @dataclass(frozen=True)
-class EnvironmentResult:
-    """A model's result on one environment, beside its reference.
+class Summary:
+    """Some environments together. Shares are of those that have a score.
 
     Attributes:
-        id: of the environment.
-        normalized_score: 0 at ``first10``, 1 at ``last10``; None where the reference did not improve.
-        mean_return: of the model, over all episodes.
-        first10, last10: mean return of the first and last 10 % of the reference run's training episodes.
-        deterministic_return: of the reference policy, acting as the labels do.
-        returns: of every episode, by rollout.
+        environments, scored, failed: how many there are, have a score, have no result.
+        median: of the normalised scores; None where there are none.
+        interquartile_mean: their mean without the lowest and the highest quarter.
+        deterministic_median: median of the scores against the deterministic reference.
+        reached: number of environments at or above each threshold.
+        shares: the same as shares; None where nothing is scored.
+        intervals: of the shares, by a bootstrap over every environment's episodes.
     """
 
-    id: str
-    normalized_score: float | None
-    mean_return: float
-    first10: float
-    last10: float
-    deterministic_return: float
-    returns: list[list[float]]
+    environments: int
+    scored: int
+    failed: int
+    median: float | None
+    interquartile_mean: float | None
+    deterministic_median: float | None
+    reached: list[int]
+    shares: list[float] | None
+    intervals: list[list[float] | None]
 
     @classmethod
-    def of(
-        cls, environment: str, returns: list[list[float]], first10: float, last10: float, deterministic_return: float
-    ) -> "EnvironmentResult":
-        """Score the returns of an environment."""
-        mean_return = float(np.mean([value for rollout in returns for value in rollout]))
-        score = normalized_score(mean_return, first10, last10)
-        return cls(environment, score, mean_return, first10, last10, deterministic_return, returns)
+    def of(cls, results: Sequence[EnvironmentResult]) -> "Summary":
+        """Summarise results."""
+        scored = [result for result in results if result.normalized_score is not None]
+        scores = [result.normalized_score for result in scored]
+        deterministic = [result.deterministic_score for result in results if result.deterministic_score is not None]
+        reached = [int(number) for number in threshold_curve(scores, THRESHOLDS)]
+        found = [share_interval([result.episode_scores for result in scored], threshold) for threshold in THRESHOLDS]
+        return cls(
+            len(results),
+            len(scored),
+            sum(result.failure is not None for result in results),
+            float(np.median(scores)) if scores else None,  # type: ignore[arg-type]
+            float(stats.trim_mean(scores, 0.25)) if scores else None,
+            float(np.median(deterministic)) if deterministic else None,
+            reached,
+            [number / len(scored) for number in reached] if scored else None,
+            [None if interval is None else list(interval) for interval in found],
+        )
 
 
 @dataclass(frozen=True)
@@ -56,9 +79,10 @@ class Report:
     Attributes:
         environments: results by environment, sorted by id.
         protocol: episodes, rollouts and seeds.
-        model: number of parameters, context length, hash of the weights.
+        model: name, number of parameters, context length, hash of the weights.
         training: settings that made the model, as far as they are known.
         packages: versions that evaluated it.
+        videos: file of each video by environment, relative to the report; or, where there is none, why.
     """
 
     environments: list[EnvironmentResult]
@@ -66,24 +90,63 @@ class Report:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
+    videos: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def only(self, environments: Collection[str]) -> "Report":
+        """The report of these environments alone."""
+        return replace(self, environments=[result for result in self.environments if result.id in environments])
+
+    @functools.cached_property
+    def summary(self) -> Summary:
+        """All environments together."""
+        return Summary.of(self.environments)
+
+    @functools.cached_property
+    def groups(self) -> dict[str, dict[str, Summary]]:
+        """Summaries by grouping, then by the name of the group."""
+        tables: dict[str, dict[str, Summary]] = {}
+        for title, key in GROUPINGS.items():
+            names = sorted({key(result) for result in self.environments})
+            tables[title] = {
+                name: Summary.of([result for result in self.environments if key(result) == name]) for name in names
+            }
+        return tables
+
+    @property
+    def scores(self) -> list[float]:
+        """The normalised scores that there are."""
+        return [result.normalized_score for result in self.environments if result.normalized_score is not None]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader has to know before believing the scores, one line each."""
+        lines = [f"{result.id}: {result.failure}" for result in self.environments if result.failure is not None]
+        lines += [f"{result.id}: {flag}" for result in self.environments for flag in result.flags]
+        return lines + [f"{result.id}: {line}" for result in self.environments for line in result.differences]
 
     def save(self, path: Path) -> None:
         """Write ``report.json``."""
+        summaries = {"all": asdict(self.summary)}
+        for title, table in self.groups.items():
+            summaries[title] = {name: asdict(summary) for name, summary in table.items()}
+        values = {"format": FORMAT, **asdict(self), "summaries": summaries}
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
+            temporary.write_text(json.dumps(values, indent=1, allow_nan=False))
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote, from the file or its folder.
 
         Raises:
             DatasetFormatError: the file is no report, or of another format.
         """
+        path = path / "report.json" if path.is_dir() else path
         try:
             values = json.loads(path.read_text())
             found = values.pop("format")
             if found != FORMAT:
                 raise DatasetFormatError(f"{path} has report format {found!r}; this version reads {FORMAT}")
+            values.pop("summaries", None)  # They follow from the rest.
             results = [EnvironmentResult(**result) for result in values.pop("environments")]
             return cls(results, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,58 +154,15 @@ class Report:
                 raise
             raise DatasetFormatError(f"{path} is no report: {' '.join(str(error).split())}") from error
 
-    def share_at(self, threshold: float) -> float:
-        """Share of the environments whose score is at least ``threshold``."""
-        reached = threshold_curve([result.normalized_score for result in self.environments], [threshold])
-        return float(reached[0]) / len(self.environments)
 
+def comparable(reports: Sequence[Report]) -> list[Report]:
+    """Reports of the environments that all of them have a score of, so that models are compared on the same.
 
-def result_table(report: Report) -> Table:
-    """The table that the command line prints."""
-    table = Table(title="Large Decision Model against its reference policies")
-    table.add_column("environment")
-    for heading in ("first 10 %", "last 10 %", "deterministic reference", "LDM", "normalised"):
-        table.add_column(heading, justify="right")
-    for result in report.environments:
-        returns = (result.first10, result.last10, result.deterministic_return, result.mean_return)
-        table.add_row(result.id, *(f"{value:.2f}" for value in returns), percent(result.normalized_score))
-    return table
-
-
-def percent(score: float | None) -> str:
-    """A score as people read it."""
-    return "not scored" if score is None else f"{100 * score:.1f} %"
-
-
-def plot_threshold_curve(report: Report, path: Path) -> None:
-    """Draw the share of environments at or above each threshold (paper figure 3) as a PNG."""
-    from matplotlib.figure import Figure
-
-    scores = [result.normalized_score for result in report.environments]
-    thresholds = np.linspace(0, 1.2, 241)
-    shares = 100 * threshold_curve(scores, thresholds) / len(scores)
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.step(100 * thresholds, shares, where="pre", linewidth=2, color="#2563eb")
-    axes.fill_between(100 * thresholds, shares, step="pre", alpha=0.12, color="#2563eb")
-    for threshold, color in ((SUCCESS, "#d97706"), (1.0, "#16a34a")):
-        share = 100 * report.share_at(threshold)
-        axes.axvline(100 * threshold, color=color, linestyle="--", linewidth=1)
-        axes.plot(100 * threshold, share, "o", color=color, label=f"{share:.0f} % of environments at {threshold:.0%}")
-    axes.set_xlim(0, 120)
-    axes.set_ylim(0, 105)
-    axes.set_xlabel("normalised score reached (% of the reference's improvement)")
-    axes.set_ylabel("environments (%)")
-    axes.set_title(f"Performance threshold curve, {len(scores)} environments")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def render_model_card(report: Report, name: str) -> str:
-    """Fill ``model_card.md`` with a report."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    template = environment.from_string(resources.files("ldm_hf.evaluation").joinpath("model_card.md").read_text())
-    return template.render(report=report, name=name, success=SUCCESS)
+    Raises:
+        ConfigError: there are none.
+    """
+    scored = [{one.id for one in report.environments if one.normalized_score is not None} for report in reports]
+    common = set.intersection(*scored)
+    if not common:
+        raise ConfigError("the reports have no scored environment in common, so that nothing can be compared")
+    return [report.only(common) for report in reports]

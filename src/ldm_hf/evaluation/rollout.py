@@ -1,15 +1,19 @@
-"""Rollouts of a model by the paper's protocol (section 5.1)."""
+"""Rollouts by the paper's protocol (section 5.1): of one environment, or of many in batches."""
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium
 
 from ldm_hf.env_registry.registry import make
-from ldm_hf.errors import EnvironmentFailure, LDMError
+from ldm_hf.env_registry.remote import STEP_TIMEOUT
+from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, UnsupportedSpaceError
+from ldm_hf.evaluation.players import ModelPlayer, Player
 from ldm_hf.evaluation.video import RENDER_MODE
-from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
+from ldm_hf.modeling import LDMModel, LDMProcessor
 
 EPISODES = 10
 ROLLOUTS = 2
@@ -17,13 +21,38 @@ ROLLOUTS = 2
 EVALUATION_SEED = 1_000_000_000
 """First seed of evaluation; training and reference scoring stay far below, so no evaluated start was trained on."""
 
+Watch = Callable[[gymnasium.Env], None]
+Failure = LDMError | UnsupportedSpaceError | InvalidValueError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is rolled out. Rollout ``r`` begins with the seed ``EVALUATION_SEED + 1000 x seed + r``.
+
+    Attributes:
+        episodes: of each rollout.
+        rollouts: of each environment.
+        seed: of the environments.
+        step_timeout: seconds that a step of an isolated environment may take; it has failed after that.
+    """
+
+    episodes: int = EPISODES
+    rollouts: int = ROLLOUTS
+    seed: int = 0
+    step_timeout: float = STEP_TIMEOUT
+
+    def first_seed(self, rollout: int) -> int:
+        """The seed of the first reset of a rollout; the environment's own randomness goes on from there."""
+        return EVALUATION_SEED + 1000 * self.seed + rollout
+
 
 @dataclass
 class RolloutResult:
-    """Returns and lengths of the episodes of each rollout, in order."""
+    """Returns and lengths of the episodes of each rollout, in order; why there are no more, where it failed."""
 
     returns: list[list[float]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
+    failure: Failure | None = None
 
     @property
     def mean_return(self) -> float:
@@ -41,13 +70,12 @@ def evaluate_environment(
     rollouts: int = ROLLOUTS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    watch: Callable[[gymnasium.Env], None] | None = None,
+    watch: Watch | None = None,
     compile: bool = False,
 ) -> RolloutResult:
     """Roll a model out: the context is empty at the start of a rollout and kept across its episodes.
 
-    The rollouts are rows of one batch. Only the first reset of each is seeded, with ``EVALUATION_SEED + 1000 x seed +
-    rollout``; the environment's own randomness goes on from there.
+    The rollouts are rows of one batch. Only the first reset of each is seeded, see ``Protocol``.
 
     Args:
         model, processor: what acts, by masked argmax.
@@ -63,66 +91,182 @@ def evaluate_environment(
         EnvironmentFailure: the environment broke; the message names it.
         UnsupportedSpaceError: it does not fit the model.
     """
-    with contextlib.ExitStack() as stack:
-        envs = []
-        for row in range(rollouts):
-            envs.append(make(environment, render_mode=RENDER_MODE if watch and row == 0 else None))
-            stack.callback(envs[-1].close)
-        policy = LDMPolicy(model, processor, envs, compile=compile)
-        result = RolloutResult([[] for _ in envs], [[] for _ in envs])
-        running = [_Running(env, row, watch if row == 0 else None) for row, env in enumerate(envs)]
-        try:
-            for each in running:
-                each.start_episode(EVALUATION_SEED + 1000 * seed + each.row)
-            actions = policy.act([each.observation for each in running])
-            while running:
-                for each, action in zip(running, actions, strict=True):
-                    if each.step(action):
-                        result.returns[each.row].append(each.total)
-                        result.lengths[each.row].append(each.length)
-                        if len(result.returns[each.row]) < episodes:
-                            each.start_episode()
-                        progress(sum(map(len, result.returns)), episodes * rollouts)
-                kept = [index for index, each in enumerate(running) if len(result.returns[each.row]) < episodes]
-                if len(kept) < len(running):
-                    running = [running[index] for index in kept]
-                    policy.select(kept)
-                if running:
-                    actions = policy.act(*zip(*[each.outcome() for each in running], strict=True))
-        except LDMError:
-            raise
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise EnvironmentFailure(f"{environment} broke while it was rolled out: {reason}") from error
+    protocol = Protocol(episodes, rollouts, seed)
+
+    def told(_: str, done: int) -> None:
+        progress(done, episodes * rollouts)
+
+    player = ModelPlayer(model, processor, compile)
+    (result,) = roll_out(player, [environment], protocol, progress=told, watch=watch)
+    if result.failure is not None:
+        raise result.failure
     return result
 
 
-class _Running:
-    """One environment in the middle of a rollout."""
+def roll_out(
+    player: Player,
+    environments: Sequence[str],
+    protocol: Protocol,
+    *,
+    progress: Callable[[str, int], None] = lambda environment, done: None,
+    finished: Callable[[str, RolloutResult], None] = lambda environment, result: None,
+    watch: Watch | None = None,
+) -> list[RolloutResult]:
+    """Roll out in several environments at once; every rollout is a row of one batch, and leaves it when it ends.
 
-    def __init__(self, env: gymnasium.Env, row: int, watch: Callable[[gymnasium.Env], None] | None):
-        self.env = env
-        self.row = row
+    An environment that breaks leaves the batch with all of its rows, and the others go on.
+
+    Args:
+        player: what acts.
+        environments: ids.
+        protocol: how much.
+        progress: told an environment and how many of its episodes ended.
+        finished: given the result of an environment as soon as it is complete, or failed.
+        watch: as in ``evaluate_environment``, of the first environment.
+
+    Returns:
+        A result for each environment, in order; ``failure`` says why one has fewer episodes.
+    """
+    trials = [_Trial(name, protocol, progress, finished) for name in environments]
+    try:
+        for index, trial in enumerate(trials):
+            trial.open(player, watch if index == 0 else None)
+        _play([row for trial in trials for row in trial.rows if row.is_running], player)
+    finally:
+        for trial in trials:
+            trial.close()
+    return [trial.result for trial in trials]
+
+
+def _play(rows: list["_Row"], player: Player) -> None:
+    """Act in all rows until the last one has ended."""
+    if not rows:
+        return
+    policy = player.start([row.env for row in rows])
+    acted = False
+    while rows:
+        try:
+            actions = policy.act([row.observation for row in rows], *(_outcomes(rows) if acted else ()))
+        except InvalidValueError:
+            # The policy is as it was. Rows whose observation it cannot read leave, and it is asked again.
+            if all(row.is_readable(player) for row in rows):
+                raise
+        else:
+            acted = True
+            for row, action in zip(rows, actions, strict=True):
+                row.step(action)
+        kept = [index for index, row in enumerate(rows) if row.is_running]
+        if len(kept) < len(rows):
+            rows = [rows[index] for index in kept]
+            if rows:
+                policy.select(kept)
+
+
+def _outcomes(rows: Sequence["_Row"]) -> tuple[list[float], list[bool], list[bool]]:
+    """What the last actions brought: rewards, terminations and truncations."""
+    return [row.reward for row in rows], [row.terminated for row in rows], [row.truncated for row in rows]
+
+
+class _Trial:
+    """An environment on trial: its rollouts, and what they gave."""
+
+    def __init__(self, environment: str, protocol: Protocol, progress: Callable, finished: Callable):
+        self.environment, self.protocol = environment, protocol
+        self.result = RolloutResult()
+        self.rows: list[_Row] = []
+        self._progress, self._finished = progress, finished
+
+    def open(self, player: Player, watch: Watch | None) -> None:
+        """Make and reset the environments of all rollouts."""
+        for number in range(self.protocol.rollouts):
+            self.guard(self._open_row, number, player, watch if number == 0 else None)
+
+    def guard(self, action: Callable, *arguments: Any) -> None:
+        """Do something with the environment, unless it has failed; from its failure on, it takes part no more."""
+        if self.result.failure is not None:
+            return
+        try:
+            action(*arguments)
+        except Exception as error:  # Libraries fail in ways of their own.
+            self.result.failure = self._named(error)
+            self._finish()
+
+    def episode_ended(self, row: "_Row") -> None:
+        """Tell of an episode; after the last one, the environments are closed and the result is handed on."""
+        self._progress(self.environment, sum(map(len, self.result.returns)))
+        row.is_running = len(self.result.returns[row.number]) < self.protocol.episodes
+        if row.is_running:
+            self.guard(row.start_episode)
+        elif not any(row.is_running for row in self.rows):
+            self._finish()
+
+    def close(self) -> None:
+        """Close what is still open."""
+        while self.rows:
+            with contextlib.suppress(Exception):  # What is wrong with it at its end is nobody's concern.
+                self.rows.pop().env.close()
+
+    def _open_row(self, number: int, player: Player, watch: Watch | None) -> None:
+        render_mode = None if watch is None else RENDER_MODE
+        env = make(self.environment, render_mode=render_mode, step_timeout=self.protocol.step_timeout)
+        row = _Row(self, number, env, watch)
+        self.rows.append(row)
+        self.result.returns.append([])
+        self.result.lengths.append([])
+        row.start_episode(self.protocol.first_seed(number))
+        player.check(env, row.observation)
+
+    def _finish(self) -> None:
+        for row in self.rows:
+            row.is_running = False
+        self.close()
+        self._finished(self.environment, self.result)
+
+    def _named(self, error: Exception) -> Failure:
+        if isinstance(error, Failure):
+            return error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        failure = EnvironmentFailure(f"{self.environment} broke while it was rolled out: {reason}")
+        failure.__cause__ = error
+        return failure
+
+
+class _Row:
+    """One rollout: an environment, and what its last step gave."""
+
+    def __init__(self, trial: _Trial, number: int, env: gymnasium.Env, watch: Watch | None):
+        self.trial, self.number, self.env = trial, number, env
+        self.is_running = True
         self.observation: object = None
         self.reward = 0.0
         self.terminated = self.truncated = False
-        self.total, self.length = 0.0, 0
+        self._total, self._length = 0.0, 0
         self._watch = watch or (lambda _: None)
 
-    def step(self, action: object) -> bool:
-        """Take an action; True at the end of an episode, whose next one then has to be started."""
-        self.observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
-        self.reward = float(reward)
-        self.total += self.reward
-        self.length += 1
-        self._watch(self.env)
-        return self.terminated or self.truncated
+    def step(self, action: object) -> None:
+        """Take an action; the next episode begins where one ends, unless it was the last."""
+        self.trial.guard(self._step, action)
+        if self.is_running and (self.terminated or self.truncated):
+            self.trial.result.returns[self.number].append(self._total)
+            self.trial.result.lengths[self.number].append(self._length)
+            self.trial.episode_ended(self)
 
     def start_episode(self, seed: int | None = None) -> None:
-        """Reset; the outcome keeps the done flags of the step before and holds the reset's observation."""
+        """Reset; the outcome keeps the done flags of the step before, beside the reset's observation."""
         self.observation, _ = self.env.reset(seed=seed)
-        self.total, self.length = 0.0, 0
+        self._total, self._length = 0.0, 0
         self._watch(self.env)
 
-    def outcome(self) -> tuple[object, float, bool, bool]:
-        return self.observation, self.reward, self.terminated, self.truncated
+    def is_readable(self, player: Player) -> bool:
+        """Whether the player can read the observation; if not, the environment has failed."""
+        self.trial.guard(player.check, self.env, self.observation)
+        return self.is_running
+
+    def _step(self, action: object) -> None:
+        self.observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
+        self.reward = float(reward)
+        if not math.isfinite(self.reward):
+            raise EnvironmentFailure(f"{self.trial.environment} gave a reward of {self.reward}: nothing can be scored")
+        self._total += self.reward
+        self._length += 1
+        self._watch(self.env)

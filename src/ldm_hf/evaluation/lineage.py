@@ -1,0 +1,61 @@
+"""What a model was trained on, as far as its folder says."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.errors import ConfigError, LDMError
+from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
+
+_SETTINGS = "training.yaml"
+
+
+def training_settings(folder: Path) -> dict[str, Any]:
+    """The settings that made a model: ``training.yaml`` in its folder, or beside it, where training leaves it."""
+    for path in (folder / _SETTINGS, folder.resolve().parent / _SETTINGS):
+        if path.is_file():
+            found = yaml.safe_load(path.read_text())
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def training_data(folder: Path) -> str | list[str]:
+    """Where the data of a model's training are; ``ConfigError`` if its settings do not say."""
+    data = training_settings(folder).get("data")
+    if not data:
+        raise ConfigError(f"{folder} does not say what data it was trained on; name those with references by --data")
+    return data
+
+
+def trained_environments(folder: Path) -> set[str] | None:
+    """The environments that a model was trained on, and those of the model that it began from; None if nobody knows.
+
+    They are the ``environments`` of its settings or, where these name none, those of their ``data``, if it can be read.
+    """
+    settings = training_settings(folder)
+    if not settings:
+        return None
+    own = settings.get("environments")
+    try:
+        environments = set(own) if own else {one.environment for one in open_datasets(settings["data"])}
+    except (LDMError, KeyError):
+        return None
+    start = Path(settings.get("model") or "nano")
+    if len(start.parts) == 1 and not start.is_dir():
+        return environments  # It began as a preset.
+    before = None if start.resolve() == folder.resolve() else trained_environments(start)
+    return None if before is None else environments | before
+
+
+def relation(environment: str, trained: Collection[str] | None) -> str:
+    """How an environment relates to those that a model was trained on."""
+    if trained is None:
+        return UNKNOWN
+    if environment in trained:
+        return TRAINED
+    libraries = {EnvironmentId.parse(one).library for one in trained}
+    return HELD_OUT if EnvironmentId.parse(environment).library in libraries else UNSEEN_LIBRARY

@@ -1,0 +1,68 @@
+"""What can be rolled out: a model, and a policy that acts at random."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+
+from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
+
+
+class Policy(Protocol):
+    """Acts in a batch of environments, as ``LDMPolicy`` does."""
+
+    def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
+        """One action an environment."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+
+
+class Player(Protocol):
+    """Begins rollouts."""
+
+    def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
+        """The policy of a batch of environments, which were reset."""
+
+    def check(self, env: gymnasium.Env, observation: Any) -> None:
+        """Raise ``UnsupportedSpaceError`` or ``InvalidValueError`` if it cannot act there, or read what is shown."""
+
+
+class ModelPlayer:
+    """A model, acting by masked argmax with the history of its rollout."""
+
+    def __init__(self, model: LDMModel, processor: LDMProcessor, compile: bool = False):
+        self._model, self._processor, self._compile = model, processor, compile
+
+    def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
+        return LDMPolicy(self._model, self._processor, envs, compile=self._compile)
+
+    def check(self, env: gymnasium.Env, observation: Any) -> None:
+        self._processor.action_layout(env.action_space)
+        self._processor.observation_layout(env.observation_space).flatten(observation)
+
+
+class RandomPlayer:
+    """Samples of the action spaces, each seeded with its number in the batch's environment."""
+
+    def __init__(self, seed: int = 0):
+        self._seed = seed
+
+    def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
+        for row, env in enumerate(envs):
+            env.action_space.seed(self._seed + row)
+        return _RandomPolicy(envs)
+
+    def check(self, env: gymnasium.Env, observation: Any) -> None:
+        """Whatever has an action space will do."""
+
+
+class _RandomPolicy:
+    def __init__(self, envs: Sequence[gymnasium.Env]):
+        self._envs = list(envs)
+
+    def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
+        return [env.action_space.sample() for env in self._envs]
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._envs = [self._envs[row] for row in rows]

@@ -1,0 +1,186 @@
+"""Reports for people: Markdown tables, the model card, and a page that needs nothing else."""
+
+import base64
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from rich.table import Table
+
+from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve
+from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
+from ldm_hf.files import replacing
+
+CURVE, BARS, SCALING = "threshold_curve.png", "scores.png", "scaling.png"
+TABLES, CARD, PAGE = "tables.md", "README.md", "report.html"
+
+
+def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) -> None:
+    """Write every picture, the tables, the page and, of a single report, the model card.
+
+    Several are drawn on the environments that all have a score of; tables are of all that each has.
+
+    Args:
+        reports: one, or several of models to compare.
+        folder: where to.
+        sources: folders of the reports, which hold their videos.
+
+    Raises:
+        ConfigError: several reports have nothing in common.
+    """
+    if len(reports) == 1:
+        plot_threshold_curve(reports, folder / CURVE)
+        plot_scores(reports[0], folder / BARS)
+        _write(folder / CARD, model_card(reports[0]))
+    else:
+        compared = comparable(reports)
+        plot_threshold_curve(compared, folder / CURVE)
+        plot_scaling(compared, folder / SCALING)
+    pictures = [CURVE, BARS if len(reports) == 1 else SCALING]
+    _write(folder / TABLES, "\n".join(f"## {title_of(report)}\n\n{markdown_tables(report)}" for report in reports))
+    _write(folder / PAGE, page(reports, [folder / name for name in pictures], sources))
+
+
+def markdown_tables(report: Report) -> str:
+    """All tables of a report as Markdown."""
+    return _template("tables.md").render(report=report)
+
+
+def model_card(report: Report) -> str:
+    """Fill ``model_card.md``; its metadata are those of ``huggingface_hub``, which the Hub reads as ``model-index``.
+
+    Raises:
+        ValueError: the metadata are not what the Hub takes.
+    """
+    card = _template("model_card.md").render(
+        report=report, metadata=_metadata(report).to_yaml(), success=SUCCESS, tables=markdown_tables(report)
+    )
+    ModelCard(card)  # reads the metadata again, and raises where they are none
+    return card
+
+
+def page(reports: Sequence[Report], pictures: Sequence[Path], sources: Sequence[Path]) -> str:
+    """One HTML file with the tables, pictures and videos in it."""
+    shown = {picture.name: _data_url(picture, "image/png") for picture in pictures}
+    videos = {
+        environment: _data_url(source / video["file"], "video/mp4")
+        for report, source in zip(reports, sources, strict=True)
+        for environment, video in report.videos.items()
+        if "file" in video and (source / video["file"]).exists()
+    }
+    return _template("report.html").render(reports=reports, pictures=shown, videos=videos)
+
+
+def result_table(report: Report) -> Table:
+    """The table that the command line prints."""
+    table = Table(title="Large Decision Model against its reference policies")
+    table.add_column("environment")
+    headings = ("random", "first 10 %", "last 10 %", "deterministic reference", "LDM", "normalised", "of deterministic")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for result in report.environments:
+        random = (result.random or {}).get("mean")
+        returns = (random, result.first10, result.last10, result.deterministic_return, result.mean_return)
+        score = "failed" if result.failure else percent(result.normalized_score)
+        table.add_row(result.id, *map(number, returns), score, percent(result.deterministic_score))
+    return table
+
+
+def summary_tables(report: Report) -> list[Table]:
+    """The tables of groups of environments that the command line prints."""
+    tables = []
+    for title, groups in report.groups.items():
+        table = Table(title=f"By {title}", title_justify="left")
+        table.add_column(title)
+        for heading in ("number", "scored", "failed", "median", "at 80 %", "at 100 %"):
+            table.add_column(heading, justify="right")
+        for name, summary in groups.items():
+            counts = (summary.environments, summary.scored, summary.failed)
+            shares = (percent(summary.median), reached(summary, 0), reached(summary, 1))
+            table.add_row(name, *map(str, counts), *shares)
+        tables.append(table)
+    return tables
+
+
+def title_of(report: Report) -> str:
+    """How headings name a model."""
+    parameters = report.model.get("parameters")
+    return report.model.get("name", "model") + ("" if parameters is None else f" ({parameters:,} parameters)")
+
+
+def percent(score: float | None, interval: Sequence[float] | None = None) -> str:
+    """A score as people read it, with its interval."""
+    if score is None:
+        return "not scored"
+    return f"{100 * score:.1f} %" + (
+        "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    )
+
+
+def number(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A return as people read it, with its interval."""
+    if value is None:
+        return "—"
+    return f"{value:.2f}" + ("" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})")
+
+
+def reached(summary: Summary, index: int) -> str:
+    """How many environments reach a threshold, and their share of the scored ones."""
+    if summary.shares is None:
+        return "—"
+    interval = summary.intervals[index]
+    around = "" if interval is None else f", {100 * interval[0]:.0f} to {100 * interval[1]:.0f}"
+    return f"{summary.reached[index]} ({100 * summary.shares[index]:.0f} %{around})"
+
+
+def _metadata(report: Report) -> ModelCardData:
+    task: dict[str, Any] = {"task_type": "reinforcement-learning", "task_name": "reinforcement learning"}
+    results = []
+    for result in report.environments:
+        values = {
+            ("mean_return", "mean return"): result.mean_return,
+            ("normalized_score", "share of the reference's improvement"): result.normalized_score,
+            ("deterministic_score", "the same of the deterministic reference"): result.deterministic_score,
+        }
+        results += [
+            EvalResult(
+                **task,
+                dataset_type=result.id,
+                dataset_name=result.id,
+                metric_type=kind,
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for (kind, name), value in values.items()
+            if value is not None
+        ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="reinforcement-learning",
+        tags=["reinforcement-learning", "gymnasium", "decision-transformer", "ldm"],
+        model_name=report.model.get("name", "model"),
+        eval_results=results,
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=name.endswith(".html")
+    )
+    environment.filters.update(
+        percent=percent, number=number, reached=reached, title=title_of, combined=lambda one, other: {**one, **other}
+    )
+    return environment.from_string(resources.files("ldm_hf.evaluation").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _data_url(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")

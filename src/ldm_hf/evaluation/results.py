@@ -1,0 +1,158 @@
+"""What a model's rollouts in one environment are worth: scores, intervals, and what speaks against scoring."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ldm_hf.dataset_builder.curves import Sample, significantly_higher
+from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.evaluation.scores import mean_interval, normalized_score
+from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
+
+TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN = "trained on", "held out", "unseen library", "unknown"
+"""How an environment relates to the training data; ``HELD_OUT`` ones share their library with some that were trained on."""
+
+NO_IMPROVEMENT = "the reference did not improve"
+NOT_ABOVE_RANDOM = "the reference is no better than random"
+SEEN_SEED = "an evaluation seed was used to make the data"
+DETERMINISTIC_NOT_ABOVE_RANDOM = "the deterministic reference is no better than random"
+
+
+@dataclass(frozen=True)
+class EnvironmentResult:
+    """A model's result on one environment, beside its reference. Intervals are of 95 %.
+
+    Attributes:
+        id: of the environment.
+        normalized_score: 0 at ``first10``, 1 at ``last10`` (paper section 5.1); None where ``flags`` say why.
+        mean_return: of the model, over all episodes; None where it failed.
+        first10, last10: mean return of the first and last 10 % of the reference run's training episodes.
+        deterministic_return: of the reference policy, acting as the labels do; None where that was not measured.
+        returns: of every episode, by rollout.
+        lengths: their steps.
+        failure: why the environment has no result.
+        flags: what speaks against its scores.
+        return_interval: of the mean return, by a bootstrap over the episodes.
+        score_interval: the same as a score; the reference is taken as it is.
+        deterministic_score: 0 at ``first10``, 1 at ``deterministic_return``.
+        random_score: 0 at ``random``'s mean, 1 at ``last10``.
+        random: mean, standard deviation and number of a random policy's returns.
+        observation_kind, action_kind: what the spaces are made of.
+        training: ``TRAINED``, ``HELD_OUT``, ``UNSEEN_LIBRARY`` or ``UNKNOWN``.
+        versions: of the library and of what ran it, under ``data`` and ``evaluation``.
+        differences: one line for each of these that is not the same on both sides.
+    """
+
+    id: str
+    normalized_score: float | None
+    mean_return: float | None
+    first10: float
+    last10: float
+    deterministic_return: float | None
+    returns: list[list[float]]
+    lengths: list[list[int]] = field(default_factory=list)
+    failure: str | None = None
+    flags: list[str] = field(default_factory=list)
+    return_interval: list[float] | None = None
+    score_interval: list[float] | None = None
+    deterministic_score: float | None = None
+    random_score: float | None = None
+    random: dict[str, float] | None = None
+    observation_kind: str = UNKNOWN
+    action_kind: str = UNKNOWN
+    training: str = UNKNOWN
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def library(self) -> str:
+        """Slug of the environment's library."""
+        return self.id.partition("/")[0]
+
+    @property
+    def kind(self) -> str:
+        """What it observes and how it acts."""
+        return f"{self.observation_kind} → {self.action_kind}"
+
+    @property
+    def episode_scores(self) -> list[float]:
+        """The normalised score of every episode, of an environment that has one."""
+        scores = [normalized_score(value, self.first10, self.last10) for rollout in self.returns for value in rollout]
+        return [score for score in scores if score is not None]
+
+
+def judge(
+    info: RunInfo,
+    returns: list[list[float]],
+    lengths: list[list[int]],
+    random: Sample | None = None,
+    failure: str | None = None,
+    **known: Any,
+) -> EnvironmentResult:
+    """Score the returns of an environment.
+
+    A reference counts as no better than random where a one-tailed Welch's t-test at 5 % does not say that its returns are
+    above a random policy's; a score against it is None then.
+
+    Args:
+        info: of the reference run.
+        returns, lengths: of the model's episodes, by rollout.
+        random: returns of a random policy, None where there are none.
+        failure: why the model has no result.
+        **known: further attributes of the result.
+    """
+    deterministic = None if math.isnan(info.deterministic_return) else info.deterministic_return
+    flags = _flags(info, random)
+    above_random = NOT_ABOVE_RANDOM not in flags
+    mean = interval = score = deterministic_score = random_score = score_interval = None
+    if failure is None:
+        every = [value for rollout in returns for value in rollout]
+        mean, interval = float(np.mean(every)), mean_interval(every)
+        if above_random:
+            score = normalized_score(mean, info.first10, info.last10)
+            random_score = None if random is None else normalized_score(mean, random.mean, info.last10)
+        if deterministic is not None and DETERMINISTIC_NOT_ABOVE_RANDOM not in flags:
+            deterministic_score = normalized_score(mean, info.first10, deterministic)
+        if score is not None and interval is not None:
+            score_interval = [(value - info.first10) / (info.last10 - info.first10) for value in interval]
+    return EnvironmentResult(
+        info.environment,
+        score,
+        mean,
+        info.first10,
+        info.last10,
+        deterministic,
+        returns,
+        lengths,
+        failure,
+        flags,
+        None if interval is None else list(interval),
+        score_interval,
+        deterministic_score,
+        random_score,
+        None if random is None else vars(random),
+        observation_kind=_kind(SlotLayout.of(info.observation_space)),
+        action_kind=_kind(SlotLayout.of(info.action_space, role="action")),
+        **known,
+    )
+
+
+def _flags(info: RunInfo, random: Sample | None) -> list[str]:
+    flags = [] if info.last10 > info.first10 else [NO_IMPROVEMENT]
+    if random is None:
+        return flags
+    if not significantly_higher(info.curve.last, random):
+        flags.append(NOT_ABOVE_RANDOM)
+    if info.deterministic_returns and not significantly_higher(Sample.of(info.deterministic_returns), random):
+        flags.append(DETERMINISTIC_NOT_ABOVE_RANDOM)
+    return flags
+
+
+def _kind(layout: SlotLayout) -> str:
+    parts = [] if layout.image is None else ["image"]
+    continuous = layout.kinds == CONTINUOUS
+    parts += ["continuous"] if continuous.any() else []
+    parts += ["discrete"] if (~continuous).any() else []
+    return " and ".join(parts) or "nothing"

@@ -1,0 +1,73 @@
+"""Videos of some environments for a report."""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from ldm_hf.env_registry import registry
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.errors import LDMError
+from ldm_hf.evaluation.players import Player
+from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.results import EnvironmentResult
+from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
+from ldm_hf.evaluation.video import RENDER_MODE, recording_video
+
+EPISODES = 2
+_FRAMES = 600  # of a video: drawing and encoding take longer than acting
+FOLDER = "videos"
+
+
+def record_videos(
+    player: Player, report: Report, number: int, folder: Path, protocol: Protocol
+) -> dict[str, dict[str, str]]:
+    """Record some of a report's environments, from the best score to the worst, in rollouts of their own.
+
+    Drawing may be slow, may fail, and may use an environment's random numbers, so what is scored is never drawn.
+
+    Args:
+        player: what acts.
+        report: says which environments there are.
+        number: of videos.
+        folder: of the report; the videos lie in ``videos``.
+        protocol: of the seeds; the first ``EPISODES`` episodes of the first rollout are shown.
+
+    Returns:
+        By environment, the ``file`` relative to ``folder``, or the ``note`` why there is none.
+    """
+    worked = [result for result in report.environments if result.failure is None]
+    worked.sort(key=lambda result: -(result.normalized_score or 0.0))
+    drawn = [result for result in worked if RENDER_MODE in registry.spec(result.id).render_modes]
+    notes = {result.id: {"note": "it shows no pictures"} for result in worked if result not in drawn}
+    # Those without pictures need not all be told of: as many as could have been chosen.
+    videos = dict(list(notes.items())[:number])
+    for index in np.unique(np.linspace(0, max(0, len(drawn) - 1), min(number, len(drawn))).round().astype(int)):
+        videos[drawn[index].id] = _record(player, drawn[index], folder, protocol)
+    return videos
+
+
+def _at_most(number: int, watch: Watch) -> Watch:
+    """Watch a number of resets and steps only."""
+    left = iter(range(number))
+
+    def watch_some(env: gymnasium.Env) -> None:
+        if next(left, None) is not None:
+            watch(env)
+
+    return watch_some
+
+
+def _record(player: Player, result: EnvironmentResult, folder: Path, protocol: Protocol) -> dict[str, str]:
+    parsed = EnvironmentId.parse(result.id)
+    path = Path(FOLDER) / parsed.library / f"{parsed.config_name}.mp4"
+    shown = Protocol(min(EPISODES, protocol.episodes), 1, protocol.seed, protocol.step_timeout)
+    try:
+        with recording_video(folder / path) as add:
+            (rolled,) = roll_out(player, [result.id], shown, watch=_at_most(_FRAMES, add))
+            if rolled.failure is not None:
+                raise rolled.failure
+    except (LDMError, ValueError) as error:
+        return {"note": str(error)}
+    returns = ", ".join(f"{value:g}" for value in rolled.returns[0])
+    return {"file": path.as_posix(), "note": f"returns {returns}"}

@@ -1,0 +1,203 @@
+"""Scores, intervals, flags, groups and versions: values derived by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from gymnasium import spaces
+from scipy import stats
+
+from conftest import CARTPOLE, CLIFF, PENDULUM
+from ldm_hf.dataset_builder.curves import LearningCurve, Sample
+from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.errors import UnknownEnvironmentError
+from ldm_hf.evaluation.batches import batches, chosen
+from ldm_hf.evaluation.lineage import relation, trained_environments, training_data
+from ldm_hf.evaluation.report import Summary
+from ldm_hf.evaluation.results import DETERMINISTIC_NOT_ABOVE_RANDOM, NO_IMPROVEMENT, NOT_ABOVE_RANDOM, judge
+from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
+from ldm_hf.evaluation.versions import differences, versions_here, versions_of_data
+from ldm_hf.modeling.spaces_ldm import space_to_json
+
+BOX = space_to_json(spaces.Box(-1, 1, (3,), np.float32))
+PICTURE = space_to_json(spaces.Box(0, 255, (64, 64, 3), np.uint8))
+DISCRETE = space_to_json(spaces.Discrete(2))
+
+
+def run_info(environment="lib/Env-v0", first=0.0, last=10.0, deterministic=(5.0, 5.0), **changes):
+    """A reference run whose last episodes vary by 1."""
+    curve = LearningCurve(Sample(first, 1.0, 10), Sample(last, 1.0, 10), [1], [last])
+    made = RunInfo(
+        environment=environment,
+        run="PPO-0",
+        observation_space=BOX,
+        action_space=DISCRETE,
+        curve=curve,
+        deterministic_returns=list(deterministic),
+        num_episodes=10,
+        num_transitions=100,
+        num_streams=1,
+        algorithm="PPO",
+        hyperparameters={},
+        source="",
+        seed=0,
+        seconds=1.0,
+        library_version="1.0",
+        licence="MIT",
+        provenance={"provider": "venv", "python": "3.11", "build": "abc"},
+        packages={"python": "3.11.7", "gymnasium": "1.4.0", "numpy": "2.0"},
+    )
+    return replace(made, **changes)
+
+
+def test_scores_by_hand():
+    assert normalized_score(75, 50, 100) == 0.5
+    assert normalized_score(-13, -334, -32) == pytest.approx(321 / 302)
+    assert normalized_score(25, 50, 100) == -0.5
+    assert normalized_score(1, 5, 5) is None and normalized_score(1, 5, 4) is None
+
+
+def test_threshold_curve_counts_at_or_above():
+    assert threshold_curve([0.8, 1.0, 0.1, None, -2], [0, 0.8, 0.81, 1, 1.2]).tolist() == [3, 2, 1, 1, 0]
+    # (0.9 - 0.1) / (1.1 - 0.1) is 0.8 but for rounding.
+    assert threshold_curve([normalized_score(0.9, 0.1, 1.1)], [0.8]).tolist() == [1]
+
+
+def test_intervals_of_means():
+    # The means of resamples of 0 and 1 are 0, 0.5 and 1 with probabilities 1/4, 1/2, 1/4, which is symmetrical.
+    assert mean_interval([0, 1]) == (0, 1)
+    assert mean_interval([3, 3, 3]) == (3, 3)
+    assert mean_interval([3]) is None
+    assert mean_interval([0.1] * 11 + [0.1 + 2e-17]) == (0.1, 0.1 + 2e-17)  # the same but for rounding
+    values = [1.0, 4.0, 2.0, 8.0, 5.0, 7.0]
+    low, high = mean_interval(values)
+    assert low < 4.5 < high
+    assert mean_interval([2 * value - 1 for value in values]) == pytest.approx((2 * low - 1, 2 * high - 1))
+    # Of many values a bootstrap's interval is that of the normal distribution.
+    many = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+    assert mean_interval(many) == pytest.approx((-1.96 / 2000**0.5, 1.96 / 2000**0.5), rel=0.05)
+
+
+def test_intervals_of_shares():
+    # The second environment's resampled mean is 0, 0.5 or 1: it reaches 0.5 three times in four, the first one always.
+    assert share_interval([[1, 1], [0, 1]], 0.5) == (0.5, 1)
+    assert share_interval([[1, 1], [0, 0]], 0.5) == (0.5, 0.5)
+    assert share_interval([[0.8, 0.8]], 0.8 + 1e-12) == (1, 1)  # but for rounding
+    assert share_interval([[1]], 0.5) is None and share_interval([], 0.5) is None
+    # Forty environments that are at the threshold by half: 20 of them, within 1.96 standard deviations of a binomial.
+    low, high = share_interval([[0, 1, 0, 1, 1]] * 40, 0.8)
+    chance = stats.binom.sf(3, 5, 0.6)
+    expected = stats.binom.ppf([0.025, 0.975], 40, chance) / 40
+    assert (low, high) == pytest.approx(expected, abs=0.03)
+
+
+def test_an_environment_is_judged_against_three_policies():
+    result = judge(run_info(), [[4.0, 6.0]], [[3, 3]], Sample(-10.0, 1.0, 20))
+    assert (result.mean_return, result.normalized_score) == (5, 0.5)
+    assert result.deterministic_score == 1.0  # of 0 to 5
+    assert result.random_score == 0.75  # of -10 to 10
+    assert result.return_interval == [4, 6] and result.score_interval == [0.4, 0.6]
+    assert result.random == {"mean": -10, "std": 1, "size": 20} and result.flags == []
+    assert result.kind == "continuous → discrete" and result.library == "lib"
+    assert result.episode_scores == [0.4, 0.6]
+    pictures = judge(run_info(observation_space=PICTURE), [[4.0]], [[3]])
+    assert pictures.kind == "image → discrete" and pictures.random_score is None
+    failed = judge(run_info(deterministic=()), [[]], [[]], None, "it exploded")
+    assert (failed.failure, failed.mean_return, failed.normalized_score, failed.deterministic_return) == (
+        "it exploded",
+        None,
+        None,
+        None,
+    )
+
+
+# With ten values of standard deviation 1 on either side, Welch's test has 18 degrees of freedom, and its one-tailed
+# critical value at 5 % is 1.734: a difference of 1.734 x sqrt(2 / 10) = 0.7755 is just enough.
+@pytest.mark.parametrize(("last", "flags"), [(0.78, []), (0.77, [NOT_ABOVE_RANDOM])])
+def test_a_reference_no_better_than_random_is_flagged_instead_of_scored(last, flags):
+    result = judge(run_info(first=-5, last=last), [[1.0, 2.0]], [[1, 1]], Sample(0.0, 1.0, 10))
+    assert result.flags == flags
+    scores = (result.normalized_score, result.random_score, result.score_interval)
+    assert all((score is None) == bool(flags) for score in scores)
+    assert result.deterministic_score == 0.65  # (1.5 + 5) / (5 + 5): of a reference that is above random
+
+
+def test_other_flags():
+    flat = judge(run_info(first=10.0, last=10.0), [[1.0]], [[1]], Sample(0.0, 1.0, 10))
+    assert flat.flags == [NO_IMPROVEMENT] and flat.normalized_score is None
+    stuck = judge(run_info(deterministic=(-1.0, -1.0)), [[1.0]], [[1]], Sample(0.0, 1.0, 10))
+    assert stuck.flags == [DETERMINISTIC_NOT_ABOVE_RANDOM]
+    assert stuck.deterministic_score is None and stuck.normalized_score == 0.1
+
+
+def test_summaries_by_hand():
+    # Scores 0, 0.2, 0.3, 0.8 and 9 (a tenth of the returns); one more failed, one more is flagged.
+    results = [
+        judge(run_info(deterministic=(5.0, 5.0)), [[value, value]], [[1, 1]], Sample(-10.0, 1.0, 20))
+        for value in (0.0, 2.0, 3.0, 8.0, 90.0)
+    ]
+    results.append(judge(run_info(), [[]], [[]], None, "broken"))
+    results.append(judge(run_info(), [[1.0, 1.0]], [[1, 1]], Sample(50.0, 1.0, 20)))
+    summary = Summary.of(results)
+    assert (summary.environments, summary.scored, summary.failed) == (7, 5, 1)
+    assert summary.median == 0.3 and summary.interquartile_mean == pytest.approx((0.2 + 0.3 + 0.8) / 3)
+    assert summary.deterministic_median == 0.6  # of 5 instead of 10
+    assert summary.reached == [2, 1] and summary.shares == [0.4, 0.2]
+    assert summary.intervals == [[0.4, 0.4], [0.2, 0.2]]  # for no episode is like another
+    nothing = Summary.of(results[5:6])
+    assert nothing.shares is None and nothing.median is None and nothing.intervals == [None, None]
+
+
+def test_differences_between_data_and_evaluation():
+    data = versions_of_data(run_info())
+    assert data == {"provider": "venv", "python": "3.11", "build": "abc", "library": "1.0"}
+    assert differences(data, {**data, "python": "3.11.7"}) == []
+    assert differences(data, {**data, "library": "1.1", "digest": "sha256:0"}) == [
+        "library is 1.1, and was 1.0 when the data were made"
+    ]
+    here = versions_here(CARTPOLE)
+    assert here["provider"] == "inprocess" and here["library"] == here["gymnasium"]
+    inside = run_info(provenance={"provider": "inprocess", "python": "3.11.7"})
+    assert versions_of_data(inside)["numpy"] == "2.0"  # of the process that made the data
+
+
+def test_what_a_model_was_trained_on(data, tmp_path):
+    base, tuned = tmp_path / "base" / "model", tmp_path / "tuned" / "model"
+    base.mkdir(parents=True)
+    tuned.mkdir(parents=True)
+    assert trained_environments(base) is None
+    (base.parent / "training.yaml").write_text(yaml.safe_dump({"data": str(data), "environments": [CARTPOLE]}))
+    assert trained_environments(base) == {CARTPOLE} and training_data(base) == str(data)
+    (tuned.parent / "training.yaml").write_text(
+        yaml.safe_dump({"data": "elsewhere", "environments": ["minigrid/X-v0"], "model": str(base)})
+    )
+    assert trained_environments(tuned) == {CARTPOLE, "minigrid/X-v0"}
+    # The folder's own settings come first; without a list, all of the data were trained on.
+    (base / "training.yaml").write_text(yaml.safe_dump({"data": str(data), "environments": None}))
+    assert trained_environments(base) == {CARTPOLE, CLIFF, PENDULUM}
+    (base / "training.yaml").write_text(yaml.safe_dump({"data": "gone", "environments": None}))
+    assert trained_environments(base) is None and trained_environments(tuned) is None
+    trained = {CARTPOLE}
+    assert [relation(one, trained) for one in (CARTPOLE, CLIFF, "minigrid/X-v0")] == [
+        "trained on",
+        "held out",
+        "unseen library",
+    ]
+    assert relation(CARTPOLE, None) == "unknown"
+
+
+def test_environments_are_chosen_by_id_and_library(data):
+    references = open_datasets(data)
+    assert len(chosen(references, ["all"])) == len(chosen(references, ["gymnasium"])) == 3
+    assert [one.environment for one in chosen(references, [CLIFF, CARTPOLE, CLIFF])] == [CARTPOLE, CLIFF]
+    with pytest.raises(UnknownEnvironmentError, match=r"no reference of minigrid; they have some of gymnasium"):
+        chosen(references, ["gymnasium", "minigrid"])
+
+
+def test_batches_hold_environments_of_one_length():
+    lengths = {"a/Short-v0": 100, "a/Long-v0": 5000, "a/Middle-v0": 700}
+    infos = [run_info(name, num_transitions=length) for name, length in lengths.items()]
+    infos.append(run_info("a/Picture-v0", num_transitions=4000, observation_space=PICTURE))
+    assert list(batches(infos, 2)) == [["a/Picture-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
