@@ -42,15 +42,16 @@ BASE = {"mask_training_logits": True, "wave_embedding": True, "action_quantizati
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "paper": {"model_overrides": PAPER},
-    "unmasked logits": {"model_overrides": {"mask_training_logits": False}},
-    "random embeddings": {"model_overrides": {"wave_embedding": False}},
+    "unmasked": {"model_overrides": {"mask_training_logits": False}},
+    "random start": {"model_overrides": {"wave_embedding": False}},
     "smoothing 2": {"model_overrides": {"action_smoothing": 2.0}},
     "smoothing 6": {"model_overrides": {"action_smoothing": 6.0}},
-    "even bins": {"model_overrides": {"action_quantization": "uniform"}},
-    "even bins, smoothing 6": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 6.0}},
-    "even bins, smoothing 20": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 20.0}},
-    "weights by size": {"weights": "size"},
+    "even": {"model_overrides": {"action_quantization": "uniform"}},
+    "even, 6": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 6.0}},
+    "even, 20": {"model_overrides": {"action_quantization": "uniform", "action_smoothing": 20.0}},
+    "by size": {"weights": "size"},
 }
+"""What differs from the settings above and from ``BASE``; docs/learning.md says what each is."""
 
 
 def scores_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
@@ -100,8 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Datasets that `ldm build` made.")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="Variants at a time, each on one core.")
     parser.add_argument("--json", type=Path)

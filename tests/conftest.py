@@ -59,5 +59,5 @@ def model() -> LDMModel:
     import torch
 
     torch.manual_seed(0)
-    made = LDMModel(LDMConfig.preset("nano", **TOY_MODEL, initializer_range=0.3)).eval()
+    made = LDMModel(LDMConfig.preset("nano", **TOY_MODEL, initializer_range=0.3, action_smoothing=0.0)).eval()
     return made
