@@ -8,13 +8,13 @@ import yaml
 from gymnasium import spaces
 from scipy import stats
 
-from conftest import CARTPOLE, CLIFF, PENDULUM
+from conftest import CARTPOLE, CLIFF
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.schema import RunInfo
-from ldm_hf.errors import UnknownEnvironmentError
+from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 from ldm_hf.evaluation.batches import batches, chosen
-from ldm_hf.evaluation.lineage import relation, trained_environments, training_data
+from ldm_hf.evaluation.lineage import relation, training_data
 from ldm_hf.evaluation.report import Summary
 from ldm_hf.evaluation.results import DETERMINISTIC_NOT_ABOVE_RANDOM, NO_IMPROVEMENT, NOT_ABOVE_RANDOM, judge
 from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
@@ -163,29 +163,25 @@ def test_differences_between_data_and_evaluation():
     assert versions_of_data(inside)["numpy"] == "2.0"  # of the process that made the data
 
 
-def test_what_a_model_was_trained_on(data, tmp_path):
-    base, tuned = tmp_path / "base" / "model", tmp_path / "tuned" / "model"
-    base.mkdir(parents=True)
-    tuned.mkdir(parents=True)
-    assert trained_environments(base) is None
-    (base.parent / "training.yaml").write_text(yaml.safe_dump({"data": str(data), "environments": [CARTPOLE]}))
-    assert trained_environments(base) == {CARTPOLE} and training_data(base) == str(data)
-    (tuned.parent / "training.yaml").write_text(
-        yaml.safe_dump({"data": "elsewhere", "environments": ["minigrid/X-v0"], "model": str(base)})
-    )
-    assert trained_environments(tuned) == {CARTPOLE, "minigrid/X-v0"}
-    # The folder's own settings come first; without a list, all of the data were trained on.
-    (base / "training.yaml").write_text(yaml.safe_dump({"data": str(data), "environments": None}))
-    assert trained_environments(base) == {CARTPOLE, CLIFF, PENDULUM}
-    (base / "training.yaml").write_text(yaml.safe_dump({"data": "gone", "environments": None}))
-    assert trained_environments(base) is None and trained_environments(tuned) is None
-    trained = {CARTPOLE}
+def test_how_an_environment_relates_to_those_trained_on():
+    trained = [CARTPOLE]
     assert [relation(one, trained) for one in (CARTPOLE, CLIFF, "minigrid/X-v0")] == [
         "trained on",
         "held out",
         "unseen library",
     ]
     assert relation(CARTPOLE, None) == "unknown"
+
+
+def test_the_data_of_a_models_training(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="--data"):
+        training_data(folder)
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump({"data": "beside"}))
+    assert training_data(folder) == "beside"
+    (folder / "training.yaml").write_text(yaml.safe_dump({"data": "inside"}))
+    assert training_data(folder) == "inside"
 
 
 def test_environments_are_chosen_by_id_and_library(data):

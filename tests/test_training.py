@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from transformers import AutoConfig
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.dataset_builder.reader import open_datasets
@@ -237,6 +238,7 @@ def test_training_learns_writes_and_logs(straight, data):
         not torch.equal(before[name], after[name]) for name in before if "image" not in name and "scalar" not in name
     )
     assert yaml.safe_load((straight / "training.yaml").read_text())["data"] == str(data)
+    assert AutoConfig.from_pretrained(straight / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):

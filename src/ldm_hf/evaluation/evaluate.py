@@ -19,7 +19,7 @@ from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import CheckpointError, LDMError
 from ldm_hf.evaluation.batches import batches
-from ldm_hf.evaluation.lineage import relation, trained_environments, training_settings
+from ldm_hf.evaluation.lineage import relation, training_settings
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.random_policy import random_returns
 from ldm_hf.evaluation.render import write_all
@@ -70,7 +70,7 @@ def evaluate(
     model.to(device)  # type: ignore[arg-type]
     weights = _weights_hash(model_folder)
     store = _Store(output / "environments", {"weights": weights, "protocol": _described(protocol)})
-    trained = trained_environments(model_folder)
+    trained = model.config.environments
     waiting = []
     results: dict[str, EnvironmentResult] = {}
 

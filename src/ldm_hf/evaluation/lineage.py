@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 
-from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import ConfigError, LDMError
+from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
 
 _SETTINGS = "training.yaml"
@@ -31,29 +30,9 @@ def training_data(folder: Path) -> str | list[str]:
     return data
 
 
-def trained_environments(folder: Path) -> set[str] | None:
-    """The environments that a model was trained on, and those of the model that it began from; None if nobody knows.
-
-    They are the ``environments`` of its settings or, where these name none, those of their ``data``, if it can be read.
-    """
-    settings = training_settings(folder)
-    if not settings:
-        return None
-    own = settings.get("environments")
-    try:
-        environments = set(own) if own else {one.environment for one in open_datasets(settings["data"])}
-    except (LDMError, KeyError):
-        return None
-    start = Path(settings.get("model") or "nano")
-    if len(start.parts) == 1 and not start.is_dir():
-        return environments  # It began as a preset.
-    before = None if start.resolve() == folder.resolve() else trained_environments(start)
-    return None if before is None else environments | before
-
-
 def relation(environment: str, trained: Collection[str] | None) -> str:
     """How an environment relates to those that a model was trained on."""
-    if trained is None:
+    if not trained:
         return UNKNOWN
     if environment in trained:
         return TRAINED

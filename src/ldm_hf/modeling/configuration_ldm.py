@@ -47,6 +47,7 @@ class LDMConfig(LlamaConfig):
             always are in rollout.
         wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
             start alike, instead of at random.
+        environments: ids of the environments that the weights were trained on, sorted; training writes them.
 
     Example:
         >>> LDMConfig.preset("308m").num_hidden_layers
@@ -74,6 +75,7 @@ class LDMConfig(LlamaConfig):
     action_smoothing: float = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
+    environments: list[str] | None = None
 
     def validate_action_settings(self) -> None:
         """Called by ``strict`` when a configuration is made."""

@@ -38,7 +38,10 @@ def train(config: TrainingConfig) -> Path | None:
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
     whole, processor = load_model(config)
-    mixture = _mixture(config, whole, processor)
+    datasets = open_datasets(config.data, config.environments, cached=not config.stream)
+    known = whole.config.environments or []
+    whole.config.environments = sorted({*known, *(dataset.environment for dataset in datasets)})
+    mixture = _mixture(datasets, config, whole, processor)
     model = distribute(accelerator, whole, config)
     optimizer = _optimizer(model, config)
     checkpoint = latest_checkpoint(accelerator, Path(config.output))
@@ -166,12 +169,14 @@ def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
     return LDMModel(model_config), LDMProcessor.for_config(model_config)
 
 
-def _mixture(config: TrainingConfig, model: LDMModel, processor: LDMProcessor) -> Mixture:
+def _mixture(
+    datasets: list[EnvironmentDataset], config: TrainingConfig, model: LDMModel, processor: LDMProcessor
+) -> Mixture:
     longest = model.config.max_position_embeddings
     if config.context_length and config.context_length > longest:
         raise ConfigError(f"context_length {config.context_length} exceeds the model's {longest}")
     return Mixture(
-        open_datasets(config.data, config.environments, cached=not config.stream),
+        datasets,
         processor,
         context_length=config.context_length or longest,
         weights=config.weights,
