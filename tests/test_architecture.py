@@ -25,6 +25,7 @@ ALLOWED = {
     "dataset_builder": BASE | {"env_registry"},
     "training": BASE | {"env_registry", "dataset_builder", "evaluation.rollout", "evaluation.scores", "cli"},
     "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema", "dataset_builder.curves"},
+    "finetuning": BASE | {"env_registry", "dataset_builder", "evaluation", "training"},
 }
 EVERYTHING = {
     "__init__",
@@ -34,6 +35,7 @@ EVERYTHING = {
     "data_commands",
     "env_commands",
     "evaluation_commands",
+    "finetuning_commands",
     "quickstart",
 }
 

@@ -29,6 +29,7 @@ README = (REPOSITORY / "README.md").read_text()
         (),
         ("quickstart",),
         ("train",),
+        ("finetune",),
         ("evaluate",),
         ("report",),
         ("env",),

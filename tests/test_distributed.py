@@ -131,6 +131,19 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
+    """Two steps alone, two more shared out: as if all had been done alone."""
+    expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, checkpoint_every=2))
+    (tmp_path / "both/run").mkdir(parents=True)
+    shutil.copytree(expected / "checkpoint-00000002", tmp_path / "both/run/checkpoint-00000002")
+    run = trained(made_settings(tmp_path / "both", data, lora_rank=4, sharding=sharding), processes=2)
+    found, wanted = (load_file(folder / "model/model.safetensors") for folder in (run, expected))
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_compiled_layers_train_the_same(alone, data, tmp_path, processes):
     changes = {"compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}

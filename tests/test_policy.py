@@ -236,3 +236,37 @@ def test_a_rollout_takes_its_memory_once(model, processor):
     assert layer.memory[0].shape[2] == 8
     policy.select([1])
     assert policy._cache.layers[0].keys.shape == (1, 2, 5, 16)
+
+
+def test_drawn_actions_follow_the_logits(model, processor):
+    rows = 2000
+    policy = LDMPolicy(model, processor, [CONTROL] * rows, context_length=2, temperature=2.0, seed=1)
+    seen = watched(policy)
+    observation = CONTROL.observation_space.sample()
+    drawn = []
+    slots = policy._slots
+    policy._slots = lambda bins: drawn.append(bins) or slots(bins)
+    actions = policy.act([observation] * rows)
+    assert all(CONTROL.action_space.contains(action) for action in actions)
+    logits = seen[0][0]  # the same for every row
+    for slot, logits_K in enumerate(logits):
+        expected = (logits_K / 2).softmax(-1)
+        frequency = torch.bincount(drawn[0][:, slot], minlength=len(logits_K)) / rows
+        # Five standard deviations of a share of 2000 draws.
+        assert ((frequency - expected).abs() <= 5 * (expected * (1 - expected) / rows).sqrt() + 1e-9).all()
+
+
+def test_draws_are_seeded_and_nearly_certain_when_cold(model, processor):
+    def acted(**options) -> list:
+        policy = LDMPolicy(model, processor, [GRID], context_length=8, **options)
+        GRID.observation_space.seed(3)
+        found, outcome = [], ()
+        for _ in range(20):
+            found += policy.act([GRID.observation_space.sample()], *outcome)
+            outcome = [0.0], [False], [False]
+        return np.asarray(found).tolist()
+
+    assert acted(temperature=1.0, seed=4) == acted(temperature=1.0, seed=4) != acted(temperature=1.0, seed=5)
+    assert acted(temperature=1e-6, seed=4) == acted()
+    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+        LDMPolicy(model, processor, [GRID], temperature=-1)

@@ -13,6 +13,7 @@ from ldm_hf.data_commands import build, convert, publish
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation_commands import evaluate, print_report, report, rollout
+from ldm_hf.finetuning_commands import finetune
 
 app = typer.Typer(
     help="Large Decision Models: collect data from any Gymnasium environment, train one policy on it, judge it, use it.",
@@ -24,6 +25,7 @@ app.add_typer(environments, name="env")
 app.command()(build)
 app.command()(publish)
 app.command()(convert)
+app.command()(finetune)
 app.command()(evaluate)
 app.command()(rollout)
 app.command()(report)

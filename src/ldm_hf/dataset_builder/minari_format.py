@@ -2,19 +2,17 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
 from ldm_hf.dataset_builder.records import RunRecord, describe_files, read_records
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.run import package_versions
-from ldm_hf.dataset_builder.schema import TERMINAL_FILE, RunInfo, environment_folder
+from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import list_environments, spec
@@ -127,7 +125,7 @@ def to_minari(
     minari = _minari()
     folder = _run_folder(root, environment, run)
     data = open_dataset(folder)
-    export = _Export(data, _terminals(folder, data))
+    export = _Export(data)
     buffers = list(export.episodes(progress))
     info = data.info
     try:
@@ -207,7 +205,7 @@ class _InOrder:
             self._left.append(episode)
             self._steps += len(episode)
             self._ends.append((self._steps - 1, slots, images))
-        whole = _joined(self._left)
+        whole = Transitions.joined(self._left)
         self._left = [whole[wanted:]]
         return whole[:wanted]
 
@@ -218,20 +216,12 @@ class _InOrder:
         yield Terminals(np.zeros(len(steps), int), steps, np.concatenate([slots for _, slots, _ in self._ends]), images)
 
 
-@dataclass(frozen=True)
-class _Terminal:
-    """Terminal observations of a run, by place."""
-
-    rows: dict[tuple[int, int], int]
-    slots: np.ndarray
-    images: np.ndarray | None
-
-
 class _Export:
     """The episodes of a run as Minari wants them."""
 
-    def __init__(self, data: EnvironmentDataset, terminals: _Terminal) -> None:
-        self._data, self._terminals = data, terminals
+    def __init__(self, data: EnvironmentDataset) -> None:
+        self._data, self._terminals = data, data.terminals()
+        self._rows = self._terminals.rows()
         self._observation = SlotLayout.of(data.observation_space)
         self._action = SlotLayout.of(data.action_space, role="action")
         self.observation_space = self._observation.read_space
@@ -246,7 +236,7 @@ class _Export:
             first = 0
             for chunk in chunks:
                 left.append(self._data.chunk(chunk))
-                whole = _joined(left)
+                whole = Transitions.joined(left)
                 start = 0
                 for end in np.flatnonzero(whole.terminated | whole.truncated).tolist():
                     yield self._buffer(EpisodeBuffer, number, whole[start : end + 1], (stream, first + end))
@@ -268,13 +258,13 @@ class _Export:
         return streams
 
     def _buffer(self, kind: Any, number: int, episode: Transitions, place: tuple[int, int] | None) -> Any:
-        row = None if place is None else self._terminals.rows.get(place)
+        row = None if place is None else self._rows.get(place)
         if row is None:  # what the last action led to is unknown: the observation before it is the last one
             steps = len(episode) - 1
             slots, images = episode.observations, episode.images
         else:
             steps = len(episode)
-            slots = np.concatenate([episode.observations, self._terminals.slots[row : row + 1]])
+            slots = np.concatenate([episode.observations, self._terminals.observations[row : row + 1]])
             images = None
             if episode.images is not None and self._terminals.images is not None:
                 images = np.concatenate([episode.images, self._terminals.images[row : row + 1]])
@@ -339,24 +329,6 @@ def _run_folder(root: Path, environment: str, run: str | None) -> Path:
     return folder / (run or max(kept, key=lambda name: kept[name].last10))
 
 
-def _terminals(folder: Path, data: EnvironmentDataset) -> _Terminal:
-    path = folder / TERMINAL_FILE
-    try:
-        table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
-    except (OSError, ValueError) as error:
-        raise DatasetFormatError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    layout = SlotLayout.of(data.observation_space)
-    places = zip(table["stream"].to_pylist(), table["step"].to_pylist(), strict=True)
-    slots = np.empty((len(table), 0), np.float32)
-    if layout.num_slots and len(table):
-        slots = table["observation"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
-    images = None
-    if layout.image is not None:
-        side = layout.image_size
-        images = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(-1, side, side, 3)
-    return _Terminal({place: row for row, place in enumerate(places)}, slots, images)
-
-
 def _gymnasium_spec(environment: str) -> Any:
     """What Gymnasium registers under the environment's name in this process, if anything."""
     import gymnasium
@@ -366,13 +338,3 @@ def _gymnasium_spec(environment: str) -> Any:
         return gymnasium.spec(parsed.name) if spec(environment) and parsed.library == "gymnasium" else None
     except (UnknownEnvironmentError, gymnasium.error.Error):
         return None
-
-
-def _joined(parts: list[Transitions]) -> Transitions:
-    if len(parts) == 1:
-        return parts[0]
-    columns = {}
-    for name in vars(parts[0]):
-        values = [getattr(part, name) for part in parts]
-        columns[name] = None if values[0] is None else np.concatenate(values)
-    return Transitions(**columns)  # type: ignore[arg-type]

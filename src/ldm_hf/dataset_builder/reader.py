@@ -3,16 +3,17 @@
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, RunInfo, arrow_schema
+from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo, arrow_schema
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
+from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
 from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
@@ -96,6 +97,10 @@ class EnvironmentDataset:
         """Rows of all files."""
         return int(self.chunk_lengths.sum())
 
+    def best_run(self) -> "EnvironmentDataset":
+        """The run that ``info`` is of, alone."""
+        return EnvironmentDataset([file for file in self._files if file.info.run == self.info.run])
+
     def chunk(self, index: int) -> Transitions:
         """The consecutive transitions of one chunk, as views of the decoded columns.
 
@@ -115,7 +120,7 @@ class EnvironmentDataset:
             raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {_reason(error)}") from error
         length = table.num_rows
         return Transitions(
-            _vectors(table, "observation") if self._observation.num_slots else np.empty((length, 0), np.float32),
+            _vectors(table, "observation") if self._observation.num_slots else self._no_slots(length),
             self._images(table, file) if self._observation.image is not None else None,
             _vectors(table, "action"),
             _column(table, "reward").to_numpy(),
@@ -133,6 +138,34 @@ class EnvironmentDataset:
                 columns = [footer.row_group(group).column(index) for index in (1, 2)]  # after ``run``
                 found.append(tuple(int(column.statistics.min) for column in columns))
         return found  # type: ignore[return-value]
+
+    def terminals(self) -> Terminals:
+        """What the last actions of episodes led to, of a dataset of one run.
+
+        Episodes that an algorithm broke off, or that the end of the recording cut, have none.
+
+        Raises:
+            DatasetFormatError, HubError: as ``chunk``.
+        """
+        first = self._files[0]
+        file = replace(first, path=str(PurePosixPath(first.path).with_name(TERMINAL_FILE)), chunks=())
+        try:
+            read = functools.partial(pq.read_table, page_checksum_verification=True)
+            table = file.storage.read(file.path, read).combine_chunks()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, DatasetFormatError | HubError):
+                raise
+            raise DatasetFormatError(f"{file.where} cannot be read: {_reason(error)}") from error
+        some = len(table) > 0
+        return Terminals(
+            table["stream"].to_numpy(),
+            table["step"].to_numpy(),
+            _vectors(table, "observation") if self._observation.num_slots and some else self._no_slots(len(table)),
+            self._images(table, file) if self._observation.image is not None and some else None,
+        )
+
+    def _no_slots(self, length: int) -> np.ndarray:
+        return np.empty((length, self._observation.num_slots), np.float32)
 
     def _images(self, table: pa.Table, file: DataFile) -> np.ndarray:
         column = _column(table, "image")

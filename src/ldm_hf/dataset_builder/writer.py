@@ -41,6 +41,10 @@ class Terminals:
     observations: np.ndarray
     images: np.ndarray | None
 
+    def rows(self) -> dict[tuple[int, int], int]:
+        """The row of each place, stream and step."""
+        return {place: row for row, place in enumerate(zip(self.streams.tolist(), self.steps.tolist(), strict=True))}
+
 
 def plan_chunks(stream_lengths: list[int], seed: int, chunk_length: int = CHUNK_LENGTH) -> list[ChunkRange]:
     """Cut streams into nearly equal pieces of at most ``chunk_length`` and shuffle the pieces."""

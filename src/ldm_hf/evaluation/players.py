@@ -29,13 +29,13 @@ class Player(Protocol):
 
 
 class ModelPlayer:
-    """A model, acting by masked argmax with the history of its rollout."""
+    """A model, acting by masked argmax with the history of its rollout; options are those of ``LDMPolicy``."""
 
-    def __init__(self, model: LDMModel, processor: LDMProcessor, compile: bool = False):
-        self._model, self._processor, self._compile = model, processor, compile
+    def __init__(self, model: LDMModel, processor: LDMProcessor, **options: Any):
+        self._model, self._processor, self._options = model, processor, options
 
     def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
-        return LDMPolicy(self._model, self._processor, envs, compile=self._compile)
+        return LDMPolicy(self._model, self._processor, envs, **self._options)
 
     def check(self, env: gymnasium.Env, observation: Any) -> None:
         self._processor.action_layout(env.action_space)

@@ -22,6 +22,7 @@ EVALUATION_SEED = 1_000_000_000
 """First seed of evaluation; training and reference scoring stay far below, so no evaluated start was trained on."""
 
 Watch = Callable[[gymnasium.Env], None]
+Wrap = Callable[[int, gymnasium.Env], gymnasium.Env]
 Failure = LDMError | UnsupportedSpaceError | InvalidValueError
 
 
@@ -96,7 +97,7 @@ def evaluate_environment(
     def told(_: str, done: int) -> None:
         progress(done, episodes * rollouts)
 
-    player = ModelPlayer(model, processor, compile)
+    player = ModelPlayer(model, processor, compile=compile)
     (result,) = roll_out(player, [environment], protocol, progress=told, watch=watch)
     if result.failure is not None:
         raise result.failure
@@ -111,6 +112,7 @@ def roll_out(
     progress: Callable[[str, int], None] = lambda environment, done: None,
     finished: Callable[[str, RolloutResult], None] = lambda environment, result: None,
     watch: Watch | None = None,
+    wrap: Wrap = lambda rollout, env: env,
 ) -> list[RolloutResult]:
     """Roll out in several environments at once; every rollout is a row of one batch, and leaves it when it ends.
 
@@ -123,11 +125,12 @@ def roll_out(
         progress: told an environment and how many of its episodes ended.
         finished: given the result of an environment as soon as it is complete, or failed.
         watch: as in ``evaluate_environment``, of the first environment.
+        wrap: given the number of a rollout and its environment, makes the environment that is acted in.
 
     Returns:
         A result for each environment, in order; ``failure`` says why one has fewer episodes.
     """
-    trials = [_Trial(name, protocol, progress, finished) for name in environments]
+    trials = [_Trial(name, protocol, progress, finished, wrap) for name in environments]
     try:
         for index, trial in enumerate(trials):
             trial.open(player, watch if index == 0 else None)
@@ -170,11 +173,11 @@ def _outcomes(rows: Sequence["_Row"]) -> tuple[list[float], list[bool], list[boo
 class _Trial:
     """An environment on trial: its rollouts, and what they gave."""
 
-    def __init__(self, environment: str, protocol: Protocol, progress: Callable, finished: Callable):
+    def __init__(self, environment: str, protocol: Protocol, progress: Callable, finished: Callable, wrap: Wrap):
         self.environment, self.protocol = environment, protocol
         self.result = RolloutResult()
         self.rows: list[_Row] = []
-        self._progress, self._finished = progress, finished
+        self._progress, self._finished, self._wrap = progress, finished, wrap
 
     def open(self, player: Player, watch: Watch | None) -> None:
         """Make and reset the environments of all rollouts."""
@@ -214,7 +217,7 @@ class _Trial:
             if watch is None:
                 raise
             raise EnvironmentFailure(f"{self.environment} cannot be made to draw itself: {error}") from error
-        row = _Row(self, number, env, watch)
+        row = _Row(self, number, self._wrap(number, env), watch)
         self.rows.append(row)
         self.result.returns.append([])
         self.result.lengths.append([])

@@ -37,6 +37,8 @@ class LDMPolicy:
         context_length: most transitions to remember; by default, and at most, what the model was trained for.
         compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
             takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
+        temperature: 0 takes the most likely bins. Otherwise bins are drawn, from the logits divided by it.
+        seed: of what is drawn.
 
     Raises:
         UnsupportedSpaceError: an environment does not fit the model.
@@ -56,11 +58,17 @@ class LDMPolicy:
         environments: Sequence[Any],
         context_length: int | None = None,
         compile: bool = False,
+        temperature: float = 0.0,
+        seed: int = 0,
     ):
         limit = model.config.max_position_embeddings
         self.context_length = limit if context_length is None else context_length
         if not 2 <= self.context_length <= limit:
             raise ValueError(f"context_length must be from 2 to {limit} (the model's), got {context_length}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        self._temperature = temperature
+        self._generator = torch.Generator(model.device).manual_seed(seed)
         # A graph cannot hold packed weights.
         self.model = model.eval() if compile else packed(model.eval())
         self.processor = processor
@@ -85,7 +93,7 @@ class LDMPolicy:
         terminated: Sequence[bool] | None = None,
         truncated: Sequence[bool] | None = None,
     ) -> list[Any]:
-        """Choose an action for every environment: the most likely bins that its action space allows.
+        """Choose an action for every environment: the most likely bins that its action space allows, or drawn ones.
 
         Args:
             observations: one observation an environment. After the end of an episode, that of the reset.
@@ -107,7 +115,9 @@ class LDMPolicy:
         if self._context.length == self.context_length:
             self._rebuild()
         self._context.append(flat, self._last_actions, outcome)
-        _, bins_BA = self._forward()
+        logits_BAK, bins_BA = self._forward()
+        if self._temperature:
+            bins_BA = self._drawn(logits_BAK)
         self._last_actions = self._slots(bins_BA.cpu())
         return [
             layout.unflatten(slots[: layout.num_slots])
@@ -171,6 +181,11 @@ class LDMPolicy:
         chosen = self._compiled(length - 1, inputs)
         self._cache.show(length)
         return chosen
+
+    def _drawn(self, logits_BAK: torch.Tensor) -> torch.Tensor:
+        """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none."""
+        likelihood_BAK = (logits_BAK.float() / self._temperature).softmax(-1)
+        return torch.multinomial(likelihood_BAK.flatten(0, 1), 1, generator=self._generator).view(logits_BAK.shape[:2])
 
     def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:
         """The action slots that bins stand for, float32 of shape (B, A)."""

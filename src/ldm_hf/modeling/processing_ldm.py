@@ -67,6 +67,12 @@ class Transitions:
         parts = {name: None if part is None else part[rows] for name, part in vars(self).items()}
         return Transitions(**parts)  # type: ignore[arg-type]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Transitions"]) -> "Transitions":
+        """One or more pieces, one after another."""
+        columns = [[vars(part)[name] for part in parts] for name in vars(parts[0])]
+        return cls(*(None if values[0] is None else np.concatenate(values) for values in columns))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:

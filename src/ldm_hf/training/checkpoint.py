@@ -4,7 +4,8 @@ A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`
 
 - ``optimizer.safetensors``: ``<parameter name>.<state name>`` tensors;
 - ``training.json``: format version, step, number of processes;
-- ``random.safetensors``: the random state of each process, ``<rank>.<device type>``.
+- ``random.safetensors``: the random state of each process, ``<rank>.<device type>``;
+- ``adapter.safetensors``, where adapters are trained: they go on from these, and the model has them merged.
 
 Tensors are whole and keyed by name, whatever the number of processes and the sharding, so that any number of processes
 with any sharding goes on from it. The main process alone reads and writes. It is written under a temporary name and
@@ -34,9 +35,11 @@ from ldm_hf.errors import CheckpointError
 from ldm_hf.files import publish, remove, replacing
 from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.processing_ldm import LDMProcessor
+from ldm_hf.training.lora import adapter_weights, is_adapted, plain_weights, save_adapter
 
 FORMAT = 2
 _PREFIX = "checkpoint-"
+_ADAPTER_FILE = "adapter.safetensors"
 _ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process alone
 
 Result = TypeVar("Result")
@@ -73,7 +76,10 @@ def save_checkpoint(
         remove(temporary)
         temporary.mkdir(parents=True)
         try:
-            save_model(accelerator.unwrap_model(model).config, weights, processor, temporary)
+            unwrapped = accelerator.unwrap_model(model)
+            save_model(unwrapped.config, plain_weights(unwrapped, weights), processor, temporary)
+            if is_adapted(unwrapped):
+                save_file(adapter_weights(weights), temporary / _ADAPTER_FILE)
             tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
             save_file(tensors, temporary / "optimizer.safetensors")
             save_file(random, temporary / "random.safetensors")
@@ -98,13 +104,15 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing, damaged, of another format or of another model.
     """
+    unwrapped = accelerator.unwrap_model(model)
+    adapted = is_adapted(unwrapped)  # What is frozen is as training found it, and there already.
 
     def read() -> tuple[dict[str, Any], ...]:
         record = json.loads((path / "training.json").read_text())
         if record.get("format") != FORMAT:
             raise ValueError(f"it has checkpoint format {record.get('format')!r}, and this version reads {FORMAT}")
-        weights = load_file(path / "model.safetensors")
-        _check_shapes(weights, accelerator.unwrap_model(model))
+        weights = load_file(path / (_ADAPTER_FILE if adapted else "model.safetensors"))
+        _check_shapes(weights, unwrapped)
         states = _by_parameter(load_file(path / "optimizer.safetensors"))
         return record, weights, states, load_file(path / "random.safetensors")
 
@@ -112,9 +120,10 @@ def load_checkpoint(
     record, weights, states, random = found or ({}, {}, {}, {})
     several = accelerator.num_processes > 1
     whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several)
-    groups = _groups(accelerator.unwrap_model(model), optimizer)
+    groups = _groups(unwrapped, optimizer)
     set_optimizer_state_dict(model, optimizer, {"state": states, "param_groups": groups}, options=whole)
-    set_model_state_dict(model, weights, options=whole)
+    some = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several, strict=not adapted)
+    set_model_state_dict(model, weights, options=some)
     record, random = broadcast_object_list([record, random])
     if record["num_processes"] == accelerator.num_processes:
         _set_random_state(accelerator, random)
@@ -131,7 +140,9 @@ def save_model(config: LDMConfig, weights: dict[str, Any], processor: LDMProcess
 
 
 def save_finished(accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path) -> Path:
-    """Write the model of a run that has ended to ``output/model``; every process calls this.
+    """Write the model of a run that has ended to ``output/model``, and adapters to ``output/adapter`` as peft reads them.
+
+    Every process calls this.
 
     Raises:
         CheckpointError: it cannot be written; the run's checkpoints are untouched.
@@ -140,8 +151,12 @@ def save_finished(accelerator: Accelerator, model: torch.nn.Module, processor: L
     weights = get_model_state_dict(model, options=_ON_MAIN)
 
     def write() -> None:
+        unwrapped = accelerator.unwrap_model(model)
+        if is_adapted(unwrapped):
+            with replacing(output / "adapter") as temporary:
+                save_adapter(unwrapped, weights, temporary)
         with replacing(folder) as temporary:
-            save_model(accelerator.unwrap_model(model).config, weights, processor, temporary)
+            save_model(unwrapped.config, plain_weights(unwrapped, weights), processor, temporary)
 
     _on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
     return folder
@@ -162,7 +177,7 @@ def _on_main(accelerator: Accelerator, work: Callable[[], Result], message: str)
 
 
 def _check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         name = min(name for name in expected | found if found.get(name) != expected.get(name))

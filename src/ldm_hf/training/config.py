@@ -17,6 +17,7 @@ _AT_LEAST_ONE = (
     "steps",
     "batch_size",
     "micro_batch_size",
+    "lora_rank",
     "sequences_per_chunk",
     "log_every",
     "checkpoint_every",
@@ -36,6 +37,8 @@ class TrainingConfig:
         output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
         model: name of a preset, or a model folder or Hub name to go on from.
         model_overrides: fields of ``LDMConfig`` that differ from the preset.
+        lora_rank: rank of the adapters that are trained instead of the weights, in the backbone's linear layers (LoRA, which
+            needs peft); by default the weights are.
         environments: ids to train on; by default all under ``data``.
         weights: how often environments are drawn: ``uniform``, ``size`` (by transitions), or weights by id.
         context_length: transitions of a training sequence; by default the model's.
@@ -71,6 +74,7 @@ class TrainingConfig:
     output: str
     model: str = "nano"
     model_overrides: dict[str, Any] = field(default_factory=dict)
+    lora_rank: int | None = None
     environments: list[str] | None = None
     weights: str | dict[str, float] = "uniform"
     context_length: int | None = None
@@ -139,11 +143,7 @@ class TrainingConfig:
             ConfigError: the file cannot be read, a name is unknown (with a suggestion), or a value has the wrong type.
         """
         values = {} if path is None else _read_mapping(path)
-        for override in overrides:
-            name, equals, text = override.partition("=")
-            if not equals:
-                raise ConfigError(f"a setting reads name=value, got {override!r}")
-            values[name.strip()] = yaml.safe_load(text)
+        values |= read_settings(overrides)
         return cls.from_mapping(values, where="the command line" if path is None else str(path))
 
     @classmethod
@@ -165,6 +165,17 @@ class TrainingConfig:
         path.parent.mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(self)
         path.write_text(yaml.safe_dump({**values, "betas": list(self.betas)}, sort_keys=False))
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` settings, values in YAML; ``ConfigError`` if one is none."""
+    values = {}
+    for setting in texts:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"a setting reads name=value, got {setting!r}")
+        values[name.strip()] = yaml.safe_load(text)
+    return values
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
+from ldm_hf.training.lora import adapt
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.parallel import Termination, accumulating, distribute, ignore_termination, make_accelerator
 from ldm_hf.training.scoring import score_model
@@ -42,6 +43,8 @@ def train(config: TrainingConfig) -> Path | None:
     known = whole.config.environments or []
     whole.config.environments = sorted({*known, *(dataset.environment for dataset in datasets)})
     mixture = _mixture(datasets, config, whole, processor)
+    if config.lora_rank:
+        adapt(whole, config.lora_rank)
     model = distribute(accelerator, whole, config)
     optimizer = _optimizer(model, config)
     checkpoint = latest_checkpoint(accelerator, Path(config.output))
@@ -194,8 +197,9 @@ def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
 
 
 def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},  # biases and norms

@@ -12,6 +12,7 @@ from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.scores import normalized_score
 from ldm_hf.modeling import LDMModel, LDMProcessor
+from ldm_hf.training.lora import plain_weights
 
 
 def score_model(
@@ -55,7 +56,8 @@ def _score(
 
 def _whole_copy(accelerator: Accelerator, model: torch.nn.Module) -> LDMModel:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    unwrapped = accelerator.unwrap_model(model)
     with accelerator.device:
-        copy = LDMModel(accelerator.unwrap_model(model).config)
-    copy.load_state_dict(state)
+        copy = LDMModel(unwrapped.config)
+    copy.load_state_dict(plain_weights(unwrapped, state))
     return copy.eval()

@@ -1,0 +1,122 @@
+"""Recorded episodes: what each returned, which are the best, and a dataset of them alone."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
+from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
+from ldm_hf.files import replacing
+from ldm_hf.modeling.processing_ldm import Transitions
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode that ended: transitions ``start`` to ``stop`` of a stream.
+
+    Attributes:
+        run: number of its run among those that were searched.
+        stream, start, stop: its transitions.
+        total: its return.
+    """
+
+    run: int
+    stream: int
+    start: int
+    stop: int
+    total: float
+
+
+def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
+    """The episodes of runs, in the order in which they ended; those that were broken off are left out.
+
+    Args:
+        runs: datasets of one run each.
+
+    Raises:
+        DatasetFormatError, HubError: one cannot be read.
+    """
+    found = [episode for number, run in enumerate(runs) for episode in _episodes_of(number, run)]
+    return sorted(found, key=lambda episode: (episode.run, episode.stop, episode.stream))
+
+
+def best_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
+    """The ``count`` episodes of highest return, in the order given; of equal ones the later, whose policy knew more."""
+    ranked = sorted(range(len(episodes)), key=lambda index: (episodes[index].total, index))
+    return [episodes[index] for index in sorted(ranked[-count:])]
+
+
+def read_episodes(
+    runs: Sequence[EnvironmentDataset], episodes: Sequence[Episode]
+) -> tuple[Transitions, list[Terminals]]:
+    """The transitions of episodes, one after another, and what each led to; raises as ``recorded_episodes``."""
+    parts: list[list[Transitions]] = [[] for _ in episodes]
+    for number, run in enumerate(runs):
+        for (stream, first), chunk in _in_time(run):
+            last = first + int(run.chunk_lengths[chunk])
+            inside = [
+                index
+                for index, episode in enumerate(episodes)
+                if (episode.run, episode.stream) == (number, stream) and episode.start < last and episode.stop > first
+            ]
+            transitions = run.chunk(chunk) if inside else None
+            for index in inside:
+                assert transitions is not None
+                start, stop = max(episodes[index].start, first), min(episodes[index].stop, last)
+                parts[index].append(transitions[start - first : stop - first])
+    stops = np.cumsum([episode.stop - episode.start for episode in episodes])
+    ends = [run.terminals() for run in runs]
+    terminals = [_moved(ends[episode.run], episode, int(stop)) for episode, stop in zip(episodes, stops, strict=True)]
+    return Transitions.joined([part for pieces in parts for part in pieces]), terminals
+
+
+def write_run(root: Path, info: RunInfo, streams: Sequence[Transitions], terminals: Iterable[Terminals] = ()) -> None:
+    """Write streams of labelled transitions as the one run of a data folder, and describe its library.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    folder = environment_folder(root, info.environment) / info.run
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+
+        def read(chunk: ChunkRange) -> Transitions:
+            return streams[chunk.stream][chunk.start : chunk.stop]
+
+        write_dataset(temporary, info, plan_chunks([len(stream) for stream in streams], info.seed), read, terminals)
+        RunRecord(info.environment, info.run, None, info, describe_files(temporary)).write(temporary)
+    update_repository(folder.parent.parent)
+
+
+def _episodes_of(number: int, run: EnvironmentDataset) -> Iterable[Episode]:
+    ends = run.terminals().rows()
+    rewards: dict[int, list[np.ndarray]] = {}
+    over: dict[int, list[np.ndarray]] = {}
+    for (stream, _), chunk in _in_time(run):
+        part = run.chunk(chunk)
+        # Copies, or the observations of the whole run would stay in memory with them.
+        rewards.setdefault(stream, []).append(part.rewards.astype(np.float64))
+        over.setdefault(stream, []).append(part.terminated | part.truncated)
+    for stream, parts in rewards.items():
+        whole, start = np.concatenate(parts), 0
+        for stop in (np.flatnonzero(np.concatenate(over[stream])) + 1).tolist():
+            if (stream, stop - 1) in ends:
+                yield Episode(number, stream, start, stop, float(whole[start:stop].sum()))
+            start = stop
+
+
+def _moved(ends: Terminals, episode: Episode, stop: int) -> Terminals:
+    """What an episode led to, where it is the one of a single stream that ends at ``stop``."""
+    row = ends.rows()[(episode.stream, episode.stop - 1)]
+    images = None if ends.images is None else ends.images[row : row + 1]
+    return Terminals(np.zeros(1, int), np.array([stop - 1]), ends.observations[row : row + 1], images)
+
+
+def _in_time(run: EnvironmentDataset) -> list[tuple[tuple[int, int], int]]:
+    """Stream, first step and number of each chunk, in the order of recording."""
+    return sorted((place, chunk) for chunk, place in enumerate(run.places()))

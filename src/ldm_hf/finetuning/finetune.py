@@ -1,0 +1,214 @@
+"""``ldm finetune``: data of one environment, then the training loop on them, in rounds where the data are the model's own.
+
+Each step writes its result under a temporary name and renames it; a result that is there is a step that is done.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.schema import MANIFEST
+from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.env_registry.registry import spec
+from ldm_hf.errors import ConfigError
+from ldm_hf.evaluation.evaluate import load_pretrained
+from ldm_hf.files import replacing
+from ldm_hf.finetuning.collecting import collect
+from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
+from ldm_hf.progress import progress_bar
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.loop import train
+
+SETTINGS: dict[str, Any] = {"steps": 200, "checkpoint_every": 100}
+"""What differs from the settings of training by default."""
+
+_CLAIM = "finetuning.json"
+_OURS = ("data", "output", "model", "environments")
+
+
+@dataclass(frozen=True)
+class OwnRollouts:
+    """How a model learns from its own episodes.
+
+    Attributes:
+        rounds: how often episodes are collected, filtered and trained on, each time with the model of the round before.
+        keep: share of the episodes of a round that is trained on: so many, the best of all rounds so far.
+        temperature: of the actions, see ``LDMPolicy``.
+        device: torch device that acts.
+    """
+
+    rounds: int = 1
+    keep: float = 0.25
+    temperature: float = 1.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ConfigError(f"the share of episodes to keep must be above 0 and at most 1, got {self.keep:g}")
+        if self.rounds < 1 or self.temperature <= 0:
+            raise ConfigError(
+                f"there must be at least 1 round and a temperature above 0, got {self.rounds} and {self.temperature:g}"
+            )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What is fine-tuned, and on what.
+
+    Attributes:
+        model: folder or Hub name.
+        environment: id of the environment.
+        episodes: how many are trained on; of own rollouts, how many are collected in a round.
+        source: where data of reference runs are, as ``TrainingConfig.data``, or how the model makes its own.
+    """
+
+    model: str
+    environment: str
+    episodes: int
+    source: str | OwnRollouts
+
+
+def finetune(
+    tuning: FineTuning,
+    output: Path,
+    settings: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path | None:
+    """Fine-tune a model, going on from what is in ``output`` already.
+
+    Args:
+        tuning: what, and on what.
+        output: folder for data, checkpoints and, at the end, the model in ``output/model``; of several rounds, those before
+            the last have folders ``round-<number>`` in it.
+        settings: of ``TrainingConfig``, over ``SETTINGS``.
+        say: told which episodes are trained on.
+
+    Returns:
+        The folder of the model; None if SIGTERM came before.
+
+    Raises:
+        ConfigError: a setting cannot be used, the folder holds another fine-tuning, there are fewer episodes than asked for,
+            or own episodes of which none is better than another.
+        CheckpointError: there is no such model.
+        UnknownEnvironmentError: there is no such environment, or no data of it.
+        UnsupportedSpaceError: the environment does not fit the model.
+        EnvironmentFailure: it broke.
+    """
+    wanted = {**SETTINGS, **(settings or {})}
+    if not_theirs := [name for name in _OURS if name in wanted]:
+        raise ConfigError(f"fine-tuning sets {', '.join(not_theirs)} itself: leave it out of the settings")
+    config = TrainingConfig.from_mapping({**wanted, "data": str(output / "data"), "output": str(output)})
+    config = replace(config, model=tuning.model, environments=[tuning.environment])
+    if isinstance(tuning.source, str):
+        reference = _reference(tuning, tuning.source)
+        _claim(output, tuning, wanted)
+        _choose([reference], tuning.episodes, output / "data", say)
+        return _trained(config)
+    _check_fit(tuning.model, spec(tuning.environment).observation_space, spec(tuning.environment).action_space)
+    _claim(output, tuning, wanted)
+    rounds, collected = tuning.source.rounds, []
+    for number in range(1, rounds + 1):
+        folder = output if number == rounds else output / f"round-{number}"
+        collected.append(_own(tuning, tuning.source, config, number, folder / "rollouts"))
+        count = max(1, round(tuning.source.keep * tuning.episodes))
+        _choose(collected, count, folder / "data", say)
+        done = _trained(replace(config, data=str(folder / "data"), output=str(folder)))
+        if done is None:
+            return None
+        config = replace(config, model=str(done))
+    return done
+
+
+def _reference(tuning: FineTuning, data: str) -> EnvironmentDataset:
+    """The best reference run alone: labels of several runs, of several policies, would contradict each other."""
+    (dataset,) = open_datasets(data, [tuning.environment])
+    _check_fit(tuning.model, dataset.observation_space, dataset.action_space)
+    return dataset.best_run()
+
+
+def _own(tuning: FineTuning, own: OwnRollouts, config: TrainingConfig, number: int, root: Path) -> EnvironmentDataset:
+    """The episodes of a round, collected if they are not there yet."""
+    if not _is_written(root, tuning.environment):
+        model, processor = load_pretrained(config.model)
+        model.to(own.device)  # type: ignore[arg-type]
+        with progress_bar(f"round {number}: acting in {tuning.environment}", tuning.episodes, "episode") as bar:
+            collect(
+                model,
+                processor,
+                tuning.environment,
+                root,
+                episodes=tuning.episodes,
+                temperature=own.temperature,
+                seed=config.seed,
+                round_number=number,
+                progress=lambda done: bar.update(done - bar.n) and None,
+            )
+    (dataset,) = open_datasets(root, [tuning.environment])
+    return dataset
+
+
+def _choose(runs: Sequence[EnvironmentDataset], count: int, root: Path, say: Callable[[str], None]) -> None:
+    """Write the best episodes of runs as a data folder, if it is not there yet."""
+    info = runs[-1].info
+    if _is_written(root, info.environment):
+        return
+    episodes = recorded_episodes(runs)
+    if len(episodes) < count:
+        raise ConfigError(f"{count} episodes of {info.environment} were asked for, and its data have {len(episodes)}")
+    if info.algorithm == "LDM":
+        _check_difference(episodes, info.environment)
+    chosen = best_episodes(episodes, count)
+    transitions, terminals = read_episodes(runs, chosen)
+    written = replace(
+        info,
+        run=f"{info.run}-best-{count}",
+        num_episodes=count,
+        num_transitions=len(transitions),
+        source=f"{info.source}; of it, the {count} episodes of highest return of {len(episodes)}",
+    )
+    write_run(root, written, [transitions], terminals)
+    say(f"{info.environment}: {_described(chosen)}, the best of {_described(episodes)}")
+
+
+def _check_difference(episodes: Sequence[Episode], environment: str) -> None:
+    totals = {episode.total for episode in episodes}
+    if len(totals) == 1:
+        raise ConfigError(
+            f"all {len(episodes)} episodes in {environment} returned {totals.pop():g}: none is better than another, and "
+            "nothing can be learned from them; try more episodes or another temperature"
+        )
+
+
+def _described(episodes: Sequence[Episode]) -> str:
+    totals = [episode.total for episode in episodes]
+    return f"{len(totals)} episodes with returns from {min(totals):g} to {max(totals):g}"
+
+
+def _trained(config: TrainingConfig) -> Path | None:
+    """The model of finished training."""
+    folder = Path(config.output) / "model"
+    return folder if folder.is_dir() else train(config)
+
+
+def _check_fit(model: str, observation_space: Any, action_space: Any) -> None:
+    _, processor = load_pretrained(model)
+    processor.observation_layout(observation_space)
+    processor.action_layout(action_space)
+
+
+def _is_written(root: Path, environment: str) -> bool:
+    return (root / EnvironmentId.parse(environment).library / MANIFEST).is_file()
+
+
+def _claim(output: Path, tuning: FineTuning, settings: Mapping[str, Any]) -> None:
+    """Tie a folder to its settings, so that steps of different ones are never mixed."""
+    path, claimed = output / _CLAIM, json.loads(json.dumps({**asdict(tuning), "settings": dict(settings)}))
+    if path.is_file():
+        if json.loads(path.read_text()) != claimed:
+            raise ConfigError(f"{output} holds a fine-tuning with other settings; choose another --output")
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(claimed))

@@ -1,0 +1,319 @@
+"""Fine-tuning: which episodes, own rollouts, adapters, and what is left of it all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ldm_hf.finetuning.finetune as finetune_module
+import ldm_hf.training.loop as loop_module
+from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm
+from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.writer import Terminals
+from ldm_hf.errors import ConfigError, LDMError, UnknownEnvironmentError, UnsupportedSpaceError
+from ldm_hf.evaluation.evaluate import evaluate, load_pretrained
+from ldm_hf.evaluation.lineage import training_data
+from ldm_hf.evaluation.results import NO_IMPROVEMENT, SEEN_SEED, TRAINED
+from ldm_hf.evaluation.rollout import Protocol
+from ldm_hf.finetuning.collecting import collect
+from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
+from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
+from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.training.config import TrainingConfig
+
+TOY = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_with": "none"}
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def base(model, processor, tmp_path_factory) -> str:
+    """A model that was trained on CliffWalking, as far as it says."""
+    folder = tmp_path_factory.mktemp("base")
+    model.config.environments = [CLIFF]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    model.config.environments = None
+    return str(folder)
+
+
+def only(data: Path, environment: str) -> EnvironmentDataset:
+    (dataset,) = open_datasets(data, [environment])
+    return dataset
+
+
+def loss_on(folder: Path | str, dataset: EnvironmentDataset) -> float:
+    """Mean loss on the first transitions of a dataset that fit into the context."""
+    model, processor = load_pretrained(folder)
+    layouts = processor.observation_layout(dataset.observation_space), processor.action_layout(dataset.action_space)
+    sequence = processor.align(dataset.chunk(0)[: model.config.max_position_embeddings], *layouts)
+    with torch.no_grad():
+        return float(model(**processor.collate([sequence])).loss)
+
+
+def test_the_best_episodes_by_hand():
+    episodes = [Episode(0, 0, index, index + 1, total) for index, total in enumerate([3.0, 5.0, -1.0, 5.0, 4.0])]
+    assert best_episodes(episodes, 1) == [episodes[3]]  # the later of two equal ones
+    assert best_episodes(episodes, 3) == [episodes[1], episodes[3], episodes[4]]  # in the order of recording
+
+
+def made_stream(rewards: list[float], ends: dict[int, str]) -> Transitions:
+    steps = len(rewards)
+    numbers = np.arange(steps, dtype=np.float32)[:, None]
+    terminated, truncated = (np.array([ends.get(step) == kind for step in range(steps)]) for kind in ("term", "trunc"))
+    actions = np.zeros((steps, 1), np.float32)
+    return Transitions(numbers, None, actions, np.array(rewards, np.float32), terminated, truncated, actions)
+
+
+def test_episodes_of_a_run_by_hand(data, tmp_path):
+    # Two streams. Of the first, the second episode was broken off and the last one cut by the end of the recording.
+    streams = [
+        made_stream([1, 1, 9, 2, 2, 7], {1: "term", 2: "trunc", 4: "trunc"}),
+        made_stream([4, 0, 0, 3, 0, 0], {2: "term", 5: "term"}),
+    ]
+    info = replace(only(data, CLIFF).info, run="hand", num_transitions=12)
+    ends = Terminals(
+        np.array([0, 0, 1, 1]), np.array([1, 4, 2, 5]), np.array([[10], [20], [30], [40]], np.float32), None
+    )
+    write_run(tmp_path, info, streams, [ends])
+    runs = [only(tmp_path, CLIFF)]
+    episodes = recorded_episodes(runs)
+    assert episodes == [
+        Episode(0, 0, 0, 2, 2.0),
+        Episode(0, 1, 0, 3, 4.0),
+        Episode(0, 0, 3, 5, 4.0),
+        Episode(0, 1, 3, 6, 3.0),
+    ]
+    read, terminals = read_episodes(runs, best_episodes(episodes, 2))
+    assert read.observations.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert read.rewards.tolist() == [4, 0, 0, 2, 2]
+    assert np.flatnonzero(read.terminated | read.truncated).tolist() == [2, 4]
+    assert [(ends.steps.tolist(), ends.observations.tolist()) for ends in terminals] == [
+        ([2], [[30.0]]),
+        ([4], [[20.0]]),
+    ]
+
+
+@pytest.mark.parametrize("environment", [CARTPOLE, CLIFF, PENDULUM])
+def test_episodes_across_chunks(data, environment, monkeypatch):
+    dataset = only(data, environment)
+    episodes = recorded_episodes([dataset])
+    assert len(episodes) == dataset.info.num_episodes
+    read, _ = read_episodes([dataset], episodes)
+    stops = np.cumsum([episode.stop - episode.start for episode in episodes])
+    assert (np.flatnonzero(read.terminated | read.truncated) + 1).tolist() == stops.tolist()
+    totals = np.add.reduceat(read.rewards.astype(float), [0, *stops[:-1]])
+    np.testing.assert_allclose(totals, [episode.total for episode in episodes])
+
+
+def test_own_rollouts_are_what_happened(model, processor, tmp_path):
+    def made(name: str, **options) -> tuple[EnvironmentDataset, Transitions]:
+        options = {"episodes": 6, "temperature": 1.0, **options}
+        collect(model, processor, CARTPOLE, tmp_path / name, **options)
+        dataset = only(tmp_path / name, CARTPOLE)
+        return dataset, read_episodes([dataset], recorded_episodes([dataset]))[0]
+
+    dataset, transitions = made("once")
+    assert (dataset.info.num_episodes, dataset.info.num_streams) == (6, 6)
+    assert [episode.total for episode in recorded_episodes([dataset])] == dataset.info.curve.returns
+    np.testing.assert_array_equal(transitions.reference_actions, transitions.actions)
+    assert set(np.unique(transitions.actions)) == {0.0, 1.0}
+    assert dataset.info.first10 == dataset.info.last10 == np.mean(dataset.info.curve.returns)
+    for name, options, same in (
+        ("again", {}, True),
+        ("seed", {"seed": 1}, False),
+        ("round", {"round_number": 2}, False),
+        ("cold", {"temperature": 1e-4}, False),
+    ):
+        _, other = made(name, **options)
+        assert np.array_equal(other.observations, transitions.observations) == same, name
+
+
+def test_fine_tuning_on_data(base, data, tmp_path):
+    lines = []
+    tuning = FineTuning(base, CARTPOLE, 3, str(data))
+    folder = finetune(tuning, tmp_path / "out", {**TOY, "steps": 20, "learning_rate": 1e-2}, lines.append)
+    assert folder == tmp_path / "out/model"
+    written, every = only(tmp_path / "out/data", CARTPOLE), recorded_episodes([only(data, CARTPOLE)])
+    best = sorted(episode.total for episode in every)[-3:]
+    assert sorted(episode.total for episode in recorded_episodes([written])) == best
+    assert lines == [
+        f"{CARTPOLE}: 3 episodes with returns from {best[0]:g} to {best[-1]:g}, the best of {len(every)} episodes "
+        f"with returns from {min(e.total for e in every):g} to {best[-1]:g}"
+    ]
+    assert loss_on(folder, written) < loss_on(base, written) - 0.3
+    assert load_pretrained(folder)[0].config.environments == [CARTPOLE, CLIFF]
+    # The reference that scores are measured by is that of the whole run.
+    assert (written.info.first10, written.info.last10) == (only(data, CARTPOLE).info.first10, written.info.last10)
+    report = evaluate(folder, open_datasets(training_data(folder)), tmp_path / "report", Protocol(2, 1))
+    assert report.environments[0].training == TRAINED and report.environments[0].failure is None
+
+
+def test_adapters_leave_the_base_as_it_is(base, data, tmp_path, monkeypatch):
+    from peft import PeftModel
+
+    trained, save_finished = {}, loop_module.save_finished
+
+    def spied(accelerator, model, *rest):
+        trained.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return save_finished(accelerator, model, *rest)
+
+    monkeypatch.setattr(loop_module, "save_finished", spied)
+    settings = {**TOY, "lora_rank": 4, "learning_rate": 1e-2, "evaluate_every": 4, "evaluate_episodes": 1}
+    folder = finetune(FineTuning(base, CARTPOLE, 3, str(data)), tmp_path, settings)
+    before, after = load_file(Path(base) / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert set(before) == set(after)
+    kept = {name.replace(".base_layer", ""): tensor for name, tensor in trained.items() if "lora_" not in name}
+    assert set(kept) == set(before)
+    for name, tensor in before.items():
+        assert torch.equal(kept[name], tensor), name
+        adapted = any(layer in name for layer in LAYERS)
+        assert torch.equal(after[name], tensor) != adapted, name
+
+    plain, processor = load_pretrained(base)
+    dataset = only(tmp_path / "data", CARTPOLE)
+    layouts = processor.observation_layout(dataset.observation_space), processor.action_layout(dataset.action_space)
+    batch = processor.collate([processor.align(dataset.chunk(0)[:16], *layouts)])
+    batch.pop("labels")
+    with_adapter = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    with torch.no_grad():
+        expected, found = with_adapter(**batch).logits, load_pretrained(folder)[0](**batch).logits
+    allowed = expected > torch.finfo(torch.float32).min
+    assert (expected[allowed] - found[allowed]).abs().max() <= 1e-6 * expected[allowed].abs().max()
+    assert loss_on(tmp_path / "checkpoint-00000004", dataset) == loss_on(folder, dataset)
+
+
+def test_adapters_go_on_bit_for_bit(base, data, tmp_path):
+    def trained(name: str, steps: int) -> Path:
+        toy = {**TOY, "lora_rank": 4, "model": base, "environments": [CARTPOLE], "keep_checkpoints": 9}
+        loop_module.train(TrainingConfig(data=str(data), output=str(tmp_path / name), **{**toy, "steps": steps}))
+        return tmp_path / name
+
+    straight = trained("straight", 4)
+    trained("resumed", 2)
+    resumed = trained("resumed", 4)
+    for name in ("model", "adapter", "optimizer", "random"):
+        parts = [load_file(folder / f"checkpoint-00000004/{name}.safetensors") for folder in (straight, resumed)]
+        assert set(parts[0]) == set(parts[1])
+        assert all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0]), name
+
+
+def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
+    tuning = FineTuning(base, CARTPOLE, 4, OwnRollouts(rounds=2, keep=0.5))
+    # It is interrupted before each training and goes on each time.
+    train, broken = finetune_module.train, []
+
+    def breaking_once(config):
+        if config.output not in broken:
+            broken.append(config.output)
+            raise LDMError("interrupted")
+        return train(config)
+
+    monkeypatch.setattr(finetune_module, "train", breaking_once)
+    for _ in range(2):
+        with pytest.raises(LDMError, match="interrupted"):
+            finetune(tuning, tmp_path / "out", TOY)
+    first = tmp_path / "out/round-1"
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    folder = finetune(tuning, tmp_path / "out", TOY)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert folder == tmp_path / "out/model" and broken == [str(first), str(tmp_path / "out")]
+
+    rounds = [only(place / "rollouts", CARTPOLE) for place in (first, tmp_path / "out")]
+    totals = [[episode.total for episode in recorded_episodes([one])] for one in rounds]
+    for place, of in ((first, totals[0]), (tmp_path / "out", totals[0] + totals[1])):
+        chosen = [episode.total for episode in recorded_episodes([only(place / "data", CARTPOLE)])]
+        assert sorted(chosen) == sorted(of)[-2:]
+    settings = TrainingConfig.load(tmp_path / "out/training.yaml")
+    assert settings.model == str(first / "model")
+    # Uninterrupted it is the same.
+    monkeypatch.setattr(finetune_module, "train", train)
+    again = finetune(tuning, tmp_path / "again", TOY)
+    same = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
+    # Own rollouts are no reference.
+    report = evaluate(folder, open_datasets(training_data(folder)), tmp_path / "report", Protocol(2, 1))
+    assert report.environments[0].normalized_score is None
+    assert NO_IMPROVEMENT in report.environments[0].flags and SEEN_SEED not in report.environments[0].flags
+
+
+def test_a_killed_fine_tuning_goes_on(base, data, tmp_path):
+    arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--steps", "400", "--lora"]
+    more = [
+        part
+        for name, value in {**TOY, "checkpoint_every": 50}.items()
+        if name != "steps"
+        for part in ("--set", f"{name}={value}")
+    ]
+    command = [sys.executable, "-m", "ldm_hf", *arguments, *more, "--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+        while not (tmp_path / "out/checkpoint-00000050").exists():
+            assert running.poll() is None and time.sleep(0.01) is None
+        os.kill(running.pid, signal.SIGTERM)
+    assert running.returncode == 128 + signal.SIGTERM and not (tmp_path / "out/model").exists()
+    done = run_ldm(*command[3:])
+    assert done.returncode == 0, done.stderr
+    assert f"The model is in {tmp_path / 'out/model'}/" in done.stderr
+    done = run_ldm(*command[3:], "--set", "learning_rate=1")
+    assert done.returncode == 1 and "holds a fine-tuning with other settings" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gymnasium/CartPol-v1",), "did you mean gymnasium/CartPole-v1"),
+        (
+            ("gymnasium/Acrobot-v1", "--data", "DATA"),
+            "has no data of gymnasium/Acrobot-v1",
+        ),
+        ((CARTPOLE, "--data", "nowhere"), "nowhere holds no datasets"),
+        ((CARTPOLE, "--data", "DATA", "--rounds", 2, "--keep", 0.5), "--rounds, --keep are about own rollouts"),
+        ((CARTPOLE, "--data", "DATA", "--set", "model=nano"), "fine-tuning sets model itself"),
+        ((CARTPOLE, "--keep", 2), "above 0 and at most 1, got 2"),
+        ((CARTPOLE, "--temperature", 0), "a temperature above 0, got 1 and 0"),
+        (("gymnasium/Blackjack-v1", "--set", "stepz=2"), "did you mean steps"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_is_one_line(base, data, tmp_path, arguments, message):
+    arguments = [data if argument == "DATA" else argument for argument in arguments]
+    done = run_ldm("finetune", base, *arguments, "--episodes", 2, "--output", "out", cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and message in errors[0], done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_environments_and_episodes_that_do_not_fit(base, data, tmp_path, monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"9999 episodes of gymnasium/CliffWalking-v1 were asked for, and its data have"
+    ):
+        finetune(FineTuning(base, CLIFF, 9999, str(data)), tmp_path / "a", TOY)
+    config = Path(base) / "processor_config.json"
+    text = config.read_text()
+    try:
+        config.write_text(json.dumps({**json.loads(text), "max_observation_slots": 3}))
+        for source in (str(data), OwnRollouts()):
+            with pytest.raises(UnsupportedSpaceError, match="takes 4 slots"):
+                finetune(FineTuning(base, CARTPOLE, 2, source), tmp_path / "b", TOY)
+    finally:
+        config.write_text(text)
+    with pytest.raises(UnknownEnvironmentError):
+        finetune(FineTuning(base, "gymnasium/Nothing-v0", 2, OwnRollouts()), tmp_path / "c", TOY)
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
+    with pytest.raises(ConfigError, match="all 2 episodes in gymnasium/CliffWalking-v1 returned"):
+        monkeypatch.setattr(finetune_module, "recorded_episodes", lambda runs: [Episode(0, 0, 0, 1, 5.0)] * 2)
+        finetune(FineTuning(base, CLIFF, 2, OwnRollouts()), tmp_path / "d", TOY)
+
+
+def test_lora_without_peft_says_what_to_install(base, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ldm_hf\[finetune\]'"):
+        finetune(FineTuning(base, CARTPOLE, 2, str(data)), tmp_path, {**TOY, "lora_rank": 2})
