@@ -11,7 +11,8 @@ seed, all evaluated by the same rollouts:
 - `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
-interrupted go on. Scores are 0 at the reference run's first episodes and 100 at its deterministic policy.
+interrupted go on. Scores are 0 at the reference run's first episodes and 100 at its deterministic policy;
+references that did not get better have none.
 """
 
 import argparse
@@ -73,6 +74,10 @@ class Study:
             arguments = ("--data", self.options.data, "--output", report.parent, "--episodes", self.options.episodes)
             _ldm(folder, "evaluate", folder / "model", *arguments, *chosen)
         results = json.loads(report.read_text())["environments"]
+        failures = [f"{result['id']}: {result['failure']}" for result in results if result["failure"]]
+        if failures:
+            report.unlink()  # to be made again
+            raise SystemExit("\n".join(failures))
         return {result["id"]: _score(result) for result in results}
 
     def stages(self, variant: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -125,8 +130,8 @@ class Study:
 
 
 def _score(result: dict[str, Any]) -> float:
-    start, end = result["first10"], result["deterministic_return"]
-    return float(np.clip((result["mean_return"] - start) / (end - start), 0, 1))
+    score = result["deterministic_score"]
+    return float("nan") if score is None else float(np.clip(score, 0, 1))
 
 
 def _ldm(folder: Path, *arguments: object) -> None:
@@ -172,22 +177,22 @@ def main() -> None:
         for seed in range(options.seeds)
     }
     jobs = [(key, variant) for key, study in studies.items() for variant in study.variants()]
+    results: dict[Any, dict[str, float]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        run = lambda job: studies[job[0]].score(job[1])  # noqa: E731
-        # Backbones first: the others of a set start from them.
-        for first in (True, False):
-            list(pool.map(run, [job for job in jobs if (job[1] == "backbone") is first]))
+        for first in (True, False):  # backbones first: the others of a set start from them
+            chosen = [job for job in jobs if (job[1] == "backbone") is first]
+            results |= zip(chosen, pool.map(lambda job: studies[job[0]].score(job[1]), chosen), strict=True)
     figures: dict[str, object] = {}
     for count in counts:
         rows = []
         for variant in studies[count, 0].variants():
-            found = [studies[count, seed].score(variant) for seed in range(options.seeds)]
+            found = [results[(count, seed), variant] for seed in range(options.seeds)]
             scores = 100 * np.array([[each[name] for name in sorted(each)] for each in found])
-            figures[f"{count} environments, {variant}: score"] = float(scores.mean())
-            figures[f"{count} environments, {variant}: spread over seeds"] = float(np.ptp(scores.mean(1)))
+            figures[f"{count} environments, {variant}: score"] = float(np.nanmean(scores))
+            figures[f"{count} environments, {variant}: spread over seeds"] = float(np.ptp(np.nanmean(scores, 1)))
             for name, score in zip(sorted(found[0]), scores.mean(0), strict=True):
-                figures[f"{count} environments, {variant}: {name}"] = float(score)
-            rows.append([variant, f"{scores.mean():.1f}", *(f"{score:.0f}" for score in scores.mean(1))])
+                figures[f"{count} environments, {variant}: {name}"] = None if np.isnan(score) else float(score)
+            rows.append([variant, f"{np.nanmean(scores):.1f}", *(f"{score:.0f}" for score in np.nanmean(scores, 1))])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
         print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
     write_json(options.json, figures)

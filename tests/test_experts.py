@@ -30,6 +30,7 @@ from ldm_hf.training.grouping import _points, even_clusters, gradient_groups, ra
 from ldm_hf.training.loop import train
 from ldm_hf.training.stages import attach_experts, is_expert, is_router, load_model, put_expert
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
+from test_distributed import LAUNCH
 from test_modeling import LOAD
 from test_policy import MIXED, largest_error
 from test_training import toy_settings, write_settings
@@ -383,6 +384,34 @@ def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data
         assert done.returncode == 0, done.stderr
         assert not differing(tmp_path / stage / "model", staged / stage / "model")
     assert not list((tmp_path / "experts").glob("gradients-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, sharding):
+    changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "experts/model")}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes, sharding=sharding))
+    command = [sys.executable, *LAUNCH, "-m", "ldm_hf.training", "--config", str(config), "--stage", "routers"]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found, expected = weights(tmp_path / "run/model"), weights(staged / "routers/model")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    assert all(is_router(name) for name in differing(tmp_path / "run/model", staged / "experts/model"))
+    done = subprocess.run([*command[:-1], "experts"], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "run it by `ldm train`" in done.stderr
+
+
+@pytest.mark.slow
+def test_jobs_on_a_ray_cluster_are_jobs_in_turn(staged, data, tmp_path):
+    pytest.importorskip("ray")
+    changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "backbone/model")}
+    changes |= {"num_experts": 2, "gradient_batches": 2}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
+    done = run_ldm("train", "--config", config, "--stage", "experts", "--executor", "ray", "--address", "local")
+    assert done.returncode == 0, done.stderr
+    assert not differing(tmp_path / "run/model", staged / "experts/model")
 
 
 def killed_when(arguments: list[str], appear: list[Path]) -> None:
