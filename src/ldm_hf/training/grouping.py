@@ -20,8 +20,8 @@ from ldm_hf.progress import progress_bar
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture
 
-_SPLITS = 40  # of which the most even is kept, as in the published code
-_RESTARTS = 10  # of each split, of which the tightest is kept
+_SPLITS = 40  # of which the most even is kept
+_RESTARTS = 40  # of each split, of which the tightest is kept; both numbers are the published code's
 
 Groups = list[list[str]]
 
