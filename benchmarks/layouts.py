@@ -27,6 +27,11 @@ class Gato(nn.Module):
 
     tokens = OBSERVATIONS + 1 + ACTIONS
 
+    @classmethod
+    def batch(cls, sequences: int, context: int) -> dict[str, torch.Tensor]:
+        """Random inputs."""
+        return {"bins": torch.randint(0, 1024, (sequences, context, cls.tokens))}
+
     def __init__(self, config: LDMConfig, width: int):
         super().__init__()
         self.table = nn.Embedding(2 * config.num_bins, config.hidden_size)
@@ -45,6 +50,12 @@ class Jat(nn.Module):
     """Two tokens a timestep, observation and action, continuous (JAT, arXiv 2402.09844), on a given kind of backbone."""
 
     tokens = 2
+
+    @classmethod
+    def batch(cls, sequences: int, context: int) -> dict[str, torch.Tensor]:
+        """Random inputs."""
+        observations, actions = (torch.randn(sequences, context, width) for width in (OBSERVATIONS + 1, ACTIONS))
+        return {"observations": observations, "actions": actions}
 
     def __init__(self, config: LDMConfig, width: int, backbone: Callable[[LDMConfig, int, int], nn.Module]):
         super().__init__()

@@ -17,7 +17,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,34 +35,36 @@ from ldm_hf.training.mixture import Mixture, SequenceNumbers
 
 
 class Trainer:
-    """Forward and backward passes of a module on batches from an iterator."""
+    """Forward and backward passes of a module, which is made anew for each measurement: one is in memory at a time."""
 
-    def __init__(self, module: nn.Module, batches: Iterator[dict[str, torch.Tensor]], options: argparse.Namespace):
-        self._module = module.to(options.device).train()
-        if options.compile:
+    def __init__(
+        self, build: Callable[[], nn.Module], batches: Iterator[dict[str, torch.Tensor]], options: argparse.Namespace
+    ):
+        self._build, self._batches, self._options = build, batches, options
+
+    def measure(self, seconds: float) -> float:
+        """Transitions a second; the first step is not counted."""
+        module = self._build().to(self._options.device).train()
+        if self._options.compile:
             backbone = module.backbone
             for layer in backbone.layers if hasattr(backbone, "layers") else backbone.h:
                 layer.compile()
-        self._batches, self._options = batches, options
+        self._step(module)
+        transitions, start = 0, time.perf_counter()
+        while not transitions or time.perf_counter() - start < seconds:
+            transitions += self._step(module)
+        return transitions / (time.perf_counter() - start)
 
-    def measure(self, seconds: float) -> float:
-        """Transitions a second; the step before is not counted."""
-        self._step()
-        steps, start = 0, time.perf_counter()
-        while not steps or time.perf_counter() - start < seconds:
-            self._step()
-            steps += 1
-        return steps * self._options.batch * self._options.context / (time.perf_counter() - start)
-
-    def _step(self) -> None:
+    def _step(self, module: nn.Module) -> int:
         device = self._options.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(self._batches).items()}
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self._options.bf16):
-            output = self._module(**batch)
+            output = module(**batch)
         loss = output if isinstance(output, torch.Tensor) else output.loss
         loss.backward()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
+        return len(next(iter(batch.values()))) * self._options.context
 
 
 def from_disk(mixture: Mixture, processor: LDMProcessor, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -108,26 +110,25 @@ def main() -> None:
     torch.manual_seed(0)
     config = LDMConfig.preset(options.preset, max_position_embeddings=options.context)
     processor = LDMProcessor.for_config(config)
-    shape = (options.batch, options.context)
     with tempfile.TemporaryDirectory() as folder:
         dataset = dataset_of_noise(Path(folder) / "vector", 100_000, False)
         mixture = Mixture([dataset], processor, context_length=options.context, cache_bytes=2**20)
         whole = dict(processor.collate([mixture[index] for index in range(options.batch)]))
-        numbers = torch.randn(*shape, OBSERVATIONS + 1)
-        actions = torch.rand(*shape, ACTIONS) * 2 - 1
-        bins = torch.randint(0, config.num_bins, (*shape, Gato.tokens))
-        model = LDMModel(config)
-        others = {
-            "gato": (partial(Gato, config), {"bins": bins}),
-            "jat": (partial(Jat, config, backbone=llama), {"observations": numbers, "actions": actions}),
-            "jat_gpt_neo": (partial(Jat, config, backbone=gpt_neo), {"observations": numbers, "actions": actions}),
-        }
+        model = partial(LDMModel, config)
+        parameters = LDMModel(config).num_parameters()
         trainers = {
             "ldm": Trainer(model, itertools.repeat(whole), options),
             "ldm_from_disk": Trainer(model, from_disk(mixture, processor, options), options),
         }
-        for name, (build, batch) in others.items():
-            other = with_parameters(build, model.num_parameters())
+        for name, build in {
+            "gato": partial(Gato, config),
+            "jat": partial(Jat, config, backbone=llama),
+            "jat_gpt_neo": partial(Jat, config, backbone=gpt_neo),
+        }.items():
+            other = partial(with_parameters, build, parameters)
+            # About as many tokens a pass as ours: more would not fit.
+            sequences = max(1, options.batch // build.func.tokens)
+            batch = build.func.batch(sequences, options.context)
             trainers[name] = Trainer(other, itertools.repeat(batch), options)
         contenders = {name: trainer.measure for name, trainer in trainers.items()}
         rates = take_turns(contenders, options.rounds, options.seconds)

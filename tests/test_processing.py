@@ -121,6 +121,15 @@ def test_a_value_is_half_an_even_bin_from_what_it_decodes_to(share, low, size):
     assert abs(back - value).item() <= width / 2 + 1e-4
 
 
+def test_an_action_beyond_its_bounds_is_in_the_bin_of_the_bound():
+    """The environment clips it too. 279 and 744 are the bins of -1 and 1."""
+    for space in (spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,), np.float64)):
+        assert ActionCode.encode(code_of(space)[0], torch.tensor([-1.5, 3.0]), *code_of(space)[1:]).tolist() == [
+            279,
+            744,
+        ]
+
+
 def hand_made_transitions() -> Transitions:
     """Two short episodes: the first terminates at step 1, the second is truncated at step 3."""
     return Transitions(

@@ -18,7 +18,7 @@ from ldm_hf.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-PROCESSES = {"cpu.yaml": [1], "ldm-308m.yaml": [1, 8, 16]}  # one GPU, a node, two nodes
+PROCESSES = {"cpu.yaml": [1], "ldm-308m.yaml": [1, 8, 16], "paper.yaml": [1, 8, 16]}  # one GPU, a node, two nodes
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
@@ -31,10 +31,11 @@ def test_recipes_fit_their_processes(path):
 
 
 def test_the_paper_is_the_paper():
-    config = TrainingConfig.load(RECIPES / "ldm-308m.yaml")
-    model = LDMConfig.preset(config.model)
+    config = TrainingConfig.load(RECIPES / "paper.yaml")
+    model = LDMConfig.preset(config.model, **config.model_overrides)
     assert (config.batch_size, model.max_position_embeddings, config.learning_rate) == (1024, 2048, 2.5e-4)
     assert (config.warmup_steps, config.decay_fraction) == (0, 0.0)  # constant
+    assert (model.mask_training_logits, model.action_smoothing, model.action_quantization) == (False, 0.0, "mu_law")
     with pytest.raises(ConfigError, match="batch_size 1024 cannot be shared by 3 processes"):
         config.pieces(3)
 

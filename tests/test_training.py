@@ -22,7 +22,7 @@ from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.training.config import TrainingConfig
-from ldm_hf.training.loop import learning_rate
+from ldm_hf.training.loop import learning_rate, train
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.stages import load_model
 
@@ -240,6 +240,16 @@ def test_training_learns_writes_and_logs(straight, data):
     )
     assert yaml.safe_load((straight / "training.yaml").read_text())["data"] == str(data)
     assert AutoConfig.from_pretrained(straight / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
+
+
+def test_training_goes_on_from_a_model_and_remembers_what_that_had_seen(straight, data, tmp_path):
+    settings_of = toy_settings(data, tmp_path / "run", environments=[CARTPOLE], steps=1)
+    settings_of.update(model=str(straight / "model"), model_overrides={})
+    before = load_file(straight / "model/model.safetensors")
+    train(TrainingConfig(**{**settings_of, "learning_rate": 1e-9}))
+    after = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert AutoConfig.from_pretrained(tmp_path / "run/model").environments == [CARTPOLE, CLIFF, PENDULUM]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):

@@ -65,7 +65,6 @@ def evaluate(
     Raises:
         CheckpointError: the folder holds no Large Decision Model.
     """
-    disable_progress_bar()  # transformers' own, for weights: they would break up ours
     model, processor = load_pretrained(model_folder)
     model.to(device)  # type: ignore[arg-type]
     weights = _weights_hash(model_folder)
@@ -117,6 +116,7 @@ def load_pretrained(folder: str | Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProc
         CheckpointError: there is no such folder or repository, or it holds another type of model, or damaged files.
     """
     load_config(folder)
+    disable_progress_bar()  # transformers' own, for weights: they would break up ours
     try:
         model: ldm_hf.LDMModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(folder)

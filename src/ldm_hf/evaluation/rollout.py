@@ -208,7 +208,12 @@ class _Trial:
 
     def _open_row(self, number: int, player: Player, watch: Watch | None) -> None:
         render_mode = None if watch is None else RENDER_MODE
-        env = make(self.environment, render_mode=render_mode, step_timeout=self.protocol.step_timeout)
+        try:
+            env = make(self.environment, render_mode=render_mode, step_timeout=self.protocol.step_timeout)
+        except EnvironmentFailure as error:
+            if watch is None:
+                raise
+            raise EnvironmentFailure(f"{self.environment} cannot be made to draw itself: {error}") from error
         row = _Row(self, number, env, watch)
         self.rows.append(row)
         self.result.returns.append([])

@@ -37,7 +37,8 @@ def packed(model: Any) -> Any:
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nobody has measured it
     if model.device.type != "cpu" or model.dtype != torch.float32 or not on_x86:
         return model
-    if not torch.backends.mkldnn.is_available():
+    # The operators are those of torch's own compiler, not of its public interface: a release may lack them.
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     acting = copy.deepcopy(model, shared)
