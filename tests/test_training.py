@@ -22,8 +22,9 @@ from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.training.config import TrainingConfig
-from ldm_hf.training.loop import learning_rate, load_model, train
+from ldm_hf.training.loop import learning_rate, train
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
+from ldm_hf.training.stages import load_model
 
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
 

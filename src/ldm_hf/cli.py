@@ -11,7 +11,7 @@ import typer
 
 from ldm_hf.data_commands import build, convert, publish
 from ldm_hf.env_commands import environments
-from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
+from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation_commands import evaluate, print_report, report, rollout
 from ldm_hf.finetuning_commands import finetune
 
@@ -61,21 +61,52 @@ def quickstart(
 def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, see TrainingConfig.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="name=value, over the file; repeatable.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="backbone (all of a model), experts or routers; default: the setting.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stage experts: how many at a time. Default: one a processor, or one GPU.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="Stage experts: local, or ray.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
+    gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for each expert.")] = 0.0,
 ) -> None:
     """Train a model on datasets, going on from the newest checkpoint. `accelerate launch -m ldm_hf.training` is the same."""
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
 
     exit_with_owner()
-    loaded = TrainingConfig.load(config, settings or [])
+    loaded = TrainingConfig.load(config, [*(settings or []), *([f"stage={stage}"] if stage else [])])
+    folder: Path | None
+    if loaded.stage == "experts":
+        folder = _train_experts(loaded, jobs, executor, address, gpus)
+    else:
+        from ldm_hf.training.loop import train as run
 
-    from ldm_hf.training.loop import train as run
-
-    folder = run(loaded)
+        folder = run(loaded)
     if folder is None:
         raise typer.Exit(128 + signal.SIGTERM)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"The model is in {folder}/", err=True)
+
+
+def _train_experts(config: Any, jobs: int | None, executor: str, address: str, gpus: float) -> Path:
+    import torch
+
+    from ldm_hf.data_commands import make_executor
+    from ldm_hf.training.experts import train_experts
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("stage experts starts its own processes: run it by `ldm train`, not by `accelerate launch`")
+    at_once = jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    root = Path(config.output).absolute()
+    try:
+        return train_experts(
+            config, lambda waiting: make_executor(executor, min(at_once, waiting), address, gpus, root)
+        )
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted: the same command goes on with the experts that are not finished", err=True)
+        raise typer.Exit(130) from None
 
 
 def run_command(command: Callable[..., Any]) -> None:

@@ -65,12 +65,13 @@ def build(
     building = Build(made, settings, out.absolute())
     if retry_failed:
         typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
-    running = _executor(executor, jobs, address, gpus, out.absolute())
+    running = make_executor(executor, jobs, address, gpus, out.absolute())
     _run(building, running)
     _print_runs(out, building.libraries)
 
 
-def _executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
+def make_executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
+    """The executor of a command's options; ``root`` is what all nodes of a cluster must see."""
     if name == "local":
         from ldm_hf.dataset_builder.executor import LocalExecutor
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 import pebble
 import psutil
 
-from ldm_hf.dataset_builder.jobs import Job, execute
 from ldm_hf.errors import ConfigError
 from ldm_hf.processes import exit_with_owner
 
@@ -23,16 +23,38 @@ _MEMORY_SHARE = 0.9  # of the memory at hand, that jobs may take together
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+class Work(Protocol):
+    """What an executor runs: it can be pickled, and its result is on disk."""
+
+    @property
+    def name(self) -> str:
+        """For messages, and unlike that of any other."""
+
+    @property
+    def memory(self) -> int:
+        """Estimate, in bytes."""
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it gains from one."""
+
+    def on(self, device: str) -> "Work":
+        """The same work on a torch device."""
+
+    def execute(self, progress: Callable[[str, int, int], None]) -> None:
+        """Do it, in the process that the executor chose; say what is being done, how much is, and how much there is."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """A job that has ended.
 
     Attributes:
-        job: which.
+        job: what was submitted.
         crash: how its process died, if it did; the job has no result then.
     """
 
-    job: Job
+    job: Any
     crash: str | None = None
 
 
@@ -49,10 +71,10 @@ class Message:
 class Executor(Protocol):
     """Runs jobs. A job's result is on disk; what comes back says only that it has ended."""
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: Work) -> bool:
         """Whether the job would start at once."""
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Work) -> None:
         """Start a job."""
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -84,21 +106,21 @@ class LocalExecutor:
             raise ConfigError(f"jobs must be at least 1, got {jobs}")
         self._slots = jobs or len(os.sched_getaffinity(0))
         self._memory = int(available_memory() * _MEMORY_SHARE)
-        self._running: dict[Future, Job] = {}
-        self._lost: list[Job] = []
+        self._running: dict[Future, Work] = {}
+        self._lost: list[Work] = []
         self._context = multiprocessing.get_context("spawn")
         self._messages = self._context.Queue()
         os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers when they start: one run, one core.
         self._pool = self._new_pool()
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: Work) -> bool:
         """Whether a process is free and memory is left; one job is always let in."""
         if not self._running:
             return True
         taken = sum(running.memory for running in self._running.values())
         return len(self._running) < self._slots and taken + job.memory <= self._memory
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Work) -> None:
         """Start a job."""
         self._mend_pool()
         self._running[self._pool.schedule(_work, args=(job,))] = job
@@ -180,7 +202,7 @@ def _start_worker(messages: Any, owner: int) -> None:
     exit_with_owner(owner)
 
 
-def _work(job: Job) -> None:
+def _work(job: Work) -> None:
     last = 0.0
 
     def report(stage: str, done: int, total: int) -> None:
@@ -189,4 +211,4 @@ def _work(job: Job) -> None:
             last = time.monotonic()
             _queue.put(Message(job.name, stage, done, total))
 
-    execute(job, report)
+    job.execute(report)

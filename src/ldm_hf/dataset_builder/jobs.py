@@ -1,13 +1,12 @@
 """The unit of work: one run, of the ranking or of the corpus. Its result is a file; that file is what says it is done."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.records import RECORD, RunRecord
-from ldm_hf.dataset_builder.run import RunRequest, build_run, train_curve
+from ldm_hf.dataset_builder.run import Progress, RunRequest, build_run, train_curve
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError, LDMError, StorageError, UnsupportedSpaceError
 from ldm_hf.files import replacing
@@ -55,6 +54,31 @@ class Job:
         """Whether it is."""
         return self.result.is_file()
 
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it gains from one."""
+        return self.pictures
+
+    def on(self, device: str) -> "Job":
+        """The same job, which trains on another device."""
+        return replace(self, request=replace(self.request, device=device))
+
+    def execute(self, progress: Progress = lambda stage, done, total: None) -> None:
+        """Make the run and write its result; a run that fails by itself is a result too.
+
+        Raises:
+            StorageError: the disk is full, which says nothing of the run.
+        """
+        try:
+            if self.ranking:
+                _write_curve(self.result, train_curve(self.request, progress), None)
+            else:
+                build_run(self.request, self.root, progress)
+        except StorageError:
+            raise
+        except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+            self.fail(f"failed: {error}")
+
     def fail(self, reason: str) -> None:
         """Record that the run cannot be made."""
         if self.ranking:
@@ -69,23 +93,6 @@ class Job:
             return None if data is None else LearningCurve.from_json(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{self.result} is no result of a ranking: {error}") from error
-
-
-def execute(job: Job, progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> None:
-    """Make a run and write its result; a run that fails by itself is a result too.
-
-    Raises:
-        StorageError: the disk is full, which says nothing of the run.
-    """
-    try:
-        if job.ranking:
-            _write_curve(job.result, train_curve(job.request, progress), None)
-        else:
-            build_run(job.request, job.root, progress)
-    except StorageError:
-        raise
-    except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
-        job.fail(f"failed: {error}")
 
 
 def _write_curve(path: Path, curve: LearningCurve | None, failure: str | None) -> None:

@@ -4,12 +4,10 @@ import logging
 import os
 import socket
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.dataset_builder.executor import Ended, Message
-from ldm_hf.dataset_builder.jobs import Job, execute
+from ldm_hf.dataset_builder.executor import Ended, Message, Work
 from ldm_hf.errors import ConfigError, LDMError
 
 _TRIES = 5  # of a job whose node or process is lost, before it counts as crashed
@@ -24,7 +22,7 @@ class RayExecutor:
         address: of the cluster's head (``host:6379``), ``auto`` for the one that this machine belongs to, or ``local`` for
             one of its own.
         root: data folder.
-        gpus: share of a GPU for each job whose policy reads pictures, which trains there; 0 for none.
+        gpus: share of a GPU for each job that gains from one, which trains there; 0 for none.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, or a node does not see the data folder.
@@ -49,26 +47,26 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, Work] = {}
         self._check_folder(root)
         self._look()
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: Work) -> bool:
         """Whether the cluster has a free core; Ray itself looks after memory and GPUs."""
         return len(self._running) < self._cores
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Work) -> None:
         """Hand a job to the cluster."""
-        task = self._ray.remote(execute).options(
+        task = self._ray.remote(_execute).options(
             num_cpus=1,
-            num_gpus=self._gpus if job.pictures else 0,
+            num_gpus=self._gpus if job.wants_gpu else 0,
             memory=min(job.memory, self._largest),  # what no node has would never start
             max_retries=_TRIES,
             scheduling_strategy="SPREAD",
             name=job.name,
         )
-        device = "cuda" if self._gpus and job.pictures else "cpu"
-        self._running[task.remote(replace(job, request=replace(job.request, device=device)))] = job
+        device = "cuda" if self._gpus and job.wants_gpu else "cpu"
+        self._running[task.remote(job.on(device))] = job
 
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that have ended."""
@@ -143,6 +141,10 @@ def _check_address(address: str) -> None:
         raise ConfigError(
             f"no Ray cluster at {address}: {error.strerror or error}; start one with: ray start --head"
         ) from error
+
+
+def _execute(job: Work) -> None:
+    job.execute(lambda stage, done, total: None)
 
 
 def _sees(path: str) -> bool:

@@ -47,7 +47,10 @@ class LDMConfig(LlamaConfig):
             always are in rollout.
         wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
             start alike, instead of at random.
+        num_experts: feed-forward networks that each block has beside its own, weighted by a router (docs/experts.md); 0 is
+            the paper's model.
         environments: ids of the environments that the weights were trained on, sorted; training writes them.
+        expert_environments: of each expert, the ids of those that it alone was trained on; training writes them.
 
     Example:
         >>> LDMConfig.preset("308m").num_hidden_layers
@@ -75,7 +78,16 @@ class LDMConfig(LlamaConfig):
     action_smoothing: float = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
+    num_experts: int = 0
     environments: list[str] | None = None
+    expert_environments: list[list[str]] | None = None
+
+    def validate_experts(self) -> None:
+        """Called by ``strict`` when a configuration is made."""
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts must be at least 0, got {self.num_experts}")
+        if self.num_experts and self.mlp_bias:
+            raise ValueError("num_experts and mlp_bias exclude each other: experts have no biases")
 
     def validate_action_settings(self) -> None:
         """Called by ``strict`` when a configuration is made."""

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, LlamaModel, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_ldm import LDMConfig
+from .experts_ldm import LDMBackbone
 from .loss_ldm import action_loss, mask_bins
 from .policy_ldm import LDMPolicy
 from .processing_ldm import START, LDMProcessor, rows_by_width
@@ -175,8 +176,7 @@ class LDMModel(LDMPreTrainedModel):
     def __init__(self, config: LDMConfig):
         super().__init__(config)
         self.embedding = LDMTransitionEmbedding(config)
-        self.backbone = LlamaModel(config)
-        del self.backbone.embed_tokens  # It reads embeddings only.
+        self.backbone = LDMBackbone(config)
         self.action_head = nn.Linear(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
         self.post_init()
 

@@ -163,7 +163,8 @@ class LDMPolicy:
     @torch.inference_mode()
     def _read(self, length: int) -> None:
         """Fill the cache with the first ``length`` transitions."""
-        rows_at_once = max(1, _TOKENS_AT_ONCE // length)
+        # Experts make a feed-forward layer, and what is in between, so many times wider.
+        rows_at_once = max(1, _TOKENS_AT_ONCE // (length * (1 + self.model.config.num_experts)))
         for start in range(0, len(self), rows_at_once):
             rows = slice(start, start + rows_at_once)
             decode(self.model, self._context.inputs(0, length, rows), self._row_inputs(rows), self._cache.part(rows))

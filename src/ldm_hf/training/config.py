@@ -24,8 +24,15 @@ _AT_LEAST_ONE = (
     "keep_checkpoints",
     "evaluate_every",
     "evaluate_episodes",
+    "num_experts",
+    "gradient_batches",
 )
-_CHOICES = {"precision": ("auto", "bf16", "fp32"), "sharding": ("none", "fsdp2")}
+_CHOICES = {
+    "precision": ("auto", "bf16", "fp32"),
+    "sharding": ("none", "fsdp2"),
+    "stage": ("backbone", "experts", "routers"),
+    "grouping": ("gradient", "random"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class TrainingConfig:
         evaluate_environments: ids to roll out in; by default those trained on.
         evaluate_episodes: episodes in each of them.
         log_with: an Accelerate tracker: ``tensorboard``, ``wandb``, ..., or ``none``.
+        stage: what is trained (docs/experts.md): ``backbone`` all that the model has; ``experts`` attaches experts to
+            ``model`` and trains each on its group of environments; ``routers`` only those of ``model``, on all of them.
+        num_experts: experts that the stage ``experts`` attaches.
+        grouping: how it divides the environments among them: by ``gradient``, or at ``random``.
+        gradient_batches: batches over which the gradient of an environment is averaged for that.
     """
 
     data: str | list[str]
@@ -104,6 +116,10 @@ class TrainingConfig:
     evaluate_environments: list[str] | None = None
     evaluate_episodes: int = 2
     log_with: str = "tensorboard"
+    stage: str = "backbone"
+    num_experts: int | None = None
+    grouping: str = "gradient"
+    gradient_batches: int = 10
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -120,6 +136,14 @@ class TrainingConfig:
             raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
         if isinstance(self.weights, str) and self.weights not in ("uniform", "size"):
             raise ConfigError(f"weights must be uniform, size or a number for each id, got {self.weights!r}")
+        if self.stage != "backbone" and self.lora_rank is not None:
+            raise ConfigError(
+                f"lora_rank is for the stage backbone: the stage {self.stage} chooses itself what is trained"
+            )
+        if self.stage != "backbone" and Path(self.model).resolve() == (Path(self.output) / "model").resolve():
+            raise ConfigError(
+                f"stage {self.stage} would replace {self.model}, which it goes on from; set another output"
+            )
 
     def pieces(self, num_processes: int) -> int:
         """Forward passes of an optimizer step on each of so many processes.

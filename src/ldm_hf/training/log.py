@@ -1,8 +1,9 @@
 """What a training run says: the bar, and the figures that go to the trackers."""
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +21,28 @@ class TrainingLog:
 
     The loss is the mean over the labelled transitions of a step of all processes, averaged over the steps since the last
     figures. Speed leaves out what happens in ``paused``: checkpoints and evaluation.
+
+    Args:
+        accelerator, config: of the run.
+        start: steps that are done.
+        progress: told the number of steps that are done, instead of a progress bar.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, start: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        start: int,
+        progress: Callable[[int], None] | None = None,
+    ):
         self._accelerator = accelerator
+        self._progress = progress
         self._config = config
         self._scores = ""
         self._loss = self._norm = torch.zeros((), device=accelerator.device)
         self._begin(start)
-        self._bar = progress_bar(
-            "training", config.steps, "step", initial=start, disable=not accelerator.is_main_process
-        )
+        hidden = progress is not None or not accelerator.is_main_process
+        self._bar = progress_bar("training", config.steps, "step", initial=start, disable=hidden)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -64,6 +76,8 @@ class TrainingLog:
             self._bar.set_postfix_str(text + self._scores, refresh=False)
             self._begin(done)
         self._bar.update(1)
+        if self._progress is not None:
+            self._progress(done)
 
     def scores(self, done: int, values: Mapping[str, float]) -> None:
         """Scores of an evaluation, by name."""
@@ -74,7 +88,7 @@ class TrainingLog:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if self._accelerator.is_main_process:
-            tqdm.write(line, file=self._bar.fp)
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it is."""

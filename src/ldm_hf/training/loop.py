@@ -1,7 +1,7 @@
 """The training loop: next-action cross-entropy on the mixture, on any number of processes (paper section 4.4)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
-from ldm_hf.errors import CheckpointError, ConfigError
-from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+from ldm_hf.errors import ConfigError
+from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
@@ -22,12 +21,18 @@ from ldm_hf.training.lora import adapt
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.parallel import Termination, accumulating, distribute, ignore_termination, make_accelerator
 from ldm_hf.training.scoring import score_model
+from ldm_hf.training.stages import load_model
 
 
-def train(config: TrainingConfig) -> Path | None:
+def train(config: TrainingConfig, progress: Callable[[int], None] | None = None) -> Path | None:
     """Train a model, going on from the newest checkpoint in ``config.output`` if there is one.
 
-    Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written.
+    Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written. With the
+    stage ``experts`` it trains one of them, on all environments of the settings; ``experts.py`` trains several.
+
+    Args:
+        config: the settings.
+        progress: told the number of steps that are done, instead of a progress bar.
 
     Returns:
         The folder of the finished model, which ``AutoModel`` and ``AutoProcessor`` load; None if SIGTERM came before.
@@ -42,7 +47,7 @@ def train(config: TrainingConfig) -> Path | None:
     datasets = open_datasets(config.data, config.environments, cached=not config.stream)
     known = whole.config.environments or []
     whole.config.environments = sorted({*known, *(dataset.environment for dataset in datasets)})
-    mixture = _mixture(datasets, config, whole, processor)
+    mixture = make_mixture(datasets, config, whole, processor)
     if config.lora_rank:
         adapt(whole, config.lora_rank)
     model = distribute(accelerator, whole, config)
@@ -53,7 +58,7 @@ def train(config: TrainingConfig) -> Path | None:
         config.save(Path(config.output) / "training.yaml")
     if config.log_with != "none":
         accelerator.init_trackers("ldm")
-    finished = _run(accelerator, model, optimizer, processor, mixture, config, start)
+    finished = _run(accelerator, model, optimizer, processor, mixture, config, start, progress)
     folder = save_finished(accelerator, model, processor, Path(config.output)) if finished else None
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
     del model, optimizer
@@ -70,6 +75,7 @@ def _run(
     mixture: Mixture,
     config: TrainingConfig,
     start: int,
+    progress: Callable[[int], None] | None,
 ) -> bool:
     """The steps that are left; False if SIGTERM ended them before the last."""
     output = Path(config.output)
@@ -77,7 +83,7 @@ def _run(
     batches = _batches(mixture, processor, config, accelerator, start)
     termination = Termination(accelerator)
     model.train()
-    with contextlib.closing(TrainingLog(accelerator, config, start)) as log, termination.heard():
+    with contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log, termination.heard():
         for step in range(start, config.steps):
             done, rate = step + 1, learning_rate(config, step)
             for group in optimizer.param_groups:
@@ -138,43 +144,10 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * warmup * decay
 
 
-def load_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
-    """A new model of a preset, or the model of a folder or Hub name, with its processor.
-
-    Raises:
-        ConfigError: a field of ``model_overrides`` does not exist or has a value that cannot be used.
-        CheckpointError: the folder holds no Large Decision Model.
-    """
-    if config.model in LDMConfig.presets():
-        return _new_model(config)
-    if not Path(config.model).is_dir() and "/" not in config.model:
-        raise ConfigError(
-            f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"
-        )
-    try:
-        model = AutoModel.from_pretrained(config.model, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config.model} cannot be loaded as a model: {' '.join(str(error).split())}") from error
-    if not isinstance(model, LDMModel):
-        raise CheckpointError(f"{config.model} holds a {type(model).__name__}, not a Large Decision Model")
-    return model, processor
-
-
-def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
-    try:
-        model_config = LDMConfig.preset(config.model, **config.model_overrides)
-    except Exception as error:  # strict configurations raise their own kinds of validation errors
-        raise ConfigError(f"model_overrides cannot be used: {' '.join(str(error).split())}") from error
-    unknown = set(config.model_overrides) - set(LDMConfig().to_dict())
-    if unknown:
-        raise ConfigError(f"model_overrides sets {', '.join(sorted(unknown))}, which LDMConfig does not have")
-    return LDMModel(model_config), LDMProcessor.for_config(model_config)
-
-
-def _mixture(
+def make_mixture(
     datasets: list[EnvironmentDataset], config: TrainingConfig, model: LDMModel, processor: LDMProcessor
 ) -> Mixture:
+    """The sequences of a run; ``ConfigError`` if the model does not read such long ones."""
     longest = model.config.max_position_embeddings
     if config.context_length and config.context_length > longest:
         raise ConfigError(f"context_length {config.context_length} exceeds the model's {longest}")

@@ -1,0 +1,202 @@
+"""Whether experts help as tasks grow (M3DT, arXiv 2505.24378): dense models and experts on more and more environments.
+
+    python benchmarks/experts_study.py --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
+
+For each number of environments (the first ones of a fixed shuffled order, so that each set holds the one before) and each
+seed, all evaluated by the same rollouts:
+
+- `backbone`: the model after the first stage, from which all experts of this row start;
+- `dense`: the same model, trained for the steps of all three stages;
+- `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
+- `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages.
+
+Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
+interrupted go on. Scores are 0 at the reference run's first episodes and 100 at its deterministic policy;
+references that did not get better have none.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from harness import print_table, write_json
+
+from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.modeling import LDMConfig, LDMModel
+
+EXPERTS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One set of environments and one seed: what its variants share.
+
+    Attributes:
+        environments: their ids.
+        seed: of every training.
+        options: of the command line.
+    """
+
+    environments: tuple[str, ...]
+    seed: int
+    options: argparse.Namespace
+
+    @property
+    def folder(self) -> Path:
+        """Where its variants are."""
+        return self.options.output / f"{len(self.environments)}-environments" / f"seed-{self.seed}"
+
+    def variants(self) -> list[str]:
+        """Names; experts that would be without an environment are left out."""
+        numbers = [number for number in EXPERTS if number <= len(self.environments)]
+        return ["backbone", "dense", *(f"{kind}-{n}" for n in numbers for kind in ("wide", "random", "gradient"))]
+
+    def score(self, variant: str) -> dict[str, float]:
+        """Train and evaluate, unless that was done; the score of each environment, from 0 to 1."""
+        stages = list(self.stages(variant))
+        for folder, settings in stages:
+            if not (folder / "finished").exists():
+                self.train(folder, settings)
+        folder = stages[-1][0]
+        report = folder / "evaluation" / "report.json"
+        if not report.exists():
+            chosen = [word for environment in self.environments for word in ("--environment", environment)]
+            arguments = ("--data", self.options.data, "--output", report.parent, "--episodes", self.options.episodes)
+            _ldm(folder, "evaluate", folder / "model", *arguments, *chosen)
+        results = json.loads(report.read_text())["environments"]
+        failures = [f"{result['id']}: {result['failure']}" for result in results if result["failure"]]
+        if failures:
+            report.unlink()  # to be made again
+            raise SystemExit("\n".join(failures))
+        return {result["id"]: _score(result) for result in results}
+
+    def stages(self, variant: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The trainings that make a variant, in order: folder and settings that are its own."""
+        steps = self.options.steps
+        backbone = self.folder / "backbone"
+        kind, _, number = variant.partition("-")
+        if kind in ("dense", "wide"):
+            width = {"intermediate_size": self.wide(int(number))} if number else {}
+            yield self.folder / variant, {"steps": sum(steps), "model_overrides": width}
+            return
+        yield backbone, {"steps": steps[0]}
+        if number:
+            made = {"stage": "experts", "num_experts": int(number), "grouping": kind}
+            experts = self.folder / variant / "experts"
+            yield experts, {**made, "model": str(backbone / "model"), "steps": steps[1]}
+            routers = {"stage": "routers", "model": str(experts / "model"), "steps": steps[2]}
+            yield self.folder / variant / "routers", routers
+
+    def wide(self, number: int) -> int:
+        """The width of feed-forward layers with which a dense model has as many parameters as one with so many experts."""
+        preset = self.options.model
+        with torch.device("meta"):
+            wanted = LDMModel(LDMConfig.preset(preset, num_experts=number)).num_parameters()
+            dense = LDMModel(LDMConfig.preset(preset))
+        shape = dense.config
+        column = 3 * shape.num_hidden_layers * shape.hidden_size
+        return shape.intermediate_size + round((wanted - dense.num_parameters()) / column)
+
+    def train(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Run or go on with a training; the mark that it is finished comes last."""
+        shared = {
+            "data": str(self.options.data),
+            "output": str(folder),
+            "environments": list(self.environments),
+            "model": self.options.model,
+            "batch_size": self.options.batch_size,
+            "learning_rate": self.options.learning_rate,
+            "warmup_steps": 50,
+            "decay_fraction": 0.5,
+            "checkpoint_every": 100,
+            "keep_checkpoints": 1,
+            "seed": self.seed,
+            "log_with": "none",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.yaml").write_text(yaml.safe_dump({**shared, **settings}))
+        _ldm(folder, "train", "--config", folder / "settings.yaml", "--jobs", 1)
+        (folder / "finished").touch()
+
+
+def _score(result: dict[str, Any]) -> float:
+    score = result["deterministic_score"]
+    return float("nan") if score is None else float(np.clip(score, 0, 1))
+
+
+def _ldm(folder: Path, *arguments: object) -> None:
+    with (folder / "log.txt").open("a") as log:
+        command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def environments_of(options: argparse.Namespace) -> list[str]:
+    """Ids in the order in which they are added: those given, or all of the data, shuffled."""
+    if options.environments:
+        return options.environments
+    found = [dataset.environment for dataset in open_datasets(options.data)]
+    return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Datasets that `ldm build` made.")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--environments", nargs="+", help="In the order in which they are added; default: shuffled.")
+    parser.add_argument("--counts", type=int, nargs="+", default=[4, 8, 16], help="Numbers of environments.")
+    parser.add_argument("--model", default="nano", choices=LDMConfig.presets())
+    parser.add_argument("--steps", type=int, nargs=3, default=[400, 200, 200], help="Of the three stages.")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="Variants at a time, each on one core.")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, evaluate and print."""
+    options = arguments()
+    order = environments_of(options)
+    counts = [count for count in options.counts if count <= len(order)]
+    studies = {
+        (count, seed): Study(tuple(sorted(order[:count])), seed, options)
+        for count in counts
+        for seed in range(options.seeds)
+    }
+    jobs = [(key, variant) for key, study in studies.items() for variant in study.variants()]
+    results: dict[Any, dict[str, float]] = {}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for first in (True, False):  # backbones first: the others of a set start from them
+            chosen = [job for job in jobs if (job[1] == "backbone") is first]
+            results |= zip(chosen, pool.map(lambda job: studies[job[0]].score(job[1]), chosen), strict=True)
+    figures: dict[str, object] = {}
+    for count in counts:
+        rows = []
+        for variant in studies[count, 0].variants():
+            found = [results[(count, seed), variant] for seed in range(options.seeds)]
+            scores = 100 * np.array([[each[name] for name in sorted(each)] for each in found])
+            figures[f"{count} environments, {variant}: score"] = float(np.nanmean(scores))
+            figures[f"{count} environments, {variant}: spread over seeds"] = float(np.ptp(np.nanmean(scores, 1)))
+            for name, score in zip(sorted(found[0]), scores.mean(0), strict=True):
+                figures[f"{count} environments, {variant}: {name}"] = None if np.isnan(score) else float(score)
+            rows.append([variant, f"{np.nanmean(scores):.1f}", *(f"{score:.0f}" for score in np.nanmean(scores, 1))])
+        columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
+        print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
+    write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The second stage: an expert for each group of environments, trained as independent jobs and merged into one model.
+
+The state is the files of ``output``: ``groups.json`` says which environments each expert has, ``expert-<i>`` is an ordinary
+training run, ``model`` holds the backbone with all experts. Whatever is there is not done again.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate.utils import set_seed
+
+from ldm_hf.dataset_builder.executor import Executor
+from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.errors import ConfigError
+from ldm_hf.files import remove, remove_leftovers, replacing
+from ldm_hf.modeling import LDMModel, LDMProcessor
+from ldm_hf.processes import ChildFailure
+from ldm_hf.progress import progress_bar
+from ldm_hf.training.checkpoint import save_model
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.grouping import Groups, gradient_groups, random_groups
+from ldm_hf.training.loop import train
+from ldm_hf.training.stages import load_backbone, merge_experts
+
+_POLL_SECONDS = 0.3
+_OVERHEAD = 2**30  # of a process, its libraries and its data
+
+
+@dataclass(frozen=True)
+class ExpertJob:
+    """The training of one expert.
+
+    Attributes:
+        index: which.
+        config: of its run: its environments, its folder.
+        memory: estimate, in bytes.
+        wants_gpu: it does.
+    """
+
+    index: int
+    config: TrainingConfig
+    memory: int
+    wants_gpu: bool = True
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"expert {self.index}"
+
+    @property
+    def model(self) -> Path:
+        """Where its model is."""
+        return Path(self.config.output) / "model"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its model is complete: the record is written after it."""
+        try:
+            return json.loads(self._record.read_text(encoding="utf-8")) == {"steps": self.config.steps}
+        except (OSError, ValueError):
+            return False
+
+    def on(self, device: str) -> "ExpertJob":
+        """Itself: Accelerate takes the GPU that its process sees."""
+        return self
+
+    def execute(self, progress: Callable[[str, int, int], None]) -> None:
+        """Train, or go on from the last checkpoint."""
+        steps = self.config.steps
+        if train(self.config, lambda done: progress("training", done, steps)) is not None:
+            with replacing(self._record) as temporary:
+                temporary.write_text(json.dumps({"steps": steps}), encoding="utf-8")
+
+    @property
+    def _record(self) -> Path:
+        return Path(self.config.output) / "finished.json"
+
+
+def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executor]) -> Path:
+    """Attach experts to the backbone ``config.model`` and train each on its group of environments.
+
+    It may be killed at any time and called again.
+
+    Args:
+        config: the settings.
+        make_executor: gives what runs so many jobs.
+
+    Returns:
+        The folder of the model with all experts, whose routers know nothing yet.
+
+    Raises:
+        LDMError: settings, datasets or checkpoints that cannot be used, or a job that died twice.
+    """
+    config = _with_whole_paths(config)
+    output = Path(config.output)
+    backbone, processor = load_backbone(config)
+    datasets = open_datasets(config.data, config.environments, cached=not config.stream)
+    remove_leftovers(output)
+    config.save(output / "training.yaml")
+    groups = _groups(config, backbone, processor, datasets)
+    jobs = [_job(config, index, group, backbone) for index, group in enumerate(groups)]
+    waiting = [job for job in jobs if not job.is_done]
+    folder = output / "model"
+    if waiting:
+        remove(folder)  # of fewer steps
+        _run(jobs, waiting, make_executor)
+    if not folder.exists():
+        set_seed(config.seed)  # of the routers
+        merged = merge_experts(backbone, [job.model for job in jobs])
+        merged.config.environments = sorted(dataset.environment for dataset in datasets)
+        merged.config.expert_environments = groups
+        with replacing(folder) as temporary:
+            save_model(merged.config, merged.state_dict(), processor, temporary)
+    return folder
+
+
+def _groups(
+    config: TrainingConfig, backbone: LDMModel, processor: LDMProcessor, datasets: Sequence[EnvironmentDataset]
+) -> Groups:
+    """The environments of each expert: those of ``groups.json``, or new ones, which are written there."""
+    environments = [dataset.environment for dataset in datasets]
+    if config.num_experts is None or not 2 <= config.num_experts <= len(environments):
+        raise ConfigError(
+            f"num_experts must be from 2 to {len(environments)}, the number of environments, got {config.num_experts}"
+        )
+    path = Path(config.output) / "groups.json"
+    settings = {name: getattr(config, name) for name in ("num_experts", "grouping", "gradient_batches", "seed")}
+    settings |= {"model": config.model, "environments": environments}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in settings if found["settings"].get(name) != settings[name]]
+        if differing:
+            raise ConfigError(f"{config.output} holds experts of another {', '.join(differing)}; set another output")
+        return found["groups"]
+    if config.grouping == "random":
+        groups = random_groups(environments, config.num_experts, config.seed)
+    else:
+        folder = path.with_name(f"gradients-{zlib.crc32(json.dumps(settings).encode()):08x}")
+        groups = gradient_groups(backbone, processor, datasets, config, folder)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "groups": groups}, indent=1), encoding="utf-8")
+    for folder in path.parent.glob("gradients-*"):
+        remove(folder)
+    return groups
+
+
+def _job(config: TrainingConfig, index: int, group: list[str], backbone: LDMModel) -> ExpertJob:
+    weights = config.weights
+    own = replace(
+        config,
+        output=str(Path(config.output) / f"expert-{index}"),
+        environments=group,
+        evaluate_environments=[each for each in config.evaluate_environments or () if each in group] or None,
+        weights=weights if isinstance(weights, str) else {name: weights[name] for name in group if name in weights},
+        seed=config.seed + index,
+        num_workers=0,  # a job's process may have no children
+    )
+    return ExpertJob(index, own, _memory(own, backbone))
+
+
+def _memory(config: TrainingConfig, backbone: LDMModel) -> int:
+    """Bytes: float32 weights; gradients and moments of the expert; what layers keep for the backward pass."""
+    shape = backbone.config
+    expert = 3 * shape.num_hidden_layers * shape.hidden_size * shape.intermediate_size
+    tokens = (config.micro_batch_size or config.batch_size) * (config.context_length or shape.max_position_embeddings)
+    kept = tokens * shape.num_hidden_layers * (32 * shape.intermediate_size + 64 * shape.hidden_size)
+    return _OVERHEAD + 4 * (backbone.num_parameters() + 4 * expert) + kept + int(config.cache_gib * 2**30)
+
+
+def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Callable[[int], Executor]) -> None:
+    """Run the jobs that wait; one whose process dies is started once more."""
+    steps = jobs[0].config.steps
+    done = {job.name: 0 if job in waiting else steps for job in jobs}
+    crashed: set[str] = set()
+    executor = make_executor(len(waiting))
+    running = 0
+    try:
+        with progress_bar(
+            f"training {len(jobs)} experts", steps * len(jobs), "step", initial=sum(done.values())
+        ) as bar:
+            while waiting or running:
+                while waiting and executor.has_room(waiting[0]):
+                    executor.submit(waiting.pop(0))
+                    running += 1
+                for ended in executor.wait(_POLL_SECONDS):
+                    running -= 1
+                    if ended.job.is_done:
+                        done[ended.job.name] = steps
+                    elif ended.job.name in crashed:
+                        raise ChildFailure(f"{ended.job.name}: {ended.crash or 'it was told to end'}")
+                    else:
+                        crashed.add(ended.job.name)
+                        waiting.append(ended.job)
+                done |= {message.name: message.done for message in executor.messages()}
+                bar.update(sum(done.values()) - bar.n)
+    finally:
+        executor.close()
+
+
+def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
+    """Jobs may run in another working directory."""
+    places = [config.data] if isinstance(config.data, str) else config.data
+    data = [place if "://" in place else str(Path(place).absolute()) for place in places]
+    model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
+    output = str(Path(config.output).absolute())
+    return replace(config, data=data if isinstance(config.data, list) else data[0], model=model, output=output)

@@ -1,0 +1,137 @@
+"""What each stage trains: the backbone, one expert beside it, or the routers (M3DT, arXiv 2505.24378, section 4.2)."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoProcessor
+
+from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
+from ldm_hf.modeling.experts_ldm import EXPERT_WEIGHTS, LDMExperts
+from ldm_hf.training.config import TrainingConfig
+
+
+def load_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+    """The model that a stage trains, and its processor: a new one of a preset, or that of a folder or Hub name.
+
+    What the stage leaves as it is needs no gradient. The stage ``experts`` gives a model with one expert.
+
+    Raises:
+        ConfigError: a field of ``model_overrides`` does not exist or has a value that cannot be used, or the model is none
+            for this stage.
+        CheckpointError: the folder holds no Large Decision Model.
+    """
+    if config.stage == "experts":
+        backbone, processor = load_backbone(config)
+        model = attach_experts(backbone, 1)
+        _train_only(model, is_expert)
+    elif config.stage == "routers":
+        model, processor = _trained_model(config)
+        if model.config.num_experts < 2:
+            raise ConfigError(f"{config.model} has no experts to choose from; stage routers comes after stage experts")
+        _train_only(model, is_router)
+    elif config.model in LDMConfig.presets():
+        model, processor = _new_model(config)
+    else:
+        model, processor = _trained_model(config)
+    return model, processor
+
+
+def load_backbone(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+    """The model to which experts are attached, and its processor; raises ``ConfigError`` if it has some."""
+    model, processor = _trained_model(config)
+    if model.config.num_experts:
+        raise ConfigError(f"{config.model} has experts already; stage experts goes on from a backbone")
+    return model, processor
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter of this name is one of the experts'."""
+    return ".experts." in name and name.endswith(EXPERT_WEIGHTS)
+
+
+def is_router(name: str) -> bool:
+    """Whether a parameter of this name is a router's."""
+    return ".experts.router." in name
+
+
+def attach_experts(model: LDMModel, num_experts: int) -> LDMModel:
+    """A model of the same weights with new experts, which say nothing yet: it computes what ``model`` does."""
+    config = copy.deepcopy(model.config)
+    config.num_experts = num_experts
+    made = LDMModel(config)
+    missing, unexpected = made.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and all(is_expert(name) or is_router(name) for name in missing)
+    return made
+
+
+@torch.no_grad()
+def put_expert(model: LDMModel, index: int, expert: LDMModel) -> None:
+    """Make the only expert of one model the expert ``index`` of another on the same backbone.
+
+    Raises:
+        CheckpointError: it was trained beside another backbone.
+    """
+    own, found = model.state_dict(), expert.state_dict()
+    for name, tensor in found.items():
+        if not (is_expert(name) or is_router(name)) and not torch.equal(own[name], tensor):
+            raise CheckpointError(f"expert {index} was trained beside another backbone: their {name} differ")
+    for target, source in zip(_experts(model), _experts(expert), strict=True):
+        width = source.down_proj.in_features
+        part = slice(index * width, (index + 1) * width)
+        target.gate_proj.weight[part] = source.gate_proj.weight
+        target.up_proj.weight[part] = source.up_proj.weight
+        target.down_proj.weight[:, part] = source.down_proj.weight
+
+
+def merge_experts(backbone: LDMModel, folders: Sequence[Path]) -> LDMModel:
+    """A model with the experts of all these folders, in this order, and routers that know nothing yet."""
+    merged = attach_experts(backbone, len(folders))
+    for index, folder in enumerate(folders):
+        expert, _ = _load(str(folder))
+        put_expert(merged, index, expert)
+    return merged
+
+
+def _experts(model: LDMModel) -> list[LDMExperts]:
+    return [module for module in model.modules() if isinstance(module, LDMExperts)]
+
+
+def _train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(chosen(name))
+
+
+def _trained_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+    if config.model in LDMConfig.presets():
+        raise ConfigError(f"stage {config.stage} goes on from a trained model: set model to its folder")
+    if not Path(config.model).is_dir() and "/" not in config.model:
+        raise ConfigError(
+            f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"
+        )
+    return _load(config.model)
+
+
+def _load(name: str) -> tuple[LDMModel, LDMProcessor]:
+    try:
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())}") from error
+    if not isinstance(model, LDMModel):
+        raise CheckpointError(f"{name} holds a {type(model).__name__}, not a Large Decision Model")
+    return model, processor
+
+
+def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+    try:
+        model_config = LDMConfig.preset(config.model, **config.model_overrides)
+    except Exception as error:  # strict configurations raise their own kinds of validation errors
+        raise ConfigError(f"model_overrides cannot be used: {' '.join(str(error).split())}") from error
+    unknown = set(config.model_overrides) - set(LDMConfig().to_dict())
+    if unknown:
+        raise ConfigError(f"model_overrides sets {', '.join(sorted(unknown))}, which LDMConfig does not have")
+    return LDMModel(model_config), LDMProcessor.for_config(model_config)

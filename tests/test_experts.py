@@ -1,0 +1,423 @@
+"""Experts: what they compute, what each stage trains, how environments are grouped, and all stages by the command line."""
+
+import copy
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
+from ldm_hf.dataset_builder.executor import Ended
+from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
+from ldm_hf.modeling.experts_ldm import LDMExperts
+from ldm_hf.modeling.packed_ldm import PackedLinear
+from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.experts import train_experts
+from ldm_hf.training.grouping import _points, even_clusters, gradient_groups, random_groups
+from ldm_hf.training.loop import train
+from ldm_hf.training.stages import attach_experts, is_expert, is_router, load_model, put_expert
+from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
+from test_distributed import LAUNCH
+from test_modeling import LOAD
+from test_policy import MIXED, largest_error
+from test_training import toy_settings, write_settings
+
+N = 3
+
+
+@pytest.fixture(scope="module")
+def mixture_model(model) -> LDMModel:
+    """The toy model with three experts that have something to say, and routers that prefer some to others."""
+    torch.manual_seed(1)
+    made = attach_experts(model, N).eval()
+    for name, parameter in made.named_parameters():
+        if is_expert(name) or is_router(name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.fixture
+def batch(processor):
+    return processor.collate([tokens(processor, place, 6, seed) for seed, place in enumerate((CONTROL, GRID, CAMERA))])
+
+
+@torch.no_grad()
+def test_attached_experts_change_nothing(model, processor, batch, tmp_path):
+    expected = model(**without_labels(batch)).logits
+    torch.testing.assert_close(attach_experts(model, N)(**without_labels(batch)).logits, expected, atol=1e-6, rtol=0)
+    # As transformers attaches what a checkpoint lacks.
+    model.save_pretrained(tmp_path)
+    loaded = LDMModel.from_pretrained(tmp_path, num_experts=N)
+    torch.testing.assert_close(loaded(**without_labels(batch)).logits, expected, atol=1e-6, rtol=0)
+    assert all(experts.gate_proj.weight.std() > 0 for experts in experts_of(loaded))
+
+
+def experts_of(model) -> list[LDMExperts]:
+    return [module for module in model.modules() if isinstance(module, LDMExperts)]
+
+
+def test_a_new_model_may_have_experts(batch):
+    torch.manual_seed(0)
+    made = LDMModel(LDMConfig.preset("nano", **TOY_MODEL, num_experts=2))
+    made(**batch).loss.backward()
+    for experts in experts_of(made):
+        assert not experts.down_proj.weight.any() and experts.down_proj.weight.grad.any()
+
+
+@pytest.mark.parametrize(("experts", "presets"), [(1, "nano"), (4, "nano"), (8, "32m")])
+def test_parameters_by_formula(experts, presets):
+    with torch.device("meta"):
+        dense, mixed = (LDMModel(LDMConfig.preset(presets, num_experts=number)) for number in (0, experts))
+    shape = dense.config
+    wide = experts * 3 * shape.hidden_size * shape.intermediate_size
+    router = shape.hidden_size * (shape.hidden_size + 1) + experts * (shape.hidden_size + 1)
+    assert mixed.num_parameters() == dense.num_parameters() + shape.num_hidden_layers * (wide + router)
+
+
+@torch.no_grad()
+def test_weights_are_positive_and_add_up_to_one(mixture_model):
+    inputs = torch.randn(2, 5, TOY_MODEL["hidden_size"])
+    for experts in experts_of(mixture_model):
+        weights = experts.router(inputs)
+        assert weights.shape == (2, 5, N) and (weights > 0).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5))
+        assert weights.std() > 0.01  # they differ from token to token
+    (single, *_) = experts_of(attach_experts(LDMModel(LDMConfig.preset("nano", **TOY_MODEL)), 1))
+    assert torch.equal(single.router(inputs), torch.ones(2, 5, 1))  # an expert alone is not gated
+
+
+@torch.no_grad()
+def test_a_block_adds_the_weighted_experts_to_its_feed_forward_layer(mixture_model):
+    """x + FFN(ln(x)) + the sum of w_i E_i(ln(x)), expert by expert."""
+    layer = mixture_model.backbone.layers[0]
+    inputs, width = torch.randn(2, 5, TOY_MODEL["hidden_size"]), TOY_MODEL["intermediate_size"]
+    expected = torch.nn.functional.silu(layer.mlp.gate_proj(inputs)) * layer.mlp.up_proj(inputs)
+    expected = layer.mlp.down_proj(expected)
+    weights = layer.mlp.experts.router(inputs)
+    for index in range(N):
+        own = slice(index * width, (index + 1) * width)
+        gate, up = (getattr(layer.mlp.experts, name).weight[own] for name in ("gate_proj", "up_proj"))
+        inner = torch.nn.functional.silu(inputs @ gate.T) * (inputs @ up.T)
+        expected = expected + weights[..., index, None] * (inner @ layer.mlp.experts.down_proj.weight[:, own].T)
+    torch.testing.assert_close(layer.mlp(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_settings_that_mean_nothing_are_refused():
+    for changes, message in (({"num_experts": -1}, "at least 0"), ({"num_experts": 2, "mlp_bias": True}, "mlp_bias")):
+        with pytest.raises(Exception, match=message):
+            LDMConfig(**changes)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+def test_rollouts_with_experts_equal_recomputation(mixture_model, processor, compiled, monkeypatch):
+    monkeypatch.setattr("ldm_hf.modeling.packed_ldm._LARGE", 32 * 64)
+    policy = LDMPolicy(mixture_model, processor, MIXED, context_length=7, compile=compiled)
+    packed = [module for module in policy.model.modules() if isinstance(module, PackedLinear)]
+    assert len(packed) in (0, 6 * mixture_model.config.num_hidden_layers)  # of the layer and of its experts; on x86
+    assert largest_error(mixture_model, policy, MIXED, 16) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("prelude", "remote"),
+    [("import ldm_hf", False), ("sys.modules['ldm_hf'] = None  # as if it were not installed", True)],
+    ids=["with the package", "with remote code alone"],
+)
+def test_a_new_process_loads_the_same_experts(mixture_model, processor, batch, tmp_path, prelude, remote):
+    mixture_model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    inputs, output = tmp_path / "inputs.pt", tmp_path / "logits.pt"
+    torch.save(dict(without_labels(batch)), inputs)
+    program = LOAD.format(prelude=prelude, remote=remote, folder=str(tmp_path), inputs=str(inputs), output=str(output))
+    variables = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = mixture_model(**without_labels(batch)).logits
+    torch.testing.assert_close(torch.load(output), expected, atol=1e-6, rtol=1e-6)
+
+
+def step_on(model, batches, chosen) -> None:
+    """Steps of gradient descent on some parameters."""
+    parameters = [parameter for name, parameter in model.named_parameters() if chosen(name)]
+    for batch in batches:
+        gradients = torch.autograd.grad(model(**batch).loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=0.1)
+
+
+def test_experts_trained_apart_and_merged_are_experts_trained_in_turn(model, processor):
+    """In turn: in the whole model, with all the weight on the one that is trained."""
+    torch.manual_seed(2)
+    data = [[processor.collate([tokens(processor, place, 6, seed)]) for seed in range(3)] for place in (CONTROL, GRID)]
+    apart = [attach_experts(model, 1) for _ in data]
+    merged, in_turn = attach_experts(model, 2), attach_experts(model, 2)
+    for index, expert in enumerate(apart):
+        put_expert(in_turn, index, expert)  # they start from the same weights
+    for index, batches in enumerate(data):
+        step_on(apart[index], batches, is_expert)
+        put_expert(merged, index, apart[index])
+        for experts in experts_of(in_turn):
+            output = experts.router.output
+            torch.nn.init.zeros_(output.weight)
+            output.bias.data = torch.where(torch.arange(2) == index, 0.0, -torch.inf)
+        step_on(in_turn, batches, is_expert)
+    for name, parameter in in_turn.named_parameters():
+        if not is_router(name):
+            torch.testing.assert_close(merged.state_dict()[name], parameter, atol=1e-5, rtol=1e-4, msg=name)
+    down = experts_of(merged)[0].down_proj.weight
+    assert down[:, :64].abs().max() > 1e-3 and down[:, 64:].abs().max() > 1e-3
+
+
+def test_experts_of_another_backbone_are_refused(model):
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.action_head.weight)
+    with pytest.raises(CheckpointError, match=r"expert 1 was trained beside another backbone: their action_head"):
+        put_expert(attach_experts(model, 2), 1, attach_experts(other, 1))
+
+
+class InTurn:
+    """An executor that runs a job in this process when it gets it."""
+
+    def __init__(self, _jobs: int = 1):
+        self.ended = []
+
+    def has_room(self, job) -> bool:
+        return True
+
+    def submit(self, job) -> None:
+        job.execute(lambda stage, done, total: None)
+        self.ended.append(Ended(job))
+
+    def wait(self, seconds: float) -> list[Ended]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def messages(self) -> list:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def staged(data, tmp_path_factory) -> Path:
+    """The three stages, in this process, the experts in turn."""
+    root = tmp_path_factory.mktemp("staged")
+    base = TrainingConfig(**toy_settings(data, root / "backbone", weight_decay=0.1, learning_rate=1e-2, seed=3))
+    train(base)
+    train_experts(stage_of(base, root, "experts", "backbone", num_experts=2, gradient_batches=2), InTurn)
+    train(stage_of(base, root, "routers", "experts"))
+    return root
+
+
+def stage_of(base: TrainingConfig, root: Path, stage: str, before: str, **changes) -> TrainingConfig:
+    return replace(base, stage=stage, model=str(root / before / "model"), output=str(root / stage), **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def differing(first: Path, second: Path) -> set[str]:
+    """The parameters of both that are not the same, bit for bit."""
+    one, other = weights(first), weights(second)
+    return {name for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])}
+
+
+def test_every_stage_trains_what_it_should_and_leaves_the_rest(staged):
+    backbone, experts, routers = (staged / stage / "model" for stage in ("backbone", "experts", "routers"))
+    for index in range(2):
+        run = staged / "experts" / f"expert-{index}"
+        assert not differing(backbone, run / "model")
+        early, late = run / "checkpoint-00000004", run / "checkpoint-00000006"
+        assert differing(early, late) == {name for name in weights(late) if is_expert(name)}
+        moments = load_file(late / "optimizer.safetensors")
+        assert all(is_expert(name.rpartition(".")[0]) for name in moments)
+    assert not differing(backbone, experts)
+    assert differing(experts, routers) == {name for name in weights(routers) if is_router(name)}
+
+
+def test_the_merged_model_has_every_expert_and_says_of_what(staged):
+    merged = weights(staged / "experts/model")
+    for index in range(2):
+        for name, tensor in weights(staged / f"experts/expert-{index}/model").items():
+            if is_expert(name):
+                parts = merged[name].chunk(2, dim=1 if "down_proj" in name else 0)
+                assert torch.equal(parts[index], tensor), name
+    config = AutoConfig.from_pretrained(staged / "routers/model")
+    groups = config.expert_environments
+    assert config.num_experts == 2 and config.environments == [CARTPOLE, CLIFF, PENDULUM]
+    assert sorted(itertools.chain(*groups)) == config.environments and sorted(map(len, groups)) == [1, 2]
+    model = AutoModel.from_pretrained(staged / "routers/model")
+    assert isinstance(model, LDMModel) and AutoProcessor.from_pretrained(staged / "routers/model")
+
+
+def test_a_finished_stage_repeats_nothing(staged, data):
+    before = {path: path.stat().st_mtime_ns for path in (staged / "experts").rglob("*.safetensors")}
+    base = TrainingConfig(**toy_settings(data, staged / "backbone", weight_decay=0.1, learning_rate=1e-2, seed=3))
+    again = stage_of(base, staged, "experts", "backbone", num_experts=2, gradient_batches=2)
+
+    def none(jobs: int):
+        raise AssertionError(f"{jobs} jobs are left")
+
+    assert train_experts(again, none) == staged / "experts/model"
+    assert {path: path.stat().st_mtime_ns for path in (staged / "experts").rglob("*.safetensors")} == before
+    for changes, message in (
+        ({"grouping": "random"}, "experts of another grouping; set another output"),
+        ({"num_experts": 4}, "from 2 to 3, the number of environments, got 4"),
+        ({"num_experts": None}, "got None"),
+        ({"model": str(staged / "routers/model")}, "has experts already"),
+        ({"model": "nano"}, "set model to its folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train_experts(replace(again, **changes), none)
+
+
+def test_stages_want_their_models(staged):
+    config = TrainingConfig("d", str(staged / "new"), stage="routers", model=str(staged / "backbone/model"))
+    with pytest.raises(ConfigError, match="routers comes after stage experts"):
+        load_model(config)
+    with pytest.raises(ConfigError, match="would replace"):
+        replace(config, output=str(staged / "backbone"))
+    with pytest.raises(ConfigError, match="stage must be backbone, experts or routers, got 'all'"):
+        TrainingConfig("d", "o", stage="all")
+
+
+def test_random_groups_are_even_and_by_seed():
+    names = [f"test/{index}" for index in range(7)]
+    groups = random_groups(names, 3, 0)
+    assert sorted(map(len, groups)) == [2, 2, 3] and sorted(itertools.chain(*groups)) == names
+    assert random_groups(names, 3, 0) == groups != random_groups(names, 3, 1)
+
+
+def test_points_have_the_distances_of_gradients_times_their_mean(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [{name: torch.randn(3, 5, generator=generator) for name in ("a", "b")} for _ in range(4)]
+    del gradients[2]["b"]  # an environment whose gradient has nothing there: zeros
+    for index, gradient in enumerate(gradients):
+        save_file(gradient, tmp_path / f"{index}.safetensors")
+    zeros = torch.zeros(3, 5)
+    flat = torch.stack([torch.cat([each["a"], each.get("b", zeros)]).flatten() for each in gradients])
+    agreement = flat * flat.mean(0)
+    points = torch.from_numpy(_points([tmp_path / f"{index}.safetensors" for index in range(4)]))
+    torch.testing.assert_close(torch.cdist(points, points).float(), torch.cdist(agreement, agreement))
+
+
+def test_of_many_splits_the_most_even_and_then_the_tightest_is_kept(monkeypatch):
+    splits = itertools.cycle([(1.0, [0, 1, 1, 1]), (3.0, [0, 1, 1, 0]), None, (2.0, [0, 0, 1, 1])])
+    monkeypatch.setattr("ldm_hf.training.grouping._cluster", lambda *_: next(splits))
+    assert even_clusters(np.zeros((4, 2)), 2, 0) == [0, 0, 1, 1]
+
+
+def test_gradients_that_are_all_the_same_are_no_groups():
+    with pytest.raises(ConfigError, match="4 environments do not fall into 2 groups"):
+        even_clusters(np.zeros((4, 2)), 2, 0)
+
+
+class OneAction:
+    """An environment in which the reference always does the same, whatever it sees."""
+
+    observation_space = {"type": "Discrete", "n": 8, "start": 0}
+    action_space = {"type": "Discrete", "n": 4, "start": 0}
+    chunk_lengths, num_chunks, num_transitions = np.array([64]), 1, 64
+
+    def __init__(self, name: str, action: int, seed: int):
+        self.environment, self._action, self._seed = name, action, seed
+
+    def chunk(self, index: int) -> Transitions:
+        generator = np.random.default_rng(self._seed)
+        observations = generator.integers(0, 8, (64, 1)).astype(np.float32)
+        actions = generator.integers(0, 4, (64, 1)).astype(np.float32)
+        nothing = np.zeros(64, bool)
+        reference = np.full((64, 1), self._action, np.float32)
+        return Transitions(observations, None, actions, np.zeros(64, np.float32), nothing, nothing, reference)
+
+
+def test_gradients_find_two_planted_groups(processor, tmp_path):
+    torch.manual_seed(0)
+    model = LDMModel(LDMConfig.preset("nano", **TOY_MODEL))
+    planted = [0, 3, 3, 0, 3, 0, 0]  # four and three
+    datasets = [OneAction(f"test/{index}", action, index) for index, action in enumerate(planted)]
+    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, batch_size=4)
+    groups = gradient_groups(model, processor, datasets, config, tmp_path)
+    by_action = [[f"test/{index}" for index, action in enumerate(planted) if action == wanted] for wanted in (0, 3)]
+    assert sorted(groups) == sorted(by_action)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data, tmp_path):
+    """Bit for bit what came of training in turn, without interruption, in one process."""
+    shared = toy_settings(data, tmp_path, weight_decay=0.1, learning_rate=1e-2, seed=3, keep_checkpoints=999)
+    config = write_settings(tmp_path / "s.yaml", {**shared, "num_experts": 2, "gradient_batches": 2})
+
+    def command(stage: str, before: str | None, *settings: str) -> list[str]:
+        places = [f"output={tmp_path / stage}", *([f"model={tmp_path / before}/model"] if before else []), *settings]
+        return ["train", "--config", str(config), "--stage", stage, "--jobs", "2", *(f"--set={p}" for p in places)]
+
+    for stage, before, runs in (
+        ("backbone", None, ["."]),
+        ("experts", "backbone", ["expert-0", "expert-1"]),
+        ("routers", "experts", ["."]),
+    ):
+        # Killed after the second step of every run of the stage, whatever was written later is taken away.
+        folders = [tmp_path / stage / run for run in runs]
+        killed_when(command(stage, before, "steps=100000"), [each / "checkpoint-00000002" for each in folders])
+        for path in itertools.chain(*(folder.glob("checkpoint-*") for folder in folders)):
+            if path.name != "checkpoint-00000002":
+                subprocess.run(["rm", "-r", str(path)], check=True)
+        done = run_ldm(*command(stage, before))
+        assert done.returncode == 0, done.stderr
+        assert not differing(tmp_path / stage / "model", staged / stage / "model")
+    assert not list((tmp_path / "experts").glob("gradients-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, sharding):
+    changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "experts/model")}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes, sharding=sharding))
+    command = [sys.executable, *LAUNCH, "-m", "ldm_hf.training", "--config", str(config), "--stage", "routers"]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found, expected = weights(tmp_path / "run/model"), weights(staged / "routers/model")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    assert all(is_router(name) for name in differing(tmp_path / "run/model", staged / "experts/model"))
+    done = subprocess.run([*command[:-1], "experts"], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "run it by `ldm train`" in done.stderr
+
+
+@pytest.mark.slow
+def test_jobs_on_a_ray_cluster_are_jobs_in_turn(staged, data, tmp_path):
+    pytest.importorskip("ray")
+    changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "backbone/model")}
+    changes |= {"num_experts": 2, "gradient_batches": 2}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
+    done = run_ldm("train", "--config", config, "--stage", "experts", "--executor", "ray", "--address", "local")
+    assert done.returncode == 0, done.stderr
+    assert not differing(tmp_path / "run/model", staged / "experts/model")
+
+
+def killed_when(arguments: list[str], appear: list[Path]) -> None:
+    with subprocess.Popen([sys.executable, "-m", "ldm_hf", *arguments], stderr=subprocess.DEVNULL) as running:
+        while not all(path.exists() for path in appear):
+            assert running.poll() is None and time.sleep(0.01) is None
+        children = psutil.Process(running.pid).children(recursive=True)
+        os.kill(running.pid, signal.SIGKILL)
+    assert not psutil.wait_procs(children, timeout=60)[1]
