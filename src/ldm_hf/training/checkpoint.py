@@ -112,7 +112,7 @@ def load_checkpoint(
         if record.get("format") != FORMAT:
             raise ValueError(f"it has checkpoint format {record.get('format')!r}, and this version reads {FORMAT}")
         weights = load_file(path / (_ADAPTER_FILE if adapted else "model.safetensors"))
-        _check_shapes(weights, unwrapped)
+        _check_shapes(weights, _stored(unwrapped))
         states = _by_parameter(load_file(path / "optimizer.safetensors"))
         return record, weights, states, load_file(path / "random.safetensors")
 
@@ -176,8 +176,14 @@ def _on_main(accelerator: Accelerator, work: Callable[[], Result], message: str)
     return result
 
 
-def _check_shapes(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _stored(model: LDMModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a checkpoint of training holds: all of them, or the adapters alone."""
+    alone = is_adapted(model)
+    return {name: part for name, part in model.named_parameters() if part.requires_grad or not alone}
+
+
+def _check_shapes(weights: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter]) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         name = min(name for name in expected | found if found.get(name) != expected.get(name))
