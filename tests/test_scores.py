@@ -1,6 +1,7 @@
 """Scores, intervals, flags, groups and versions: values derived by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import yaml
 from gymnasium import spaces
 from scipy import stats
 
-from conftest import CARTPOLE, CLIFF
+from conftest import CARTPOLE, CLIFF, run_ldm
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 from ldm_hf.evaluation.batches import batches, chosen
 from ldm_hf.evaluation.lineage import relation, training_data
+from ldm_hf.evaluation.references import check_reference, check_references
 from ldm_hf.evaluation.report import Summary
 from ldm_hf.evaluation.results import DETERMINISTIC_NOT_ABOVE_RANDOM, NO_IMPROVEMENT, NOT_ABOVE_RANDOM, judge
 from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
@@ -197,3 +199,27 @@ def test_batches_hold_environments_of_one_length():
     infos = [run_info(name, num_transitions=length) for name, length in lengths.items()]
     infos.append(run_info("a/Picture-v0", num_transitions=4000, observation_space=PICTURE))
     assert list(batches(infos, 2)) == [["a/Picture-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
+
+
+def test_references_worth_imitating():
+    # The last episodes vary by 1: 25 episodes measure their mean to 0.2, so the improvement of 10 is 50 of these.
+    good = check_reference(run_info(deterministic=(9.0, 11.0)), Sample(0.0, 1.0, 20), 25)
+    assert (good.doubts, good.deterministic_score, good.resolution) == ([], 1.0, 50.0)
+    (unstable,) = check_reference(run_info(deterministic=(8.0, 9.8)), None, 25).doubts
+    assert unstable == "acting deterministically it reaches 89% of its training"
+    (flat,) = check_reference(run_info(last=0.55, deterministic=(0.5, 0.6)), None, 25).doubts
+    assert flat == "25 episodes cannot tell it: it improves by 2.8 standard errors of their mean"
+    assert check_reference(run_info(), Sample(20.0, 1.0, 20), 25).doubts[0] == NOT_ABOVE_RANDOM
+    none = check_reference(run_info(first=10.0, last=10.0, deterministic=()), None, 25)
+    assert none.deterministic_score is None and none.doubts[0] == NO_IMPROVEMENT
+
+
+def test_references_are_listed_that_are_worth_imitating(data, tmp_path):
+    path = tmp_path / "ids.txt"
+    done = run_ldm("references", data, "--output", path)
+    assert done.returncode == 0, done.stderr
+    found, known = path.read_text().split(), {one.environment for one in open_datasets(data)}
+    assert f"{len(found)} of {len(known)} references are worth imitating" in done.stdout
+    assert set(found) <= known and done.stdout.count("worth imitating") == len(found) + 1
+    (gone,) = check_references([SimpleNamespace(environment="nolibrary/Env-v0", info=run_info("nolibrary/Env-v0"))])
+    assert "a random policy was not measured" in gone.doubts[-1]

@@ -12,7 +12,7 @@ import typer
 from ldm_hf.data_commands import build, convert, publish
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, UnsupportedSpaceError
-from ldm_hf.evaluation_commands import evaluate, print_report, report, rollout
+from ldm_hf.evaluation_commands import evaluate, print_report, references, report, rollout
 from ldm_hf.finetuning_commands import finetune
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(environments, name="env")
 app.command()(build)
 app.command()(publish)
 app.command()(convert)
+app.command()(references)
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(rollout)

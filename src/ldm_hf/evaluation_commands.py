@@ -86,6 +86,46 @@ def evaluate(
         typer.echo(f"warning: {differing} environments run on other versions than their data; see the report", err=True)
 
 
+def references(
+    data: Annotated[list[str], typer.Argument(help="Folders of datasets, or hf://datasets/...")],
+    environments: Annotated[
+        list[str] | None, typer.Option("--environments", "--environment", help="As of `ldm evaluate`.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the ids worth imitating to, one a line.")] = None,
+) -> None:
+    """Say which references are worth imitating, before anything is trained on them.
+
+    They are if they are better than random, keep it when they act deterministically, and improve by more than the noise of
+    an evaluation.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.reader import open_datasets
+    from ldm_hf.evaluation.batches import chosen
+    from ldm_hf.evaluation.references import check_references
+    from ldm_hf.files import replacing
+    from ldm_hf.progress import progress_bar
+
+    opened = chosen(open_datasets(data), environments or ["all"])
+    with progress_bar("random policy", len(opened), "environment") as bar:
+        checks = check_references(opened, checked=lambda check: bar.update(1) and None)
+    table = Table(title="References", title_justify="left")
+    for column in ("environment", "random", "first 10 %", "last 10 %", "deterministic", "resolution", ""):
+        table.add_column(column, justify="left" if column in ("environment", "") else "right")
+    for check in checks:
+        info = check.info
+        random = "" if check.random is None else f"{check.random.mean:.4g}"
+        scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return, check.resolution)]
+        table.add_row(info.environment, random, *scores, "; ".join(check.doubts) or "worth imitating")
+    (Console() if sys.stdout.isatty() else Console(width=220)).print(table)
+    fit = [check.info.environment for check in checks if not check.doubts]
+    typer.echo(f"{len(fit)} of {len(checks)} references are worth imitating")
+    if output is not None:
+        with replacing(output) as temporary:
+            temporary.write_text("".join(f"{environment}\n" for environment in fit))
+
+
 def report(
     paths: Annotated[list[Path], typer.Argument(help="A report.json or its folder; several are compared.")],
     output: Annotated[

@@ -104,7 +104,7 @@ def judge(
         **known: further attributes of the result.
     """
     deterministic = None if math.isnan(info.deterministic_return) else info.deterministic_return
-    flags = _flags(info, random)
+    flags = reference_flags(info, random)
     above_random = NOT_ABOVE_RANDOM not in flags
     mean = interval = score = deterministic_score = random_score = score_interval = None
     if failure is None:
@@ -139,7 +139,8 @@ def judge(
     )
 
 
-def _flags(info: RunInfo, random: Sample | None) -> list[str]:
+def reference_flags(info: RunInfo, random: Sample | None) -> list[str]:
+    """What speaks against scoring by a reference run; ``random`` has a random policy's returns, where they are known."""
     flags = [] if info.last10 > info.first10 else [NO_IMPROVEMENT]
     if random is None:
         return flags
