@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.dataset_builder.reader import open_datasets
@@ -275,6 +275,17 @@ def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
     done = run_ldm("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")} == before
+
+
+def test_a_finished_model_can_be_saved_at_half_the_size(straight, data, tmp_path):
+    """A finished run is finished again, as the settings now say: rounded in the file, and float32 for who loads it."""
+    shutil.copytree(straight, tmp_path / "run")
+    folder = train(TrainingConfig(**toy_settings(data, tmp_path / "run", keep_checkpoints=9, save_precision="fp16")))
+    whole, half = (load_file(path / "model/model.safetensors") for path in (straight, folder.parent))
+    assert all(torch.equal(half[name], tensor.half()) for name, tensor in whole.items()) and half.keys() == whole.keys()
+    model = AutoModel.from_pretrained(folder)
+    assert model.dtype == torch.float32 and model.config.dtype == torch.float32
+    assert all(torch.equal(model.state_dict()[name], tensor.half().float()) for name, tensor in whole.items())
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(straight, data, tmp_path):

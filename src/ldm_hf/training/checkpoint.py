@@ -139,10 +139,13 @@ def save_model(config: LDMConfig, weights: dict[str, Any], processor: LDMProcess
     processor.save_pretrained(folder)
 
 
-def save_finished(accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path) -> Path:
+def save_finished(
+    accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path, precision: str = "fp32"
+) -> Path:
     """Write the model of a run that has ended to ``output/model``, and adapters to ``output/adapter`` as peft reads them.
 
-    Every process calls this.
+    Every process calls this. With ``fp16`` numbers are rounded to half precision in the file; the configuration still says
+    float32, which is what they are loaded as.
 
     Raises:
         CheckpointError: it cannot be written; the run's checkpoints are untouched.
@@ -156,7 +159,10 @@ def save_finished(accelerator: Accelerator, model: torch.nn.Module, processor: L
             with replacing(output / "adapter") as temporary:
                 save_adapter(unwrapped, weights, temporary)
         with replacing(folder) as temporary:
-            save_model(unwrapped.config, plain_weights(unwrapped, weights), processor, temporary)
+            plain = plain_weights(unwrapped, weights)
+            if precision == "fp16":
+                plain = {name: tensor.half() for name, tensor in plain.items()}
+            save_model(unwrapped.config, plain, processor, temporary)
 
     _on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
     return folder

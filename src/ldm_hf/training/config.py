@@ -29,6 +29,7 @@ _AT_LEAST_ONE = (
 )
 _CHOICES = {
     "precision": ("auto", "bf16", "fp32"),
+    "save_precision": ("fp32", "fp16"),
     "sharding": ("none", "fsdp2"),
     "stage": ("backbone", "experts", "routers"),
     "grouping": ("gradient", "random"),
@@ -62,6 +63,8 @@ class TrainingConfig:
         decay_fraction: share of the steps, at the end, in which the learning rate falls linearly to zero.
         max_grad_norm: gradients are clipped to this norm.
         precision: ``auto`` is bf16 on accelerators that have it and float32 elsewhere; or ``bf16``, ``fp32``.
+        save_precision: of the numbers in the file of the finished model, which is loaded in float32 all the same: ``fp16``
+            halves it. Checkpoints are always whole.
         sharding: ``none`` keeps the whole model on every device (DDP); ``fsdp2`` shares weights, gradients and optimizer
             out over all devices. Both compute the same, and continue each other's checkpoints.
         compile: whether the layers of the backbone are compiled.
@@ -103,6 +106,7 @@ class TrainingConfig:
     decay_fraction: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "auto"
+    save_precision: str = "fp32"
     sharding: str = "none"
     compile: bool = False
     gradient_checkpointing: bool = False

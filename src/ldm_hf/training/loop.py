@@ -59,7 +59,8 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     if config.log_with != "none":
         accelerator.init_trackers("ldm")
     finished = _run(accelerator, model, optimizer, processor, mixture, config, start, progress)
-    folder = save_finished(accelerator, model, processor, Path(config.output)) if finished else None
+    output, precision = Path(config.output), config.save_precision
+    folder = save_finished(accelerator, model, processor, output, precision) if finished else None
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
     del model, optimizer
     accelerator.free_memory()
