@@ -8,7 +8,8 @@ seed, all evaluated by the same rollouts:
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
 - `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
-- `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages.
+- `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages; all experts together
+  see as many transitions as the dense model in the same steps.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
 interrupted go on. Scores are 0 at the reference run's first episodes and 100 at its deterministic policy;
@@ -91,7 +92,9 @@ class Study:
             return
         yield backbone, {"steps": steps[0]}
         if number:
-            made = {"stage": "experts", "num_experts": int(number), "grouping": kind}
+            # An expert has a share of the environments, and so of the batch: of each environment, all see as much as dense.
+            share = max(1, self.options.batch_size // int(number))
+            made = {"stage": "experts", "num_experts": int(number), "grouping": kind, "batch_size": share}
             experts = self.folder / variant / "experts"
             yield experts, {**made, "model": str(backbone / "model"), "steps": steps[1]}
             routers = {"stage": "routers", "model": str(experts / "model"), "steps": steps[2]}
