@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder import reader
+from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
 from ldm_hf.dataset_builder.records import RunRecord, describe_files
 from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.run import RunRequest, build_run
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
 from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
@@ -119,6 +121,17 @@ print(len(rows), sorted(rows[0]), sum(len(row["observation"]) for row in rows))
         "['action', 'observation', 'reference_action', 'reward', 'run', 'step', 'stream', 'terminated', 'truncated']"
     )
     assert done.stdout.strip() == f"2048 {columns} {4 * 2048}", done.stderr
+
+
+def test_folders_of_several_builds_are_read_as_one(data, tmp_path):
+    """Of an environment that two builds made runs of the same name of, both are read, and the better one is the best."""
+    shutil.copytree(data, tmp_path / "longer")
+    build_run(RunRequest(CARTPOLE, Candidate("PPO", {"n_steps": 64}), 1024, 0, keep="all"), tmp_path / "a-short")
+    update_repository(tmp_path / "a-short" / "gymnasium")
+    assert [one.environment for one in open_datasets(tmp_path)] == [CARTPOLE, CLIFF, PENDULUM]
+    (both,) = open_datasets(tmp_path, [CARTPOLE])
+    assert [(run.run, run.num_transitions) for run in both.runs] == [("PPO-0", 1024), ("PPO-0", 2048)]
+    assert both.num_transitions == 3072 and both.best_run().num_transitions == both.info.num_transitions
 
 
 def test_manifest_and_card_list_the_environments(data):

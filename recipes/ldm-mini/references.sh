@@ -41,4 +41,4 @@ make TRPO-normalized 200000 0 gymnasium/Pendulum-v1
 make TRPO-short-rollouts 60000 0 bsuite/bsuite/catch-v0 gym-classics/ClassicGridworld-v0 \
     gym-classics/WindyGridworld-v0 gym-maze/maze-sample-3x3-v0 gymnasium/CliffWalking-v1
 make TRPO-short-rollouts 100000 0 gym-classics/CliffWalk-v0 gym-classics/WindyGridworldKings-v0
-ldm references runs/references/*
+ldm references runs/references

@@ -58,7 +58,10 @@ class EnvironmentDataset:
 
     def __init__(self, files: Sequence[DataFile]):
         self._files = list(files)
-        self.runs = list({file.info.run: file.info for file in self._files}.values())
+        self.runs: list[RunInfo] = []
+        for file in self._files:
+            if file.info not in self.runs:  # by all that is known: builds of different lengths name their runs alike
+                self.runs.append(file.info)
         self.info = max(self.runs, key=lambda info: info.last10)
         first = self._files[0].where
         try:
@@ -99,7 +102,7 @@ class EnvironmentDataset:
 
     def best_run(self) -> "EnvironmentDataset":
         """The run that ``info`` is of, alone."""
-        return EnvironmentDataset([file for file in self._files if file.info.run == self.info.run])
+        return EnvironmentDataset([file for file in self._files if file.info == self.info])
 
     def chunk(self, index: int) -> Transitions:
         """The consecutive transitions of one chunk, as views of the decoded columns.
@@ -209,8 +212,8 @@ def open_datasets(
     """Open the datasets that manifests list, sorted by environment id.
 
     Args:
-        data: a folder of dataset repositories, one such repository, ``hf://datasets/<namespace>/<name>``, or several of
-            these. The runs of an environment that is in more than one are put together.
+        data: a folder of dataset repositories, or of such folders, one such repository, ``hf://datasets/<namespace>/<name>``,
+            or several of these. The runs of an environment that is in more than one are put together.
         environments: ids to open; by default all.
         cached: of the Hub: whether whole files are downloaded to its cache when they are first used. Otherwise only
             what is needed is read over the network, each time.

@@ -119,7 +119,7 @@ class HubStorage(Storage):
 
 
 def open_storages(data: str | Path, cached: bool = True) -> list[Storage]:
-    """The repositories at a place: that of a Hub address, or of a folder, or those in a folder of repositories.
+    """The repositories at a place: that of a Hub address, or of a folder, or those in a folder of repositories, or of such.
 
     Raises:
         DatasetFormatError: there are none.
@@ -127,8 +127,8 @@ def open_storages(data: str | Path, cached: bool = True) -> list[Storage]:
     if str(data).startswith(HUB):
         return [HubStorage(str(data), cached)]
     root = Path(data)
-    manifests = [root / MANIFEST] if (root / MANIFEST).is_file() else []
-    manifests = manifests or sorted(root.glob(f"*/{MANIFEST}"))
+    depths = (MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}")
+    manifests = next(filter(None, (sorted(root.glob(depth)) for depth in depths)), [])
     if not manifests:
         raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/{MANIFEST} under it")
     return [FolderStorage(manifest.parent) for manifest in manifests]

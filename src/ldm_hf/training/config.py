@@ -41,7 +41,8 @@ class TrainingConfig:
     """Everything that decides what a training run computes.
 
     Attributes:
-        data: folder of datasets, as ``ldm build`` writes them, ``hf://datasets/<namespace>/<name>``, or a list of such.
+        data: folder of datasets, as ``ldm build`` writes them, or of several such folders, ``hf://datasets/<namespace>/<name>``,
+            or a list of these.
         output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
         model: name of a preset, or a model folder or Hub name to go on from.
         model_overrides: fields of ``LDMConfig`` that differ from the preset.
