@@ -32,7 +32,8 @@ def test_recipes_fit_their_processes(name):
     assert config.model in LDMConfig.presets()
     for processes in PROCESSES[name]:
         pieces = config.pieces(processes)
-        assert pieces * processes * (config.micro_batch_size or config.batch_size) == config.batch_size
+        share = config.micro_batch_size or config.batch_size // processes
+        assert pieces * processes * share == config.batch_size
 
 
 def test_the_paper_is_the_paper():

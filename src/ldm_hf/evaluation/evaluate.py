@@ -94,7 +94,7 @@ def evaluate(
         [results[environment] for environment in sorted(results)],
         _described(protocol),
         {
-            "name": model_folder.resolve().parent.name,
+            "name": _name_of(model_folder.resolve()),
             "parameters": model.num_parameters(),
             "context_length": model.config.max_position_embeddings,
             "weights_sha256": weights,
@@ -107,6 +107,11 @@ def evaluate(
     report.save(output / "report.json")
     write_all([report], output, [output])
     return report
+
+
+def _name_of(folder: Path) -> str:
+    """A model's name: its folder's, or that of the training run in whose ``model`` folder it is."""
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def load_pretrained(folder: str | Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]:
