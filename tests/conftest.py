@@ -12,7 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test reaches beyond this mach
 
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.run import RunRequest, build_run
+from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.run import build_run
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 
 CARTPOLE, CLIFF, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/CliffWalking-v1", "gymnasium/Pendulum-v1"

@@ -23,7 +23,7 @@ from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
 from ldm_hf.modeling.experts_ldm import LDMExperts
 from ldm_hf.modeling.packed_ldm import PackedLinear
-from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.modeling.transitions_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.experts import train_experts
 from ldm_hf.training.grouping import _points, even_clusters, gradient_groups, random_groups

@@ -27,7 +27,7 @@ from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
-from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.modeling.transitions_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 
 TOY = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_with": "none"}

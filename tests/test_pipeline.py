@@ -24,7 +24,7 @@ from ldm_hf.dataset_builder.plan import _shares, estimate, make_plan, run_second
 from ldm_hf.dataset_builder.publish import publish
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.records import RunRecord
-from ldm_hf.dataset_builder.run import RunRequest
+from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, StorageError, UnknownEnvironmentError
 from test_dataset_builder import some_info

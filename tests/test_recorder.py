@@ -18,7 +18,8 @@ from ldm_hf.dataset_builder.reader import open_dataset
 from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.run import RunRequest, _Source, build_run
+from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.run import _Source, build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError

@@ -15,8 +15,8 @@ from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, R
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 _OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
 
