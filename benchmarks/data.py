@@ -28,15 +28,16 @@ from ldm_hf.dataset_builder.jobs import Job
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
 from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.run import RunRequest, _Source
+from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.run import _Source
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import make_vec
 from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.modeling import LDMProcessor
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_to_json
+from ldm_hf.modeling.transitions_ldm import Transitions
 from ldm_hf.training.mixture import Mixture
 
 OBSERVATIONS, ACTIONS, EPISODE = 17, 6, 1000

@@ -82,9 +82,13 @@ def test_modeling_imports_nothing_of_the_package():
         assert not re.search(r"^\s*(from|import) ldm_hf", path.read_text(), re.MULTILINE), path
 
 
-@pytest.mark.parametrize("module", ["ldm_hf", "ldm_hf.cli", "ldm_hf.env_registry.registry", "ldm_hf.quickstart"])
+FAST = ["ldm_hf", "ldm_hf.cli", "ldm_hf.quickstart", "ldm_hf.env_registry.registry", "ldm_hf.evaluation.report"]
+FAST += [f"ldm_hf.dataset_builder.{name}" for name in ("reader", "pipeline", "publish", "minari_format")]
+
+
+@pytest.mark.parametrize("module", FAST)
 def test_what_starts_fast_imports_nothing_heavy(module):
-    heavy = {"torch", "transformers", "stable_baselines3", "datasets"}
+    heavy = {"torch", "transformers", "stable_baselines3", "datasets", "scipy.stats", "matplotlib"}
     program = f"import {module}, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -25,8 +25,8 @@ from ldm_hf.dataset_builder.run import RunRequest, build_run
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
 from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import space_to_json
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=5), st.integers(1, 40))

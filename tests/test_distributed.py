@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,6 +27,7 @@ from ldm_hf.evaluation.scores import normalized_score
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
+from ldm_hf.training.loop import train
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.parallel import distribute
 from ldm_hf.training.scoring import score_model
@@ -49,8 +51,18 @@ def command(settings: Path, processes: int = 1) -> list[str]:
     return [sys.executable, *launch, "-m", "ldm_hf.training", "--config", str(settings)]
 
 
+def trained_here(settings: Path) -> Path:
+    """Run a training of one process to its end, in this one and on its CPU; gives its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)  # the device is chosen once in a process
+        train(TrainingConfig.load(settings))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return settings.parent / "run"
+
+
 def trained(settings: Path, processes: int = 1) -> Path:
-    """Run a training to its end; gives its folder."""
+    """Run a training to its end, in processes of its own; gives its folder."""
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         command(settings, processes), env=variables, capture_output=True, text=True, check=False, timeout=600
@@ -72,7 +84,7 @@ def logged(run: Path, tag: str = "loss") -> dict[int, float]:
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory) -> Path:
     """A run of one process that takes each batch whole."""
-    return trained(made_settings(tmp_path_factory.mktemp("alone"), data, checkpoint_every=2))
+    return trained_here(made_settings(tmp_path_factory.mktemp("alone"), data, checkpoint_every=2))
 
 
 def same_training(run: Path, expected: Path) -> None:
@@ -96,7 +108,7 @@ def test_the_first_loss_is_the_mean_over_all_transitions(alone, data, processor)
 
 
 def test_pieces_of_a_batch_train_as_the_whole(alone, data, tmp_path):
-    same_training(trained(made_settings(tmp_path, data, micro_batch_size=2)), alone)
+    same_training(trained_here(made_settings(tmp_path, data, micro_batch_size=2)), alone)
 
 
 @pytest.mark.slow
@@ -205,9 +217,9 @@ def test_shards_in_bf16_read_observations_in_full(tmp_path):
 
 def test_evaluation_logs_scores_and_changes_nothing(data, tmp_path):
     short = {"model_overrides": TOY_MODEL, "steps": 2, "checkpoint_every": 1, "batch_size": 4}
-    plain = trained(made_settings(tmp_path / "plain", data, **short))
+    plain = trained_here(made_settings(tmp_path / "plain", data, **short))
     changes = {**short, "evaluate_every": 1, "evaluate_environments": [CARTPOLE, PENDULUM], "evaluate_episodes": 1}
-    run = trained(made_settings(tmp_path / "scored", data, **changes))
+    run = trained_here(made_settings(tmp_path / "scored", data, **changes))
     for step in (1, 2):
         for name in ("model", "optimizer", "random"):
             found, expected = (load_file(r / f"checkpoint-0000000{step}/{name}.safetensors") for r in (run, plain))

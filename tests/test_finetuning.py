@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import ldm_hf.finetuning.finetune as finetune_module
 import ldm_hf.training.loop as loop_module
-from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm
+from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import ConfigError, LDMError, UnknownEnvironmentError, UnsupportedSpaceError
@@ -27,7 +27,7 @@ from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
-from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.modeling.transitions_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 
 TOY = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_with": "none"}
@@ -246,23 +246,23 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
 
 
 def test_a_killed_fine_tuning_goes_on(base, data, tmp_path):
-    arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--steps", "400", "--lora"]
+    arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--steps", "200", "--lora"]
     more = [
         part
-        for name, value in {**TOY, "checkpoint_every": 50}.items()
+        for name, value in {**TOY, "checkpoint_every": 20}.items()
         if name != "steps"
         for part in ("--set", f"{name}={value}")
     ]
     command = [sys.executable, "-m", "ldm_hf", *arguments, *more, "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
-        while not (tmp_path / "out/checkpoint-00000050").exists():
+        while not (tmp_path / "out/checkpoint-00000020").exists():
             assert running.poll() is None and time.sleep(0.01) is None
         os.kill(running.pid, signal.SIGTERM)
     assert running.returncode == 128 + signal.SIGTERM and not (tmp_path / "out/model").exists()
-    done = run_ldm(*command[3:])
+    done = run_ldm_here(*command[3:])
     assert done.returncode == 0, done.stderr
     assert f"The model is in {tmp_path / 'out/model'}/" in done.stderr
-    done = run_ldm(*command[3:], "--set", "learning_rate=1")
+    done = run_ldm_here(*command[3:], "--set", "learning_rate=1")
     assert done.returncode == 1 and "holds a fine-tuning with other settings" in done.stderr.splitlines()[-1]
 
 
@@ -285,7 +285,7 @@ def test_a_killed_fine_tuning_goes_on(base, data, tmp_path):
 )
 def test_what_cannot_be_is_one_line(base, data, tmp_path, arguments, message):
     arguments = [data if argument == "DATA" else argument for argument in arguments]
-    done = run_ldm("finetune", base, *arguments, "--episodes", 2, "--output", "out", cwd=tmp_path)
+    done = run_ldm_here("finetune", base, *arguments, "--episodes", 2, "--output", "out", cwd=tmp_path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1 and message in errors[0], done.stderr
     assert not (tmp_path / "out").exists()

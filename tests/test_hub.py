@@ -10,7 +10,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
+from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm, run_ldm_here
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.repository import update_repository
 from loopback import LoopbackHub
@@ -156,7 +156,8 @@ def test_training_reads_from_the_hub(hub, tmp_path, corpus):
         settings |= {"steps": 2, "batch_size": 2, "log_with": "none", "environments": [CARTPOLE, PENDULUM]}
         path = tmp_path / f"{place}.yaml"
         path.write_text(json.dumps(settings))
-        done = run_ldm("train", "--config", path, env=environment(hub, tmp_path))
+        command = ("train", "--config", path)
+        done = run_ldm(*command, env=environment(hub, tmp_path)) if place == "hub" else run_ldm_here(*command)
         assert done.returncode == 0, done.stderr
         outputs[place] = (tmp_path / place / "model/model.safetensors").read_bytes()
     assert outputs["hub"] == outputs["local"]
@@ -167,29 +168,20 @@ def test_whatever_the_hub_does_is_one_line(hub, tmp_path, corpus):
     one_line_error(publish(hub, tmp_path, corpus, token="hf_other"), NAME, "HTTP 403")
     one_line_error(publish(hub, tmp_path, tmp_path / "nothing"), "holds no datasets")
     assert publish(hub, tmp_path, corpus).returncode == 0
-    settings = [
-        "--set",
-        f"output={tmp_path / 'o'}",
-        "--set",
-        "model=nano",
-        "--set",
-        "log_with=none",
-        "--set",
-        "steps=1",
-    ]
 
-    def train(data):
-        return run_ldm("train", "--set", f"data={data}", *settings, env=environment(hub, tmp_path))
+    def evaluate(data):  # which reads the data first, as training does, and needs no model for it
+        arguments = ("evaluate", tmp_path / "nothing", "--data", data, "--output", tmp_path / "o")
+        return run_ldm(*arguments, env=environment(hub, tmp_path))
 
-    one_line_error(train("hf://datasets/writer/missing"), "hf://datasets/writer/missing", "no such repository")
-    one_line_error(train(f"hf://datasets/{NAME}@v9"), "no such revision")
-    one_line_error(train("hf://writer"), "is no address of a dataset")
+    one_line_error(evaluate("hf://datasets/writer/missing"), "hf://datasets/writer/missing", "no such repository")
+    one_line_error(evaluate(f"hf://datasets/{NAME}@v9"), "no such revision")
+    one_line_error(evaluate("hf://writer"), "is no address of a dataset")
     hub.cut_after("manifest.parquet", 100, times=100)
-    one_line_error(train(f"hf://datasets/{NAME}"), "manifest.parquet", "connection to the Hub broke")
+    one_line_error(evaluate(f"hf://datasets/{NAME}"), "manifest.parquet", "connection to the Hub broke")
     hub.faults.clear()
     hub.fail("GET", "manifest.parquet", 501, times=100)
     hub.fail("HEAD", "manifest.parquet", 501, times=100)
-    one_line_error(train(f"hf://datasets/{NAME}"), "manifest.parquet", "HTTP 501")
+    one_line_error(evaluate(f"hf://datasets/{NAME}"), "manifest.parquet", "HTTP 501")
 
 
 def test_a_full_disk_under_the_cache_is_one_line(hub, tmp_path, corpus):

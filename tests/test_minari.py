@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm
+from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.minari_format import from_minari, to_minari
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
 from ldm_hf.dataset_builder.schema import environment_folder
@@ -123,11 +123,11 @@ def test_collected_data_are_converted_by_the_command(tmp_path):
         actions, rewards, terminations, truncations = map(list, zip(*rows, strict=True))
         episodes.append(EpisodeBuffer(seed, seed, None, observations, actions, rewards, terminations, truncations, {}))
     minari.create_dataset_from_buffers("cartpole/random-v0", episodes, env=env, algorithm_name="random")
-    done = run_ldm("convert", "cartpole/random-v0", "--from", "minari", "--out", tmp_path / "data")
+    done = run_ldm_here("convert", "cartpole/random-v0", "--from", "minari", "--out", tmp_path / "data")
     assert done.returncode == 0 and "gymnasium/CartPole-v1, run minari-cartpole-random-v0" in done.stdout, done.stderr
     [dataset] = open_datasets(tmp_path / "data")
     assert dataset.info.num_episodes == 12 and dataset.info.algorithm == "random"
-    done = run_ldm("convert", CARTPOLE, "--to", "minari", "--out", tmp_path / "data", "--name", "cartpole/back-v0")
+    done = run_ldm_here("convert", CARTPOLE, "--to", "minari", "--out", tmp_path / "data", "--name", "cartpole/back-v0")
     assert done.returncode == 0, done.stderr
     one, two = minari.load_dataset("cartpole/random-v0"), minari.load_dataset("cartpole/back-v0")
     for first, second in zip(one.iterate_episodes(), two.iterate_episodes(), strict=True):
@@ -149,5 +149,5 @@ def test_what_cannot_be_converted_is_one_line(data, tmp_path):
     with pytest.raises(ConfigError, match="Minari refuses not an id"):
         to_minari(data, CARTPOLE, "not an id")
     for arguments in (["x"], ["x", "--to", "minari"]):
-        done = run_ldm("convert", *arguments)
+        done = run_ldm_here("convert", *arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr

@@ -1,8 +1,6 @@
 """Candidates, recording, reference policies, and runs of all three."""
 
-import resource
-import subprocess
-import sys
+import contextlib
 
 import gymnasium
 import numpy as np
@@ -12,13 +10,15 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from conftest import CARTPOLE, PENDULUM
+from conftest import CARTPOLE, PENDULUM, small_disk
+from ldm_hf.dataset_builder import run as run_module
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_dataset
 from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.run import RunRequest, _Source, build_run
+from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.run import _Source, build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError
@@ -259,34 +259,22 @@ def test_a_candidate_that_cannot_act_is_refused_before_training(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_nothing_and_loses_nothing(data, tmp_path):
-    """The largest file that the process may write stands in for the space that is left."""
-    program = f"""
-import resource
-from pathlib import Path
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.run import RunRequest, build_run
-from ldm_hf.errors import StorageError
-import ldm_hf.dataset_builder.run as run
-write = run.write_dataset
-def full(*arguments):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    return write(*arguments)
-run.write_dataset = full
-try:
-    request = RunRequest({CARTPOLE!r}, Candidate("PPO", {{"n_steps": 64}}, 4), 2048, 1, keep="all")
-    build_run(request, Path({str(tmp_path)!r}))
-except StorageError as error:
-    print(error)
-"""
+def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+    write = run_module.write_dataset
+
+    def full(*arguments):
+        stack.enter_context(small_disk(20_000))
+        return write(*arguments)
+
+    monkeypatch.setattr(run_module, "write_dataset", full)
     folder = tmp_path / "gymnasium/CartPole-v1/PPO-1"
     folder.mkdir(parents=True)
     (folder / "old").write_text("kept")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "cannot be written: " in done.stdout and "untouched" in done.stdout, done.stderr
+    request = RunRequest(CARTPOLE, Candidate("PPO", {"n_steps": 64}, 4), 2048, 1, keep="all")
+    with contextlib.ExitStack() as stack, pytest.raises(StorageError, match=r"cannot be written: .*untouched"):
+        build_run(request, tmp_path)
     assert (folder / "old").read_text() == "kept"
     assert [path.name for path in folder.parent.iterdir()] == ["PPO-1"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def test_too_few_episodes_are_one_line(tmp_path):
@@ -301,13 +289,9 @@ def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
         Recording(tmp_path / "r", 10**15, venv)
     monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 50_000)
     recording = Recording(tmp_path / "s", 1000, venv)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
     one = (pictures, np.zeros(1, np.int64), np.zeros(1))
-    try:
-        with pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space"):
-            for _ in range(100):
-                recording.append(*one)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")
+    with failure, small_disk(10_000):
+        for _ in range(100):
+            recording.append(*one)

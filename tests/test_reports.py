@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from conftest import run_ldm
+from conftest import run_ldm_here
 from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.render import markdown_tables, model_card, write_all
@@ -88,7 +88,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 def test_several_reports_are_compared_over_their_sizes(tmp_path):
     for name, parameters, returns in (("small", 10**6, (1.0, 2.0)), ("large", 10**8, (9.0, 10.0))):
         toy_report(name, parameters, returns).save(tmp_path / name / "report.json")
-    done = run_ldm("report", tmp_path / "small", tmp_path / "large" / "report.json", "--output", tmp_path / "both")
+    done = run_ldm_here("report", tmp_path / "small", tmp_path / "large" / "report.json", "--output", tmp_path / "both")
     assert done.returncode == 0, done.stderr
     assert "lib/Up-v0" in done.stdout and "1 environments (100% of the scored) at 80% or above" in done.stdout
     with Image.open(tmp_path / "both" / "scaling.png") as picture:
@@ -112,7 +112,7 @@ def test_reports_of_earlier_versions_are_read(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(values))
     loaded = Report.load(tmp_path)
     assert loaded.scores == [0.5] and loaded.environments[0].training == "unknown"
-    assert run_ldm("report", tmp_path).returncode == 0
+    assert run_ldm_here("report", tmp_path).returncode == 0
 
 
 NO_REPORTS = [

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel
 
-from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm
+from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm_here, small_disk
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.training.config import TrainingConfig
@@ -226,7 +226,7 @@ def straight(data, tmp_path_factory) -> Path:
     config = write_settings(
         output / "s.yaml", toy_settings(data, output / "run", keep_checkpoints=9, log_with="tensorboard")
     )
-    done = run_ldm("train", "--config", config)
+    done = run_ldm_here("train", "--config", config)
     assert done.returncode == 0, done.stderr
     return output / "run"
 
@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):
         if path.name != "checkpoint-00000004":
             shutil.rmtree(path)
     same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
-    done = run_ldm("train", "--config", config, "--set", "steps=6")
+    done = run_ldm_here("train", "--config", config, "--set", "steps=6")
     assert done.returncode == 0, done.stderr
     same_checkpoint(tmp_path / "run/checkpoint-00000006", straight / "checkpoint-00000006")
 
@@ -272,7 +272,7 @@ def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):
 def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")}
     settings_ = toy_settings(data, straight, keep_checkpoints=9)
-    done = run_ldm("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
+    done = run_ldm_here("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")} == before
 
@@ -289,20 +289,15 @@ def test_a_finished_model_can_be_saved_at_half_the_size(straight, data, tmp_path
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(straight, data, tmp_path):
-    """The largest file that the process may write stands in for the space that is left."""
     first = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2))
-    assert run_ldm("train", "--config", first).returncode == 0
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        f"sys.argv = ['ldm', 'train', '--config', {str(first)!r}, '--set', 'steps=4'];"
-        "from ldm_hf.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run_ldm_here("train", "--config", first).returncode == 0
+    with small_disk(100_000):
+        done = run_ldm_here("train", "--config", first, "--set", "steps=4")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "cannot be written" in last and "earlier checkpoints are untouched" in last
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000002"]
-    assert run_ldm("train", "--config", first, "--set", "steps=4").returncode == 0
+    assert run_ldm_here("train", "--config", first, "--set", "steps=4").returncode == 0
     same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
 
 
@@ -310,7 +305,7 @@ def test_damaged_checkpoints_are_named(straight, data, tmp_path):
     shutil.copytree(straight / "checkpoint-00000002", tmp_path / "run/checkpoint-00000002")
     weights = tmp_path / "run/checkpoint-00000002/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    done = run_ldm("train", "--config", write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run")))
+    done = run_ldm_here("train", "--config", write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run")))
     assert done.returncode == 1
     assert "checkpoint-00000002 cannot be continued from" in done.stderr.strip().splitlines()[-1]
 
@@ -318,7 +313,7 @@ def test_damaged_checkpoints_are_named(straight, data, tmp_path):
 def test_training_on_chosen_environments(data, tmp_path):
     changes = {"environments": [CARTPOLE, PENDULUM], "weights": {CARTPOLE: 1, PENDULUM: 3}, "micro_batch_size": 2}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2, **changes))
-    done = run_ldm("--config", config, module="ldm_hf.training")
+    done = run_ldm_here("train", "--config", config)
     assert done.returncode == 0, done.stderr
-    done = run_ldm("--config", config, "--set", "environments=[gymnasium/Nothing-v0]", module="ldm_hf.training")
+    done = run_ldm_here("train", "--config", config, "--set", "environments=[gymnasium/Nothing-v0]")
     assert done.returncode == 1 and "has no data of gymnasium/Nothing-v0" in done.stderr.splitlines()[-1]

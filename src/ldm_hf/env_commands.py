@@ -176,7 +176,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _limits(model: Path) -> dict[str, int]:
-    from ldm_hf.evaluation.evaluate import load_config
+    from ldm_hf.evaluation.lineage import load_config
 
     config = load_config(model)
     return {name: config[name] for name in ("max_observation_slots", "max_action_slots", "num_bins", "image_size")}

@@ -44,14 +44,16 @@ def evaluate(
     """
     from ldm_hf.dataset_builder.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
-    from ldm_hf.evaluation.evaluate import evaluate as run
     from ldm_hf.evaluation.lineage import training_data
-    from ldm_hf.evaluation.rollout import Protocol
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.progress import progress_bar
 
     exit_with_owner()
     references = chosen(open_datasets(data or training_data(model)), environments or ["all"])
+    # These import torch: only when there is something to evaluate.
+    from ldm_hf.evaluation.evaluate import evaluate as run
+    from ldm_hf.evaluation.rollout import Protocol
+
     protocol = Protocol(episodes, rollouts, seed, step_timeout)
     with progress_bar("evaluating", len(references) * episodes * rollouts, "episode") as bar:
         ended: dict[str, int] = {}

@@ -151,7 +151,7 @@ def build_references(references: Mapping[str, Reference], data: Path, *, jobs: i
 
 def _job(environment: str, reference: Reference, data: Path, seed: int) -> "Job":
     from ldm_hf.dataset_builder.jobs import Job
-    from ldm_hf.dataset_builder.run import RunRequest
+    from ldm_hf.dataset_builder.request import RunRequest
 
     # Every reference is kept: the table of results has a row for each.
     request = RunRequest(environment, reference.candidate, reference.timesteps, seed, keep="all")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ldm_hf.errors import EnvironmentFailure
 
@@ -37,6 +36,8 @@ def significantly_higher(one: Sample, other: Sample) -> bool:
     A sample of one value is never told apart. Samples that do not vary at all, of which the test knows nothing, are
     compared by their means.
     """
+    from scipy import stats
+
     if min(one.size, other.size) < 2:
         return False
     if one.std == other.std == 0:

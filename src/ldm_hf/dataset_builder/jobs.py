@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.records import RECORD, RunRecord
-from ldm_hf.dataset_builder.run import Progress, RunRequest, build_run, train_curve
+from ldm_hf.dataset_builder.request import Progress, RunRequest
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError, LDMError, StorageError, UnsupportedSpaceError
 from ldm_hf.files import replacing
@@ -69,6 +69,8 @@ class Job:
         Raises:
             StorageError: the disk is full, which says nothing of the run.
         """
+        from ldm_hf.dataset_builder.run import build_run, train_curve
+
         try:
             if self.ranking:
                 _write_curve(self.result, train_curve(self.request, progress), None)

@@ -9,17 +9,16 @@ import numpy as np
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.records import RunRecord, describe_files, read_records
+from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions, read_records
 from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.run import package_versions
 from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import list_environments, spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.files import replacing
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json, space_to_json
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 LIBRARY = "minari"
 """Slug for datasets whose environment no library of the registry has."""

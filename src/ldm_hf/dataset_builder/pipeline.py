@@ -16,7 +16,7 @@ from ldm_hf.dataset_builder.plan import Group, Plan, PlannedEnvironment
 from ldm_hf.dataset_builder.ranking import Rank, best, rank
 from ldm_hf.dataset_builder.records import RunRecord, read_records
 from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.run import RunRequest
+from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.schema import environment_folder
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.spec import EnvironmentSpec

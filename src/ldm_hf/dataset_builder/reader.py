@@ -15,8 +15,8 @@ from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, R
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 _OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
 
@@ -300,10 +300,12 @@ def _read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schem
 
 def _row_group(file: Any, footer: pq.FileMetaData, group: int) -> pa.Table:
     """Read one row group. Its bytes lie together: over the network one read fetches them."""
-    if not isinstance(file, pa.NativeFile):
+    native = isinstance(file, pa.NativeFile)
+    if not native:
         file = _fetched(file, footer.row_group(group))
     with pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as parquet:
-        return parquet.read_row_group(group, columns=_READ).combine_chunks()
+        # A thread of Arrow's that still holds a Python object when the interpreter ends would abort it.
+        return parquet.read_row_group(group, columns=_READ, use_threads=native).combine_chunks()
 
 
 def _fetched(file: Any, group: pq.RowGroupMetaData) -> "_Window":

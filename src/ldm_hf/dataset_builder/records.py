@@ -1,7 +1,9 @@
 """What is kept of every run, also of those that failed or were dropped: ``run.json`` in the run's folder."""
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ldm_hf.errors import DatasetFormatError
 from ldm_hf.files import replacing
 
 RECORD = "run.json"
+_PACKAGES = ("ldm_hf", "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def describe_files(folder: Path) -> tuple[FileRecord, ...]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != RECORD
     )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of what trains and records runs."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def sha256(path: Path) -> str:

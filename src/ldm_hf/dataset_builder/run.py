@@ -1,10 +1,8 @@
 """One run: train a reference policy, record, relabel, score, judge, and write its folder."""
 
 import contextlib
-import importlib.metadata
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +11,14 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from ldm_hf.dataset_builder.candidates import Candidate, observation_bytes
+from ldm_hf.dataset_builder.candidates import observation_bytes
 from ldm_hf.dataset_builder.curation import unfit
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, POLICY_FOLDER, RunInfo, environment_folder
+from ldm_hf.dataset_builder.request import Progress, RunRequest
+from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, POLICY_FOLDER, RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
@@ -27,49 +26,13 @@ from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from_json, space_to_json
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``training``, ``scoring``, ``writing``), how much of it is done, and how much there is."""
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 DETERMINISTIC_EPISODES = 10
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26
 """Observations that the final policy labels at once: more than 4096 but for large pictures, whose networks need room."""
-
-_PACKAGES = ("ldm_hf", "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch")
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What a run is.
-
-    Attributes:
-        environment: id of the environment.
-        candidate: what to train.
-        timesteps: transitions to train for and to record.
-        seed: of the run.
-        keep: which runs have their data kept: those that are ``fit``, those that ``improved`` even if their deterministic
-            policy falls short of their training, or ``all``.
-        device: torch device that trains.
-    """
-
-    environment: str
-    candidate: Candidate
-    timesteps: int
-    seed: int
-    keep: str = "fit"
-    device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """Name of the run in its environment."""
-        return f"{self.candidate.name}-{self.seed}"
-
-    def folder(self, root: Path) -> Path:
-        """Where the run lies under a data folder."""
-        return environment_folder(root, self.environment) / self.name
 
 
 def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage, done, total: None) -> RunRecord:
@@ -204,11 +167,6 @@ def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) 
     finally:
         venv.close()
     return np.asarray(returns, float).tolist()
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of what trains and records runs."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def _environments(environment: str, number: int, seed: int) -> VecEnv:

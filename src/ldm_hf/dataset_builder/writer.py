@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, TERMINAL_FILE, RunInfo, arrow_schema, terminal_schema
-from ldm_hf.modeling.processing_ldm import Transitions
 from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 _ROWS_PER_FILE = 2**20
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,7 +17,7 @@ from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import CheckpointError, LDMError
 from ldm_hf.evaluation.batches import batches
-from ldm_hf.evaluation.lineage import relation, training_settings
+from ldm_hf.evaluation.lineage import load_config, relation, training_settings
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.random_policy import random_returns
 from ldm_hf.evaluation.render import write_all
@@ -127,23 +125,6 @@ def load_pretrained(folder: str | Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProc
         return model, AutoProcessor.from_pretrained(folder)
     except Exception as error:  # safetensors and strict configurations raise errors of their own
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-
-
-def load_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a model, of a folder or a Hub name.
-
-    Raises:
-        CheckpointError: there is no such folder or repository, or it holds another type of model.
-    """
-    try:
-        is_name = not Path(folder).is_dir() and str(folder).count("/") == 1
-        path = hf_hub_download(str(folder), "config.json") if is_name else Path(folder) / "config.json"
-        config = json.loads(Path(path).read_text())
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise CheckpointError(f"{folder} holds no model: its config.json is missing or no JSON") from error
-    if config.get("model_type") != "ldm":
-        raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}; it must be 'ldm'")
-    return config
 
 
 class _Store:

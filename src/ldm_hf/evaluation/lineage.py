@@ -1,5 +1,6 @@
-"""What a model was trained on, as far as its folder says."""
+"""What a model's folder says, without loading the model: its configuration, and what it was trained on."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,30 @@ from typing import Any
 import yaml
 
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
 
 _SETTINGS = "training.yaml"
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a model, of a folder or a Hub name.
+
+    Raises:
+        CheckpointError: there is no such folder or repository, or it holds another type of model.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        is_name = not Path(folder).is_dir() and str(folder).count("/") == 1
+        path = hf_hub_download(str(folder), "config.json") if is_name else Path(folder) / "config.json"
+        config = json.loads(Path(path).read_text())
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise CheckpointError(f"{folder} holds no model: its config.json is missing or no JSON") from error
+    if config.get("model_type") != "ldm":
+        raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}; it must be 'ldm'")
+    return config
 
 
 def training_settings(folder: Path) -> dict[str, Any]:

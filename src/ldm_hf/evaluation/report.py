@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.results import EnvironmentResult
@@ -54,6 +53,8 @@ class Summary:
     @classmethod
     def of(cls, results: Sequence[EnvironmentResult]) -> "Summary":
         """Summarise results."""
+        from scipy import stats
+
         scored = [result for result in results if result.normalized_score is not None]
         scores = [result.normalized_score for result in scored]
         deterministic = [result.deterministic_score for result in results if result.deterministic_score is not None]

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -36,6 +35,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
     None of fewer than two values, of which nothing can be said. Values that are all the same have an interval of no width.
     """
+    from scipy import stats
+
     if len(values) < 2:
         return None
     if np.allclose(values, values[0], rtol=_NEARLY, atol=0):  # but for rounding, of which the bootstrap makes NaN
@@ -58,6 +59,8 @@ def share_interval(scores: Sequence[Sequence[float]], threshold: float) -> Inter
         scores: of each environment, the scores of its episodes; an environment's own score is their mean.
         threshold: the score to reach.
     """
+    from scipy import stats
+
     samples = [np.asarray(values, float) for values in scores if len(values) > 1]
     if len(samples) < len(scores) or not samples:
         return None

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.run import package_versions
+from ldm_hf.dataset_builder.records import package_versions
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.env_registry.registry import library_version, provenance, spec
@@ -18,7 +18,7 @@ from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.finetuning.episodes import write_run
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 _ROWS = 8
 _FIRST = (

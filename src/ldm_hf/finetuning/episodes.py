@@ -12,7 +12,7 @@ from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.files import replacing
-from ldm_hf.modeling.processing_ldm import Transitions
+from ldm_hf.modeling.transitions_ldm import Transitions
 
 
 @dataclass(frozen=True)
