@@ -3,7 +3,7 @@
     python benchmarks/experts_study.py --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
 
 For each number of environments (the first ones of a fixed shuffled order, so that each set holds the one before) and each
-seed, all evaluated by the same rollouts:
+seed, trained for so many steps an environment and all evaluated by the same rollouts:
 
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
@@ -33,6 +33,7 @@ import yaml
 from harness import print_table, write_json
 
 from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.evaluation.batches import expected_length
 from ldm_hf.modeling import LDMConfig, LDMModel
 
 EXPERTS = (4, 8)
@@ -83,14 +84,15 @@ class Study:
 
     def stages(self, variant: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The trainings that make a variant, in order: folder and settings that are its own."""
-        steps = self.options.steps
+        steps = [count * len(self.environments) for count in self.options.steps]
         backbone = self.folder / "backbone"
         kind, _, number = variant.partition("-")
         if kind in ("dense", "wide"):
             width = {"intermediate_size": self.wide(int(number))} if number else {}
-            yield self.folder / variant, {"steps": sum(steps), "model_overrides": width}
+            shape = {**self.options.overrides, **width}
+            yield self.folder / variant, {"steps": sum(steps), "model_overrides": shape}
             return
-        yield backbone, {"steps": steps[0]}
+        yield backbone, {"steps": steps[0], "model_overrides": self.options.overrides}
         if number:
             # An expert has a share of the environments, and so of the batch: of each environment, all see as much as dense.
             share = max(1, self.options.batch_size // int(number))
@@ -102,10 +104,10 @@ class Study:
 
     def wide(self, number: int) -> int:
         """The width of feed-forward layers with which a dense model has as many parameters as one with so many experts."""
-        preset = self.options.model
+        preset, overrides = self.options.model, self.options.overrides
         with torch.device("meta"):
-            wanted = LDMModel(LDMConfig.preset(preset, num_experts=number)).num_parameters()
-            dense = LDMModel(LDMConfig.preset(preset))
+            wanted = LDMModel(LDMConfig.preset(preset, **overrides, num_experts=number)).num_parameters()
+            dense = LDMModel(LDMConfig.preset(preset, **overrides))
         shape = dense.config
         column = 3 * shape.num_hidden_layers * shape.hidden_size
         return shape.intermediate_size + round((wanted - dense.num_parameters()) / column)
@@ -144,10 +146,11 @@ def _ldm(folder: Path, *arguments: object) -> None:
 
 
 def environments_of(options: argparse.Namespace) -> list[str]:
-    """Ids in the order in which they are added: those given, or all of the data, shuffled."""
+    """Ids in the order in which they are added: those given, or all of the data whose episodes are short, shuffled."""
     if options.environments:
         return options.environments
-    found = [dataset.environment for dataset in open_datasets(options.data)]
+    datasets = open_datasets(options.data)
+    found = [one.environment for one in datasets if expected_length(one.info) <= options.longest]
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
 
@@ -157,9 +160,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Datasets that `ldm build` made.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--environments", nargs="+", help="In the order in which they are added; default: shuffled.")
+    parser.add_argument("--longest", type=float, default=300, help="Mean transitions of an episode, of these.")
     parser.add_argument("--counts", type=int, nargs="+", default=[4, 8, 16], help="Numbers of environments.")
     parser.add_argument("--model", default="nano", choices=LDMConfig.presets())
-    parser.add_argument("--steps", type=int, nargs=3, default=[400, 200, 200], help="Of the three stages.")
+    parser.add_argument("--overrides", type=yaml.safe_load, default={}, help="Fields of the model, in YAML.")
+    parser.add_argument("--steps", type=int, nargs=3, default=[20, 10, 10], help="Of the stages, for each environment.")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=2)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
-from ldm_hf.dataset_builder import reader
+from ldm_hf.dataset_builder import data_file
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
@@ -268,7 +268,7 @@ def test_thousands_of_environments_open_no_file_before_they_are_read(data, monke
     def fail(*_):
         raise AssertionError("a footer was read")
 
-    monkeypatch.setattr(reader, "_read_footer", fail)
+    monkeypatch.setattr(data_file, "read_footer", fail)
     datasets = open_datasets(data)
     assert [dataset.num_chunks > 0 for dataset in datasets] == [True] * 3
     with pytest.raises(AssertionError, match="a footer was read"):

@@ -1,9 +1,8 @@
 """Reads datasets: chunks of transitions as numpy arrays, with every defect named by path and reason."""
 
 import functools
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,36 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo, arrow_schema
+from ldm_hf.dataset_builder.data_file import DataFile, checked_footer, one_line, read_footer
+from ldm_hf.dataset_builder.row_groups import column_of, read_row_group, vectors_of
+from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 from ldm_hf.modeling.transitions_ldm import Transitions
-
-_OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
-
-
-@dataclass(frozen=True, eq=False)
-class DataFile:
-    """One file of transitions.
-
-    Attributes:
-        storage: where it lies.
-        path: in the storage.
-        info: of the run that it belongs to.
-        chunks: transitions of its chunks.
-    """
-
-    storage: Storage
-    path: str
-    info: RunInfo
-    chunks: tuple[int, ...]
-
-    @property
-    def where(self) -> str:
-        """How messages name it."""
-        return self.storage.where(self.path)
 
 
 class EnvironmentDataset:
@@ -68,7 +45,7 @@ class EnvironmentDataset:
             self._observation = SlotLayout.of(self.info.observation_space)
             self._action = SlotLayout.of(self.info.action_space, role="action")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DatasetFormatError(f"{first} has spaces that cannot be read: {_reason(error)}") from error
+            raise DatasetFormatError(f"{first} has spaces that cannot be read: {one_line(error)}") from error
         spaces = (self.info.observation_space, self.info.action_space)
         if any((info.observation_space, info.action_space) != spaces for info in self.runs):
             raise DatasetFormatError(f"{first} and other runs of {self.environment} have different spaces")
@@ -114,29 +91,29 @@ class EnvironmentDataset:
         number = int(np.searchsorted(self._last_chunks, index, side="right"))
         file = self._files[number]
         group = index - int(self._last_chunks[number]) + len(file.chunks)
-        footer = _footer(file)
+        footer = checked_footer(file)
         try:
-            table = file.storage.read(file.path, functools.partial(_row_group, footer=footer, group=group))
+            table = file.storage.read(file.path, functools.partial(read_row_group, footer=footer, group=group))
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, DatasetFormatError | HubError):
                 raise
-            raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {_reason(error)}") from error
+            raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {one_line(error)}") from error
         length = table.num_rows
         return Transitions(
-            _vectors(table, "observation") if self._observation.num_slots else self._no_slots(length),
+            vectors_of(table, "observation") if self._observation.num_slots else self._no_slots(length),
             self._images(table, file) if self._observation.image is not None else None,
-            _vectors(table, "action"),
-            _column(table, "reward").to_numpy(),
-            _column(table, "terminated").to_numpy(zero_copy_only=False),
-            _column(table, "truncated").to_numpy(zero_copy_only=False),
-            _vectors(table, "reference_action"),
+            vectors_of(table, "action"),
+            column_of(table, "reward").to_numpy(),
+            column_of(table, "terminated").to_numpy(zero_copy_only=False),
+            column_of(table, "truncated").to_numpy(zero_copy_only=False),
+            vectors_of(table, "reference_action"),
         )
 
     def places(self) -> list[tuple[int, int]]:
         """Stream and first step of each chunk; raises as ``chunk``."""
         found = []
         for file in self._files:
-            footer = _footer(file)
+            footer = checked_footer(file)
             for group in range(footer.num_row_groups):
                 columns = [footer.row_group(group).column(index) for index in (1, 2)]  # after ``run``
                 found.append(tuple(int(column.statistics.min) for column in columns))
@@ -158,12 +135,12 @@ class EnvironmentDataset:
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, DatasetFormatError | HubError):
                 raise
-            raise DatasetFormatError(f"{file.where} cannot be read: {_reason(error)}") from error
+            raise DatasetFormatError(f"{file.where} cannot be read: {one_line(error)}") from error
         some = len(table) > 0
         return Terminals(
             table["stream"].to_numpy(),
             table["step"].to_numpy(),
-            _vectors(table, "observation") if self._observation.num_slots and some else self._no_slots(len(table)),
+            vectors_of(table, "observation") if self._observation.num_slots and some else self._no_slots(len(table)),
             self._images(table, file) if self._observation.image is not None and some else None,
         )
 
@@ -171,7 +148,7 @@ class EnvironmentDataset:
         return np.empty((length, self._observation.num_slots), np.float32)
 
     def _images(self, table: pa.Table, file: DataFile) -> np.ndarray:
-        column = _column(table, "image")
+        column = column_of(table, "image")
         side = self._observation.image_size
         data = np.frombuffer(column.buffers()[2], np.uint8)
         if data.size != len(column) * side * side * 3:
@@ -191,14 +168,14 @@ def open_dataset(folder: Path) -> EnvironmentDataset:
         raise DatasetFormatError(f"{folder} holds no dataset: there is no {DATA_FILES} in it")
     files = []
     for name in names:
-        metadata, schema = _read_footer(storage, name)
+        metadata, schema = read_footer(storage, name)
         chunks = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         files.append(DataFile(storage, name, RunInfo.from_metadata(schema.metadata, storage.where(name)), chunks))
     dataset = EnvironmentDataset(files)
     for file in files:
         if file.info != files[0].info:
             raise DatasetFormatError(f"{file.where} belongs to another run than {files[0].where}")
-        _footer(file)
+        checked_footer(file)
     if dataset.num_transitions != dataset.info.num_transitions:
         raise DatasetFormatError(
             f"{folder} does not hold the {dataset.info.num_transitions} transitions that its files announce"
@@ -253,7 +230,9 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         if isinstance(error, DatasetFormatError | HubError):
             raise
-        raise DatasetFormatError(f"{storage.where(MANIFEST)} cannot be read as a manifest: {_reason(error)}") from error
+        raise DatasetFormatError(
+            f"{storage.where(MANIFEST)} cannot be read as a manifest: {one_line(error)}"
+        ) from error
 
 
 def _manifest_rows(file: Any) -> list[dict[str, Any]]:
@@ -267,99 +246,3 @@ def _check_size(storage: Storage, entry: dict[str, Any]) -> None:
         raise DatasetFormatError(
             f"{storage.where(entry['path'])} has {size} bytes, {entry['bytes']} in its manifest: it is truncated or foreign"
         )
-
-
-@functools.lru_cache(_OPEN_FOOTERS)
-def _footer(file: DataFile) -> pq.FileMetaData:
-    """The footer of a file, once it is seen to be what the manifest says."""
-    metadata, schema = _read_footer(file.storage, file.path)
-    if RunInfo.from_metadata(schema.metadata, file.where) != file.info:
-        raise DatasetFormatError(
-            f"{file.where} says other things of its run than the manifest: one of them is damaged or old"
-        )
-    info = file.info
-    layouts = SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action")
-    if not schema.equals(arrow_schema(*layouts, info)):
-        raise DatasetFormatError(f"{file.where} has columns that do not fit its spaces: {', '.join(schema.names)}")
-    if tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) != file.chunks:
-        raise DatasetFormatError(f"{file.where} has other chunks than its manifest says")
-    return metadata
-
-
-def _read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema]:
-    try:
-        metadata = storage.read(path, pq.read_metadata)
-        return metadata, metadata.schema.to_arrow_schema()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, DatasetFormatError | HubError):
-            raise
-        raise DatasetFormatError(
-            f"{storage.where(path)} is no whole Parquet file (truncated or foreign): {_reason(error)}"
-        ) from error
-
-
-def _row_group(file: Any, footer: pq.FileMetaData, group: int) -> pa.Table:
-    """Read one row group. Its bytes lie together: over the network one read fetches them."""
-    native = isinstance(file, pa.NativeFile)
-    if not native:
-        file = _fetched(file, footer.row_group(group))
-    with pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as parquet:
-        # A thread of Arrow's that still holds a Python object when the interpreter ends would abort it.
-        return parquet.read_row_group(group, columns=_READ, use_threads=native).combine_chunks()
-
-
-def _fetched(file: Any, group: pq.RowGroupMetaData) -> "_Window":
-    columns = [group.column(index) for index in range(group.num_columns)]
-    columns = [column for column in columns if column.path_in_schema.partition(".")[0] in _READ]
-    starts = [
-        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
-    ]
-    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
-    file.seek(min(starts))
-    return _Window(file.read(max(ends) - min(starts)), min(starts))
-
-
-class _Window(io.RawIOBase):
-    """A file of which only a part is at hand."""
-
-    def __init__(self, data: bytes, start: int) -> None:
-        self._data, self._start, self._position = memoryview(data), start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        first = self._position - self._start
-        last = len(self._data) if size < 0 else first + size
-        if first < 0:
-            raise OSError(f"bytes {self._position} to {self._position + size} are not at hand")
-        data = bytes(self._data[first:last])
-        self._position += len(data)
-        return data
-
-
-_READ = ["observation", "image", "action", "reward", "terminated", "truncated", "reference_action"]
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return table.column(name).chunk(0)
-
-
-def _vectors(table: pa.Table, name: str) -> np.ndarray:
-    column = _column(table, name)
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
