@@ -9,7 +9,7 @@ import yaml
 from gymnasium import spaces
 from scipy import stats
 
-from conftest import CARTPOLE, CLIFF, run_ldm
+from conftest import CARTPOLE, CLIFF, run_ldm_here
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.schema import RunInfo
@@ -216,7 +216,7 @@ def test_references_worth_imitating():
 
 def test_references_are_listed_that_are_worth_imitating(data, tmp_path):
     path = tmp_path / "ids.txt"
-    done = run_ldm("references", data, "--output", path)
+    done = run_ldm_here("references", data, "--output", path)
     assert done.returncode == 0, done.stderr
     found, known = path.read_text().split(), {one.environment for one in open_datasets(data)}
     assert f"{len(found)} of {len(known)} references are worth imitating" in done.stdout
