@@ -83,7 +83,9 @@ def test_modeling_imports_nothing_of_the_package():
 
 
 FAST = ["ldm_hf", "ldm_hf.cli", "ldm_hf.quickstart", "ldm_hf.env_registry.registry", "ldm_hf.evaluation.report"]
-FAST += [f"ldm_hf.dataset_builder.{name}" for name in ("reader", "pipeline", "publish", "minari_format")]
+FAST += [
+    f"ldm_hf.dataset_builder.{name}" for name in ("reader", "pipeline", "publish", "minari_reading", "minari_writing")
+]
 
 
 @pytest.mark.parametrize("module", FAST)

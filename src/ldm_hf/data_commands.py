@@ -216,7 +216,8 @@ def convert(
     run: Annotated[str | None, typer.Option(help="With --to: name of the run. Default: the best.")] = None,
 ) -> None:
     """Convert datasets from Minari, and to it. Minari's own datasets are under MINARI_DATASETS_PATH."""
-    from ldm_hf.dataset_builder.minari_format import from_minari, to_minari
+    from ldm_hf.dataset_builder.minari_reading import from_minari
+    from ldm_hf.dataset_builder.minari_writing import to_minari
     from ldm_hf.progress import progress_bar
 
     if (from_, to) not in (("minari", None), (None, "minari")):
