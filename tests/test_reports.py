@@ -44,7 +44,11 @@ def test_the_card_is_valid_and_complete():
     body = card.partition("---\n\n#")[2]
     assert "| `lib/Up-v0` | trained on | -10.00 | 0.00 | 10.00 | 5.00 | 9.50 (9.00 to 10.00) |" in body
     assert "95.0 % (90.0 to 100.0)" in body and "not scored" in body
-    assert "1,234,567 parameters" in body and "100 % of the 1 scored environments reach 80 %" in body
+    assert (
+        "1,234,567 parameters" in body
+        and "- trained on: of 1 scored environments 100 % reach 80 % of the reference, 0 % match it\n" in body
+    )
+    assert "- held out: of" not in body  # none of them has a score
     assert "| steps | `9` |" in body
 
 

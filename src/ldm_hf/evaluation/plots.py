@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ldm_hf.evaluation.report import THRESHOLDS, Report, Summary
-from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
+from ldm_hf.evaluation.results import HELD_OUT, RELATIONS, TRAINED, UNKNOWN, UNSEEN_LIBRARY
 from ldm_hf.evaluation.scores import threshold_curve
 from ldm_hf.files import replacing
 
@@ -20,23 +20,24 @@ _THRESHOLD_COLORS = ("#d97706", "#16a34a")
 
 
 def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
-    """Draw the share and number of scored environments at or above each threshold (paper figure 3), a line a model."""
+    """Draw the share and number of scored environments at or above each threshold (paper figure 3).
+
+    A line a model; of a single one, a line for those it was trained on, and for each kind of those that it was not.
+    """
     thresholds = np.linspace(0, _HIGHEST, 241)
     figure, axes = _figure(7.5, 4.2)
-    for report in reports:
+    lines = [(_name(report), report) for report in reports] if len(reports) > 1 else _by_training(reports[0])
+    for title, report in lines:
         scores = report.scores
-        label = f"{_name(report)}, {len(scores)} environments"
+        label = f"{title}, {len(scores)} environments"
         shares = 100 * threshold_curve(scores, thresholds) / max(1, len(scores))
-        axes.step(100 * thresholds, shares, where="pre", linewidth=2, label=label)
-        if len(reports) > 1:
-            continue
-        axes.fill_between(100 * thresholds, shares, step="pre", alpha=0.12)
-        for threshold, color, count in zip(THRESHOLDS, _THRESHOLD_COLORS, report.summary.reached, strict=True):
-            share = 100 * count / max(1, len(scores))
-            axes.axvline(100 * threshold, color=color, linestyle="--", linewidth=1)
-            axes.plot(100 * threshold, share, "o", color=color, label=f"{count} ({share:.0f} %) at {threshold:.0%}")
-        # The number of environments, beside their share.
-        counts = axes.secondary_yaxis("right", functions=_linear(len(scores) / 100))
+        color = _COLORS[report.environments[0].training] if len(reports) == 1 and report.environments else None
+        axes.step(100 * thresholds, shares, where="pre", linewidth=2, label=label, color=color)
+    if len(reports) == 1:
+        title, report = lines[0]
+        _mark_thresholds(axes, report, thresholds)
+    if len(lines) == 1:  # the number of environments, beside their share
+        counts = axes.secondary_yaxis("right", functions=_linear(len(report.scores) / 100))
         counts.set_ylabel("environments")
     axes.set_xlim(0, 100 * _HIGHEST)
     axes.set_ylim(0, 105)
@@ -45,6 +46,25 @@ def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     _save(figure, path)
+
+
+def _by_training(report: Report) -> list[tuple[str, Report]]:
+    """Those trained on first, then the others."""
+    groups: dict[str, set[str]] = {}
+    for result in sorted(report.environments, key=lambda result: RELATIONS.index(result.training)):
+        groups.setdefault(result.training, set()).add(result.id)
+    name = _name(report)
+    return [(f"{name}, {title}", report.only(ids)) for title, ids in groups.items()] or [(name, report)]
+
+
+def _mark_thresholds(axes: Any, report: Report, thresholds: np.ndarray) -> None:
+    scores = report.scores
+    shares = 100 * threshold_curve(scores, thresholds) / max(1, len(scores))
+    axes.fill_between(100 * thresholds, shares, step="pre", alpha=0.12, color=_COLORS[TRAINED])
+    for threshold, color, count in zip(THRESHOLDS, _THRESHOLD_COLORS, report.summary.reached, strict=True):
+        share = 100 * count / max(1, len(scores))
+        axes.axvline(100 * threshold, color=color, linestyle="--", linewidth=1)
+        axes.plot(100 * threshold, share, "o", color=color, label=f"{count} ({share:.0f} %) at {threshold:.0%}")
 
 
 def plot_scores(report: Report, path: Path) -> None:

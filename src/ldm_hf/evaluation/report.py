@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.errors import ConfigError, DatasetFormatError
-from ldm_hf.evaluation.results import EnvironmentResult
+from ldm_hf.evaluation.results import RELATIONS, EnvironmentResult
 from ldm_hf.evaluation.scores import share_interval, threshold_curve
 from ldm_hf.files import replacing
 
@@ -107,7 +107,7 @@ class Report:
         """Summaries by grouping, then by the name of the group."""
         tables: dict[str, dict[str, Summary]] = {}
         for title, key in GROUPINGS.items():
-            names = sorted({key(result) for result in self.environments})
+            names = sorted({key(result) for result in self.environments}, key=_place)
             tables[title] = {
                 name: Summary.of([result for result in self.environments if key(result) == name]) for name in names
             }
@@ -154,6 +154,11 @@ class Report:
             if isinstance(error, DatasetFormatError):
                 raise
             raise DatasetFormatError(f"{path} is no report: {' '.join(str(error).split())}") from error
+
+
+def _place(group: str) -> tuple[int, str]:
+    """Those trained on come first; other groups by their names."""
+    return (RELATIONS.index(group) if group in RELATIONS else len(RELATIONS), group)
 
 
 def comparable(reports: Sequence[Report]) -> list[Report]:

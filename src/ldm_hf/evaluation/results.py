@@ -14,6 +14,8 @@ from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
 TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN = "trained on", "held out", "unseen library", "unknown"
 """How an environment relates to the training data; ``HELD_OUT`` ones share their library with some that were trained on."""
 
+RELATIONS = (TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN)
+
 NO_IMPROVEMENT = "the reference did not improve"
 NOT_ABOVE_RANDOM = "the reference is no better than random"
 SEEN_SEED = "an evaluation seed was used to make the data"
