@@ -11,12 +11,13 @@ from PIL import Image
 
 import ldm_hf.evaluation.players as players_module
 import ldm_hf.evaluation.rollout as rollout_module
+import odd_environments
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.env_registry import registry
 from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
 from ldm_hf.evaluation import evaluate as evaluate_module
-from ldm_hf.evaluation import random_policy
+from ldm_hf.evaluation import random_policy, showcase
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.players import ModelPlayer, RandomPlayer
 from ldm_hf.evaluation.report import Report
@@ -302,6 +303,13 @@ def test_videos_are_extra_and_never_spoil_a_score(folder, data, tmp_path):
     (video,) = report.videos.values()
     assert (tmp_path / "shown" / video["file"]).stat().st_size > 1000
     assert "data:video/mp4;base64," in (tmp_path / "shown" / "report.html").read_text()
+
+
+def test_drawing_that_ends_its_process_is_a_note(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(showcase, "_record", odd_environments.dies)
+    report = evaluate(folder, open_datasets(data, [CARTPOLE, CLIFF]), tmp_path, Protocol(1, 1), videos=2)
+    assert {video["note"] for video in report.videos.values()} == {"drawing it ended the process (exit code -6)"}
+    assert len(report.videos) == 2 and (tmp_path / "report.json").exists()
 
 
 def test_other_folders_are_no_models(folder, tmp_path):

@@ -20,8 +20,9 @@ from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import ConfigError, LDMError, UnknownEnvironmentError, UnsupportedSpaceError
-from ldm_hf.evaluation.evaluate import evaluate, load_pretrained
+from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import training_data
+from ldm_hf.evaluation.players import load_pretrained
 from ldm_hf.evaluation.results import NO_IMPROVEMENT, SEEN_SEED, TRAINED
 from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect

@@ -7,18 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModel, AutoProcessor
-from transformers.utils.logging import disable_progress_bar
-
-import ldm_hf
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import CheckpointError, LDMError
+from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.batches import batches
-from ldm_hf.evaluation.lineage import load_config, relation, training_settings
-from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.lineage import relation, training_settings
+from ldm_hf.evaluation.players import ModelPlayer, load_pretrained
 from ldm_hf.evaluation.random_policy import random_returns
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
@@ -101,7 +96,7 @@ def evaluate(
         package_versions(),
     )
     if videos:
-        report = replace(report, videos=record_videos(player, report, videos, output, protocol))
+        report = replace(report, videos=record_videos(model_folder, device, report, videos, output, protocol))
     report.save(output / "report.json")
     write_all([report], output, [output])
     return report
@@ -110,21 +105,6 @@ def evaluate(
 def _name_of(folder: Path) -> str:
     """A model's name: its folder's, or that of the training run in whose ``model`` folder it is."""
     return folder.parent.name if folder.name == "model" else folder.name
-
-
-def load_pretrained(folder: str | Path) -> tuple[ldm_hf.LDMModel, ldm_hf.LDMProcessor]:
-    """Load a model and its processor through the Auto classes, from a folder or the Hub.
-
-    Raises:
-        CheckpointError: there is no such folder or repository, or it holds another type of model, or damaged files.
-    """
-    load_config(folder)
-    disable_progress_bar()  # transformers' own, for weights: they would break up ours
-    try:
-        model: ldm_hf.LDMModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoProcessor.from_pretrained(folder)
-    except Exception as error:  # safetensors and strict configurations raise errors of their own
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
 class _Store:

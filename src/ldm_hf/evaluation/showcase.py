@@ -1,18 +1,22 @@
 """Videos of some environments for a report."""
 
+import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
+import pebble
 
 from ldm_hf.env_registry import registry
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import LDMError
-from ldm_hf.evaluation.players import Player
+from ldm_hf.evaluation.players import ModelPlayer, load_pretrained
 from ldm_hf.evaluation.report import Report
-from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
 from ldm_hf.evaluation.video import RENDER_MODE, recording_video
+from ldm_hf.processes import exit_with_owner
 
 EPISODES = 2
 _FRAMES = 600  # of a video: drawing and encoding take longer than acting
@@ -20,14 +24,16 @@ FOLDER = "videos"
 
 
 def record_videos(
-    player: Player, report: Report, number: int, folder: Path, protocol: Protocol
+    model: Path, device: str, report: Report, number: int, folder: Path, protocol: Protocol
 ) -> dict[str, dict[str, str]]:
     """Record some of a report's environments, from the best score to the worst, in rollouts of their own.
 
-    Drawing may be slow, may fail, and may use an environment's random numbers, so what is scored is never drawn.
+    Drawing may be slow, may fail, and may use an environment's random numbers, so what is scored is never drawn. It may
+    also end the process (a driver of graphics that finds no screen does), so it has one of its own.
 
     Args:
-        player: what acts.
+        model: folder of what acts.
+        device: torch device of the model.
         report: says which environments there are.
         number: of videos.
         folder: of the report; the videos lie in ``videos``.
@@ -42,9 +48,27 @@ def record_videos(
     notes = {result.id: {"note": "it shows no pictures"} for result in worked if result not in drawn}
     # Those without pictures need not all be told of: as many as could have been chosen.
     videos = dict(list(notes.items())[:number])
-    for index in np.unique(np.linspace(0, max(0, len(drawn) - 1), min(number, len(drawn))).round().astype(int)):
-        videos[drawn[index].id] = _record(player, drawn[index], folder, protocol)
+    context = multiprocessing.get_context("spawn")
+    start = (model.resolve(), device, os.getpid())
+    with pebble.ProcessPool(1, context=context, initializer=_start, initargs=start) as pool:
+        for index in np.unique(np.linspace(0, max(0, len(drawn) - 1), min(number, len(drawn))).round().astype(int)):
+            environment = drawn[index].id
+            try:
+                videos[environment] = pool.schedule(_record, args=(environment, folder, protocol)).result()
+            except pebble.ProcessExpired as error:
+                videos[environment] = {"note": f"drawing it ended the process (exit code {error.exitcode})"}
     return videos
+
+
+_player: Any = None
+
+
+def _start(model: Path, device: str, owner: int) -> None:
+    global _player  # noqa: PLW0603  (how a pool's initializer hands something to its tasks)
+    exit_with_owner(owner)
+    loaded, processor = load_pretrained(model)
+    loaded.to(device)  # type: ignore[arg-type]
+    _player = ModelPlayer(loaded, processor)
 
 
 def _at_most(number: int, watch: Watch) -> Watch:
@@ -58,13 +82,13 @@ def _at_most(number: int, watch: Watch) -> Watch:
     return watch_some
 
 
-def _record(player: Player, result: EnvironmentResult, folder: Path, protocol: Protocol) -> dict[str, str]:
-    parsed = EnvironmentId.parse(result.id)
+def _record(environment: str, folder: Path, protocol: Protocol) -> dict[str, str]:
+    parsed = EnvironmentId.parse(environment)
     path = Path(FOLDER) / parsed.library / f"{parsed.config_name}.mp4"
     shown = Protocol(min(EPISODES, protocol.episodes), 1, protocol.seed, protocol.step_timeout)
     try:
         with recording_video(folder / path) as add:
-            (rolled,) = roll_out(player, [result.id], shown, watch=_at_most(_FRAMES, add))
+            (rolled,) = roll_out(_player, [environment], shown, watch=_at_most(_FRAMES, add))
             if rolled.failure is not None:
                 raise rolled.failure
     except (LDMError, ValueError) as error:

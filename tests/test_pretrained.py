@@ -1,0 +1,56 @@
+"""The published model: what its folder, its report and the README say of it is so."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from transformers import AutoModel, AutoProcessor
+
+from ldm_hf.evaluation.report import Report
+from ldm_hf.evaluation.rollout import evaluate_environment
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "pretrained/ldm-mini"
+WEIGHTS = FOLDER / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def report():
+    return Report.load(FOLDER)
+
+
+def test_it_is_small_and_the_one_that_was_evaluated(report):
+    assert WEIGHTS.stat().st_size <= 20_000_000
+    assert report.model["weights_sha256"] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    with safe_open(WEIGHTS, "pt") as weights:
+        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.float16"}  # noqa: SIM118
+
+
+def test_it_was_trained_by_its_recipe_on_the_environments_that_were_fixed_before(report):
+    recipe = yaml.safe_load((ROOT / "recipes/ldm-mini/train.yaml").read_text())
+    settings = yaml.safe_load((FOLDER / "training.yaml").read_text())
+    assert {name: settings[name] for name in recipe} == recipe
+    listed = (ROOT / "docs/results/environments.md").read_text().splitlines()
+    for role in ("trained on", "held out"):
+        environments = sorted(line.split(" | ")[0].removeprefix("| ") for line in listed if f" | {role} | " in line)
+        reported = [one.id for one in report.environments if (one.training == "trained on") == (role == "trained on")]
+        assert reported == environments and len(environments) >= 10
+    assert json.loads((FOLDER / "config.json").read_text())["environments"] == sorted(recipe["environments"])
+
+
+def test_its_card_says_what_its_report_says(report):
+    card = ModelCard.load(FOLDER / "README.md")
+    trained = report.summaries["training data"]["trained on"]
+    assert trained.environments >= 32 and f"| trained on | {trained.environments} | {trained.scored} |" in card.text
+    assert len(card.data.eval_results) >= trained.scored
+
+
+def test_a_clone_can_act_at_once():
+    """The starts of the evaluation again: what the report says of CartPole is what comes out."""
+    model, processor = AutoModel.from_pretrained(FOLDER), AutoProcessor.from_pretrained(FOLDER)
+    result = evaluate_environment(model, processor, "gymnasium/CartPole-v1", episodes=1, rollouts=1)
+    assert result.returns == [[500.0]]
