@@ -105,6 +105,7 @@ def times(folder: Path) -> dict[Path, int]:
 def workspace(tmp_path_factory) -> Path:
     """A folder in which a quickstart on two environments ran, in three interrupted attempts."""
     root = tmp_path_factory.mktemp("workspace")
+    (root / "pretrained").symlink_to(REPOSITORY / "pretrained")
     output = root / "runs/quickstart"
     run, broken = quickstart_module.run_child, {"ldm_hf.training": True, "evaluate": True}
 
@@ -171,7 +172,8 @@ def beside_quickstart(workspace, tmp_path) -> Path:
     """A folder from which README's commands see the quickstart and the examples, and write beside them."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/quickstart").symlink_to(workspace / "runs/quickstart")
-    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    for name in ("examples", "pretrained"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
     return tmp_path
 
 
@@ -185,7 +187,7 @@ def test_readme_commands_do_what_they_say(beside_quickstart):
     """One after another in this process; the launcher is part of the quickstart."""
     commands = readme_commands().replace("accelerate launch -m ldm_hf.training", "ldm train").splitlines()
     assert [line.split()[:2] for line in commands] == [
-        ["ldm", name] for name in ("train", "evaluate", "report", "rollout")
+        ["ldm", name] for name in ("rollout", "train", "evaluate", "report", "rollout")
     ]
     said = ""
     for line in commands:
@@ -193,6 +195,7 @@ def test_readme_commands_do_what_they_say(beside_quickstart):
         assert done.returncode == 0, done.stderr
         said += done.stdout
     assert (beside_quickstart / "runs/example/model/config.json").exists() and CARTPOLE in said
+    assert (beside_quickstart / "out.mp4").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_it_was_trained_by_its_recipe_on_the_environments_that_were_fixed_before
 
 def test_its_card_says_what_its_report_says(report):
     card = ModelCard.load(FOLDER / "README.md")
-    trained = report.summaries["training data"]["trained on"]
+    trained = report.groups["training data"]["trained on"]
     assert trained.environments >= 32 and f"| trained on | {trained.environments} | {trained.scored} |" in card.text
     assert len(card.data.eval_results) >= trained.scored
 

@@ -1,0 +1,268 @@
+"""LDMModel: slots to one token a transition, a Llama backbone, and one linear layer to action bins.
+
+Shapes: B rows, R some of them, T transitions, S observation slots, A action slots (those of the batch's widest
+environment), D the width of a slot's embedding, H the hidden size, K the number of bins.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_ldm import LDMConfig
+from .experts_ldm import LDMBackbone
+from .loss_ldm import action_loss, mask_bins
+from .policy_ldm import LDMPolicy
+from .processing_ldm import START, LDMProcessor, rows_by_width
+from .quantization_ldm import ActionCode, mu_law_encode
+from .spaces_ldm import CONTINUOUS
+
+RowGroups = list[tuple[int, torch.Tensor]]
+"""Numbers of slots, each with the rows of a batch that have so many: see ``rows_by_width``."""
+
+
+@dataclass
+class LDMOutput(ModelOutput):
+    """What ``LDMModel`` returns.
+
+    Attributes:
+        loss: cross-entropy in nats, averaged over the slots of a transition and then over transitions; given labels.
+        logits: float of shape (B, T, A, K), bins that the action space does not allow at the lowest value; absent when
+            labels are given, because at full size they would not fit in memory.
+        last_hidden_state: float of shape (B, T, H).
+        past_key_values: the cache, if one is in use.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class LDMImageEncoder(nn.Module):
+    """A small convolutional network (after Mnih et al. 2015): uint8 images (N, 3, size, size) to features (N, D)."""
+
+    def __init__(self, config: LDMConfig):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+        )
+        side = ((config.image_size - 8) // 4 + 1 - 4) // 2 + 1 - 2
+        self.projection = nn.Linear(64 * side * side, config.slot_embedding_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.to(self.projection.weight.dtype) / 255 - 0.5
+        return self.projection(self.convolutions(pixels).flatten(1))
+
+
+class LDMTransitionEmbedding(nn.Module):
+    """Embeds the slots of a transition and projects them, stacked, to one token (paper section 4.3).
+
+    The linear layer over the stack is kept as one block of weights a slot, so that slots that an environment does not have
+    are neither embedded nor multiplied.
+    """
+
+    def __init__(self, config: LDMConfig):
+        super().__init__()
+        self.config = config
+        width = config.slot_embedding_size
+        self.slot_embedding = nn.Embedding(2 * config.num_bins, width)  # continuous bins, then discrete symbols
+        self.done_embedding = nn.Embedding(START, width)  # none, terminated, truncated
+        self.image_encoder = LDMImageEncoder(config)
+        self.observation_projection = nn.Parameter(torch.empty(config.max_observation_slots, width, config.hidden_size))
+        self.action_projection = nn.Parameter(torch.empty(config.max_action_slots, width, config.hidden_size))
+        self.scalar_projection = nn.Parameter(torch.empty(3, width, config.hidden_size))  # image, reward, done signal
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(
+        self,
+        observations: torch.Tensor,
+        observation_kinds: torch.Tensor,
+        previous_actions: torch.Tensor,
+        action_kinds: torch.Tensor,
+        previous_rewards: torch.Tensor,
+        previous_dones: torch.Tensor,
+        images: torch.Tensor | None,
+        image_rows: torch.Tensor | None,
+        row_groups: tuple[RowGroups, RowGroups] | None,
+    ) -> torch.Tensor:
+        has_previous = (previous_dones != START).unsqueeze(-1)
+        observed, acted = row_groups or (rows_by_width(observation_kinds), rows_by_width(action_kinds))
+        actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
+        reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
+        done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
+        tokens = self._slots(observations, observation_kinds, self.observation_projection, observed) + self.bias
+        tokens = tokens + (actions + reward + done) * has_previous
+        return self._add_images(tokens, images, image_rows)
+
+    def _bins(self, values: torch.Tensor) -> torch.Tensor:
+        return mu_law_encode(values, self.config.mu, self.config.max_value, self.config.num_bins)
+
+    def _slots(
+        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowGroups
+    ) -> torch.Tensor:
+        """Embed and project slots, (B, T, H), rows of the same number of slots together."""
+        parts = []
+        for width, rows in groups:
+            some = slice(None) if len(groups) == 1 else rows
+            values_RTS, kinds_R1S = values_BTS[some, :, :width], kinds_BS[some, None, :width]
+            symbols = values_RTS.long() + self.config.num_bins
+            embedded = self.slot_embedding(torch.where(kinds_R1S == CONTINUOUS, self._bins(values_RTS), symbols))
+            parts.append(embedded.flatten(2) @ blocks_SDH[:width].flatten(0, 1))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort()]
+
+    def _add_images(
+        self, tokens: torch.Tensor, images: torch.Tensor | None, image_rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        if images is None or image_rows is None:
+            if self.training:
+                # Data-parallel training wants a gradient for every parameter, also in a batch without images.
+                unused = sum(parameter.sum() for parameter in self.image_encoder.parameters())
+                return tokens + 0 * (unused + self.scalar_projection[0].sum())
+            return tokens
+        features = self.image_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return tokens.index_add(0, image_rows, (features @ self.scalar_projection[0]).to(tokens.dtype))
+
+
+class LDMPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what transformers needs to know of the model."""
+
+    config: LDMConfig
+    config_class = LDMConfig
+    base_model_prefix = "model"
+    main_input_name = "observations"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LDMTransitionEmbedding):
+            width = self.config.slot_embedding_size
+            # A dozen slots make a token of unit variance, so that the backbone starts from inputs of its usual size.
+            for weight in (module.observation_projection, module.action_projection, module.scalar_projection):
+                init.normal_(weight, std=1 / math.sqrt(12 * width))
+            init.zeros_(module.bias)
+            init.normal_(module.done_embedding.weight)
+            table = torch.randn(2 * self.config.num_bins, width)
+            if self.config.wave_embedding:
+                table[: self.config.num_bins] = _waves(self.config)
+            init.copy_(module.slot_embedding.weight, table)
+
+
+class LDMModel(LDMPreTrainedModel):
+    """A Large Decision Model: reads transitions, predicts the reference action for every observation.
+
+    The model is stateless: what a rollout remembers is in ``LDMPolicy``. Its inputs are made by ``LDMProcessor``.
+    """
+
+    def __init__(self, config: LDMConfig):
+        super().__init__(config)
+        self.embedding = LDMTransitionEmbedding(config)
+        self.backbone = LDMBackbone(config)
+        self.action_head = nn.Linear(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of slot symbols: the nearest thing to the token embedding that other models have."""
+        return self.embedding.slot_embedding
+
+    def policy(self, processor: LDMProcessor, environments: Sequence[Any], **kwargs: Any) -> LDMPolicy:
+        """Start a rollout of these weights: see ``LDMPolicy``."""
+        return LDMPolicy(self, processor, environments, **kwargs)
+
+    def forward(
+        self,
+        observations: torch.Tensor,
+        observation_kinds: torch.Tensor,
+        previous_actions: torch.Tensor,
+        action_kinds: torch.Tensor,
+        previous_rewards: torch.Tensor,
+        previous_dones: torch.Tensor,
+        action_bounds: torch.Tensor,
+        images: torch.Tensor | None = None,
+        image_rows: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        num_items_in_batch: float | None = None,
+        row_groups: tuple[RowGroups, RowGroups] | None = None,
+    ) -> LDMOutput:
+        """Predict actions, or the loss against reference actions.
+
+        Args:
+            observations: raw slot values, float of shape (B, T, S).
+            observation_kinds: ``ABSENT``, ``CONTINUOUS`` or ``DISCRETE``, int64 of shape (B, S).
+            previous_actions: raw slot values of the action of t-1, float of shape (B, T, A).
+            action_kinds: int64 of shape (B, A).
+            previous_rewards: reward of t-1, float of shape (B, T).
+            previous_dones: done signal of t-1, int64 of shape (B, T); ``START`` where there is no t-1.
+            action_bounds: lowest and highest value of each action slot, 0 and n - 1 of a discrete one, float of shape
+                (B, A, 2).
+            images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
+            image_rows: which rows these are, int64 of shape (R,).
+            labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
+            past_key_values: cache of the transitions before these.
+            use_cache: whether to return a cache.
+            logits_to_keep: compute logits of the last so many transitions only; 0 is all.
+            num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
+                a larger batch have the gradients of the whole one.
+            row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for, and
+                nothing of that can be compiled.
+        """
+        tokens = self.embedding(
+            observations,
+            observation_kinds,
+            previous_actions,
+            action_kinds,
+            previous_rewards,
+            previous_dones,
+            images,
+            image_rows,
+            row_groups,
+        )
+        outputs = self.backbone(inputs_embeds=tokens, past_key_values=past_key_values, use_cache=use_cache)
+        hidden_BTH = outputs.last_hidden_state
+        result = LDMOutput(last_hidden_state=hidden_BTH, past_key_values=outputs.past_key_values)
+        if labels is not None:
+            total = action_loss(hidden_BTH, self.action_head.weight, labels, action_kinds, action_bounds, self.config)
+            labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
+            result.loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
+        else:
+            result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_kinds, action_bounds)
+        return result
+
+    def _logits(self, hidden_BTH: torch.Tensor, kinds_BA: torch.Tensor, bounds_BA2: torch.Tensor) -> torch.Tensor:
+        num_actions = kinds_BA.shape[1]
+        weight = self.action_head.weight[: num_actions * self.config.num_bins]
+        logits_BTAK = F.linear(hidden_BTH, weight).unflatten(-1, (num_actions, self.config.num_bins))
+        return mask_bins(logits_BTAK, ActionCode.of(self.config).allowed(kinds_BA, bounds_BA2).unsqueeze(1))
+
+
+def _waves(config: LDMConfig) -> torch.Tensor:
+    """Embeddings of continuous bins, (K, D), of unit variance: sines and cosines of the position, of rising frequency."""
+    half = config.slot_embedding_size // 2
+    position = torch.linspace(-1, 1, config.num_bins).unsqueeze(1)
+    frequency = torch.logspace(0, math.log10(config.num_bins / 4), half, base=10).unsqueeze(0)
+    phase = position * frequency * math.pi
+    waves = torch.zeros(config.num_bins, config.slot_embedding_size)
+    waves[:, : 2 * half] = torch.cat([phase.sin(), phase.cos()], 1) * math.sqrt(2)
+    return waves
