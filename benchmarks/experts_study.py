@@ -121,7 +121,7 @@ class Study:
             "model": self.options.model,
             "batch_size": self.options.batch_size,
             "learning_rate": self.options.learning_rate,
-            "warmup_steps": 50,
+            "warmup_steps": settings["steps"] // 10,
             "decay_fraction": 0.5,
             "checkpoint_every": 100,
             "keep_checkpoints": 1,
