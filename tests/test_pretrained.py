@@ -39,6 +39,7 @@ def test_it_was_trained_by_its_recipe_on_the_environments_that_were_fixed_before
         environments = sorted(line.split(" | ")[0].removeprefix("| ") for line in listed if f" | {role} | " in line)
         reported = [one.id for one in report.environments if (one.training == "trained on") == (role == "trained on")]
         assert reported == environments and len(environments) >= 10
+    assert "--config recipes/ldm-mini/train.yaml" in (FOLDER / "make.sh").read_text()
     assert json.loads((FOLDER / "config.json").read_text())["environments"] == sorted(recipe["environments"])
 
 
