@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.loss_ldm import _histogram
+from ldm_hf.modeling.modeling_ldm import LDMImageEncoder
 from ldm_hf.modeling.quantization_ldm import ActionCode
 from sequences import CAMERA, CONTROL, GRID, Spaces, tokens, without_labels
 
@@ -291,3 +292,19 @@ def test_other_auto_classes_may_come_before_the_model_s(model, processor, tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == found, done.stderr
+
+
+def test_images_are_standardized_around_their_brightness():
+    """A picture of symbols 1 and 9 has mean 5 and deviation 4; one of a single colour keeps its brightness alone."""
+    encoder, seen = LDMImageEncoder(LDMConfig.preset("nano")), []
+    encoder.convolutions.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    symbols = torch.tensor([1, 9], dtype=torch.uint8).repeat(3 * 64 * 32).reshape(1, 3, 64, 64)
+    encoder(torch.cat([symbols, torch.full_like(symbols, 51)]))
+    (shown,) = seen
+    expected = torch.tensor([-1.0, 1.0]).repeat(3 * 64 * 32).reshape(3, 64, 64) + 5 / 255 - 0.5
+    assert torch.allclose(shown[0], expected, atol=1e-5)
+    assert torch.allclose(shown[1], torch.full((3, 64, 64), 51 / 255 - 0.5), atol=1e-5)
+    plain = LDMImageEncoder(LDMConfig.preset("nano", standardize_images=False))
+    plain.convolutions.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    plain(symbols)
+    assert torch.allclose(seen[-1], symbols / 255 - 0.5)

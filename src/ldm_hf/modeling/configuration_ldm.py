@@ -47,6 +47,8 @@ class LDMConfig(LlamaConfig):
             always are in rollout.
         wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
             start alike, instead of at random.
+        standardize_images: whether each image is brought to a standard deviation of 1 before the convolutions, its mean
+            kept, so that faint differences are seen as well as strong ones.
         num_experts: feed-forward networks that each block has beside its own, weighted by a router (docs/experts.md); 0 is
             the paper's model.
         environments: ids of the environments that the weights were trained on, sorted; training writes them.
@@ -78,6 +80,7 @@ class LDMConfig(LlamaConfig):
     action_smoothing: float = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
+    standardize_images: bool = True
     num_experts: int = 0
     environments: list[str] | None = None
     expert_environments: list[list[str]] | None = None
