@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -357,6 +358,28 @@ def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("executor", [("local",), ("ray", "--address", "local")], ids=["local", "ray"])
+def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, executor):
+    if executor[0] == "ray":
+        pytest.importorskip("ray")
+    changes = {"model": str(staged / "backbone/model"), "num_experts": 2, "grouping": "random"}
+    changes |= {"steps": 100_000, "checkpoint_every": 100_000}
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
+    started = [tmp_path / f"run/expert-{index}/training.yaml" for index in range(2)]
+    command = ["train", "--config", str(config), "--stage", "experts", "--jobs", "2", "--executor", *executor]
+    with (tmp_path / "stderr").open("w") as errors:
+        with subprocess.Popen([sys.executable, "-m", "ldm_hf", *command], stderr=errors) as running:
+            wait_for(running, started)
+            running.terminate()
+        assert running.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped after a checkpoint of every expert" in (tmp_path / "stderr").read_text()
+    for path in started:
+        (checkpoint,) = path.parent.glob("checkpoint-*")
+        assert json.loads((checkpoint / "training.json").read_text())["step"] < 100_000
+    assert not (tmp_path / "run/stop").exists() and not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, sharding):
     changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "experts/model")}
@@ -386,8 +409,12 @@ def test_jobs_on_a_ray_cluster_are_jobs_in_turn(staged, data, tmp_path):
 
 def killed_when(arguments: list[str], appear: list[Path]) -> None:
     with subprocess.Popen([sys.executable, "-m", "ldm_hf", *arguments], stderr=subprocess.DEVNULL) as running:
-        while not all(path.exists() for path in appear):
-            assert running.poll() is None and time.sleep(0.01) is None
+        wait_for(running, appear)
         children = psutil.Process(running.pid).children(recursive=True)
         os.kill(running.pid, signal.SIGKILL)
     assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+def wait_for(running: subprocess.Popen, appear: list[Path]) -> None:
+    while not all(path.exists() for path in appear):
+        assert running.poll() is None and time.sleep(0.01) is None

@@ -91,7 +91,7 @@ def train(
         typer.echo(f"The model is in {folder}/", err=True)
 
 
-def _train_experts(config: Any, jobs: int | None, executor: str, address: str, gpus: float) -> Path:
+def _train_experts(config: Any, jobs: int | None, executor: str, address: str, gpus: float) -> Path | None:
     import torch
 
     from ldm_hf.data_commands import make_executor
@@ -102,12 +102,15 @@ def _train_experts(config: Any, jobs: int | None, executor: str, address: str, g
     at_once = jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
     root = Path(config.output).absolute()
     try:
-        return train_experts(
+        folder = train_experts(
             config, lambda waiting: make_executor(executor, min(at_once, waiting), address, gpus, root)
         )
     except KeyboardInterrupt:
         typer.echo("\ninterrupted: the same command goes on with the experts that are not finished", err=True)
         raise typer.Exit(130) from None
+    if folder is None:
+        typer.echo("SIGTERM: stopped after a checkpoint of every expert; started again, it goes on", err=True)
+    return folder
 
 
 def run_command(command: Callable[..., Any]) -> None:

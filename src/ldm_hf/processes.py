@@ -1,11 +1,12 @@
-"""Child processes that never outlive the command that started them, even when that is killed."""
+"""Processes and their ends: SIGTERM, and children that never outlive the command that started them, even if it is killed."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 
 import psutil
 
@@ -16,6 +17,32 @@ _OWNER = "LDM_OWNER_PID"
 
 class ChildFailure(LDMError):
     """A child process failed; it has printed why."""
+
+
+class Termination:
+    """SIGTERM, which schedulers send some time before they kill, as a question.
+
+    Attributes:
+        asked: whether this process was asked to end.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Note the signal instead of dying of it. Only a process's main thread can hear it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
 
 
 def exit_with_owner(owner: int | None = None) -> None:

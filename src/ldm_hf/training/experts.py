@@ -5,6 +5,7 @@ training run, ``model`` holds the backbone with all experts. Whatever is there i
 """
 
 import json
+import signal
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.processes import ChildFailure
+from ldm_hf.processes import ChildFailure, Termination
 from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
 from ldm_hf.training.config import TrainingConfig
@@ -67,10 +68,21 @@ class ExpertJob:
         """Itself: Accelerate takes the GPU that its process sees."""
         return self
 
+    @property
+    def stop(self) -> Path:
+        """A file that asks all experts to end after the step they are at: every node sees it."""
+        return Path(self.config.output).with_name("stop")
+
     def execute(self, progress: Callable[[str, int, int], None]) -> None:
-        """Train, or go on from the last checkpoint."""
+        """Train, or go on from the last checkpoint; end early, with a checkpoint, where ``stop`` appears."""
         steps = self.config.steps
-        if train(self.config, lambda done: progress("training", done, steps)) is not None:
+
+        def after_step(done: int) -> None:
+            progress("training", done, steps)
+            if self.stop.exists():
+                signal.raise_signal(signal.SIGTERM)
+
+        if train(self.config, after_step) is not None:
             with replacing(self._record) as temporary:
                 temporary.write_text(json.dumps({"steps": steps}), encoding="utf-8")
 
@@ -79,17 +91,18 @@ class ExpertJob:
         return Path(self.config.output) / "finished.json"
 
 
-def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executor]) -> Path:
+def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executor]) -> Path | None:
     """Attach experts to the backbone ``config.model`` and train each on its group of environments.
 
-    It may be killed at any time and called again.
+    It may be killed at any time and called again. On SIGTERM every expert that is at work finishes its step and writes a
+    checkpoint.
 
     Args:
         config: the settings.
         make_executor: gives what runs so many jobs.
 
     Returns:
-        The folder of the model with all experts, whose routers know nothing yet.
+        The folder of the model with all experts, whose routers know nothing yet; None if SIGTERM came before.
 
     Raises:
         LDMError: settings, datasets or checkpoints that cannot be used, or a job that died twice.
@@ -106,7 +119,8 @@ def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executo
     folder = output / "model"
     if waiting:
         remove(folder)  # of fewer steps
-        _run(jobs, waiting, make_executor)
+        if not _run(jobs, waiting, make_executor):
+            return None
     if not folder.exists():
         set_seed(config.seed)  # of the routers
         merged = merge_experts(backbone, [job.model for job in jobs])
@@ -170,26 +184,32 @@ def _memory(config: TrainingConfig, backbone: LDMModel) -> int:
     return _OVERHEAD + 4 * (backbone.num_parameters() + 4 * expert) + kept + int(config.cache_gib * 2**30)
 
 
-def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Callable[[int], Executor]) -> None:
-    """Run the jobs that wait; one whose process dies is started once more."""
-    steps = jobs[0].config.steps
+def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Callable[[int], Executor]) -> bool:
+    """Run the jobs that wait; one whose process dies is started once more. False if SIGTERM ended them before."""
+    steps, stop = jobs[0].config.steps, jobs[0].stop
     done = {job.name: 0 if job in waiting else steps for job in jobs}
     crashed: set[str] = set()
+    termination = Termination()
+    stop.unlink(missing_ok=True)
     executor = make_executor(len(waiting))
     running = 0
+    title = f"training {len(jobs)} experts"
     try:
-        with progress_bar(
-            f"training {len(jobs)} experts", steps * len(jobs), "step", initial=sum(done.values())
-        ) as bar:
-            while waiting or running:
-                while waiting and executor.has_room(waiting[0]):
+        with (
+            progress_bar(title, steps * len(jobs), "step", initial=sum(done.values())) as bar,
+            termination.heard(),
+        ):
+            while running or (waiting and not termination.asked):
+                while waiting and not termination.asked and executor.has_room(waiting[0]):
                     executor.submit(waiting.pop(0))
                     running += 1
+                if termination.asked:
+                    stop.touch()
                 for ended in executor.wait(_POLL_SECONDS):
                     running -= 1
                     if ended.job.is_done:
                         done[ended.job.name] = steps
-                    elif ended.job.name in crashed:
+                    elif ended.job.name in crashed and not termination.asked:
                         raise ChildFailure(f"{ended.job.name}: {ended.crash or 'it was told to end'}")
                     else:
                         crashed.add(ended.job.name)
@@ -198,6 +218,8 @@ def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Cal
                 bar.update(sum(done.values()) - bar.n)
     finally:
         executor.close()
+        stop.unlink(missing_ok=True)
+    return not waiting
 
 
 def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:

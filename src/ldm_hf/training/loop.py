@@ -14,12 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel, LDMProcessor
+from ldm_hf.processes import Termination
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
-from ldm_hf.training.parallel import Termination, accumulating, distribute, ignore_termination, make_accelerator
+from ldm_hf.training.parallel import accumulating, asked_to_end, distribute, ignore_termination, make_accelerator
 from ldm_hf.training.scoring import score_model
 from ldm_hf.training.stages import load_model
 
@@ -82,7 +83,7 @@ def _run(
     output = Path(config.output)
     references = _references(config)
     batches = _batches(mixture, processor, config, accelerator, start)
-    termination = Termination(accelerator)
+    termination = Termination()
     model.train()
     with contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log, termination.heard():
         for step in range(start, config.steps):
@@ -93,7 +94,7 @@ def _run(
             transitions = sum(map(mixture.length, range(first, first + config.batch_size)))
             norm = _step(accelerator, model, optimizer, batches, transitions, config, log)
             log.step(done, rate, norm, transitions)
-            stopping = termination.asked() and done < config.steps
+            stopping = asked_to_end(termination, accelerator) and done < config.steps
             with log.paused():
                 if done % config.checkpoint_every == 0 or done == config.steps or stopping:
                     save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)

@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import signal
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel
+from ldm_hf.processes import Termination
 from ldm_hf.training.config import TrainingConfig
 
 _PATIENCE = timedelta(hours=1)
@@ -100,32 +99,10 @@ def accumulating(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-class Termination:
-    """SIGTERM, which schedulers send some time before they kill, as a question that all processes answer alike."""
-
-    def __init__(self, accelerator: Accelerator):
-        self._accelerator = accelerator
-        self._asked = False
-
-    @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Note the signal instead of dying of it. Only a process's main thread can hear it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def asked(self) -> bool:
-        """Whether any process was asked to end; all must call this together."""
-        flag = torch.tensor(float(self._asked), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(flag, "sum").item())
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+def asked_to_end(termination: Termination, accelerator: Accelerator) -> bool:
+    """Whether any process was; all must call this together."""
+    flag = torch.tensor(float(termination.asked), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())
 
 
 def ignore_termination(_worker: int) -> None:
