@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import print_table, ratio, take_turns, write_json
+from harness import keep_memory, print_table, ratio, take_turns, write_json
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = LDMConfig.preset(options.preset, num_experts=options.experts)

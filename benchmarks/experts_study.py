@@ -9,11 +9,13 @@ seed, trained for so many steps an environment and all evaluated by the same rol
 - `dense`: the same model, trained for the steps of all three stages;
 - `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
 - `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages; all experts together
-  see as many transitions as the dense model in the same steps.
+  see as many transitions as the dense model in the same steps;
+- `random-N-own`, `gradient-N-own`: the same after the second stage, each environment played by the expert of its group
+  alone: what routers that always chose it would make of the experts.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
-interrupted go on. Scores are 0 at the reference run's first episodes and 100 at its deterministic policy;
-references that did not get better have none.
+interrupted go on. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
+first episodes and 100 at its deterministic policy; references that did not get better have none.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,8 @@ class Study:
     def variants(self) -> list[str]:
         """Names; experts that would be without an environment are left out."""
         numbers = [number for number in EXPERTS if number <= len(self.environments)]
-        return ["backbone", "dense", *(f"{kind}-{n}" for n in numbers for kind in ("wide", "random", "gradient"))]
+        kinds = ("wide-{}", "random-{}", "random-{}-own", "gradient-{}", "gradient-{}-own")
+        return ["backbone", "dense", *(kind.format(number) for number in numbers for kind in kinds)]
 
     def score(self, variant: str) -> dict[str, float]:
         """Train and evaluate, unless that was done; the score of each environment, from 0 to 1."""
@@ -70,9 +73,17 @@ class Study:
             if not (folder / "finished").exists():
                 self.train(folder, settings)
         folder = stages[-1][0]
+        if not variant.endswith("-own"):
+            return self.evaluate(folder, self.environments)
+        groups = json.loads((folder / "groups.json").read_text())["groups"]
+        each = [self.evaluate(folder / f"expert-{index}", group) for index, group in enumerate(groups)]
+        return {name: score for scores in each for name, score in scores.items()}
+
+    def evaluate(self, folder: Path, environments: Sequence[str]) -> dict[str, float]:
+        """The scores of a training's model, unless that was done."""
         report = folder / "evaluation" / "report.json"
         if not report.exists():
-            chosen = [word for environment in self.environments for word in ("--environment", environment)]
+            chosen = [word for environment in environments for word in ("--environment", environment)]
             arguments = ("--data", self.options.data, "--output", report.parent, "--episodes", self.options.episodes)
             _ldm(folder, "evaluate", folder / "model", *arguments, *chosen)
         results = json.loads(report.read_text())["environments"]
@@ -86,7 +97,7 @@ class Study:
         """The trainings that make a variant, in order: folder and settings that are its own."""
         steps = [count * len(self.environments) for count in self.options.steps]
         backbone = self.folder / "backbone"
-        kind, _, number = variant.partition("-")
+        kind, number, own = (*variant.split("-"), "", "")[:3]
         if kind in ("dense", "wide"):
             width = {"intermediate_size": self.wide(int(number))} if number else {}
             shape = {**self.options.overrides, **width}
@@ -97,8 +108,10 @@ class Study:
             # An expert has a share of the environments, and so of the batch: of each environment, all see as much as dense.
             share = max(1, self.options.batch_size // int(number))
             made = {"stage": "experts", "num_experts": int(number), "grouping": kind, "batch_size": share}
-            experts = self.folder / variant / "experts"
+            experts = self.folder / f"{kind}-{number}" / "experts"
             yield experts, {**made, "model": str(backbone / "model"), "steps": steps[1]}
+            if own:
+                return
             routers = {"stage": "routers", "model": str(experts / "model"), "steps": steps[2]}
             yield self.folder / variant / "routers", routers
 
@@ -187,23 +200,26 @@ def main() -> None:
     jobs = [(key, variant) for key, study in studies.items() for variant in study.variants()]
     results: dict[Any, dict[str, float]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for first in (True, False):  # backbones first: the others of a set start from them
-            chosen = [job for job in jobs if (job[1] == "backbone") is first]
+        for wanted in range(3):  # of a set, what others start from comes before them
+            chosen = [job for job in jobs if _phase(job[1]) == wanted]
             results |= zip(chosen, pool.map(lambda job: studies[job[0]].score(job[1]), chosen), strict=True)
-    figures: dict[str, object] = {}
+    scores: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for count in counts:
         rows = []
         for variant in studies[count, 0].variants():
             found = [results[(count, seed), variant] for seed in range(options.seeds)]
-            scores = 100 * np.array([[each[name] for name in sorted(each)] for each in found])
-            figures[f"{count} environments, {variant}: score"] = float(np.nanmean(scores))
-            figures[f"{count} environments, {variant}: spread over seeds"] = float(np.ptp(np.nanmean(scores, 1)))
-            for name, score in zip(sorted(found[0]), scores.mean(0), strict=True):
-                figures[f"{count} environments, {variant}: {name}"] = None if np.isnan(score) else float(score)
-            rows.append([variant, f"{np.nanmean(scores):.1f}", *(f"{score:.0f}" for score in np.nanmean(scores, 1))])
+            table = {name: [None if np.isnan(each[name]) else 100 * each[name] for each in found] for name in found[0]}
+            scores.setdefault(str(count), {})[variant] = table
+            means = [100 * np.nanmean(list(each.values())) for each in found]
+            rows.append([variant, f"{np.mean(means):.1f}", *(f"{mean:.1f}" for mean in means)])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
         print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
-    write_json(options.json, figures)
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("data", "output", "json")}
+    write_json(options.json, {"settings": settings, "order": order[: max(counts)], "scores": scores})
+
+
+def _phase(variant: str) -> int:
+    return 0 if variant == "backbone" else 2 if variant.endswith("-own") else 1
 
 
 if __name__ == "__main__":

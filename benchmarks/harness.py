@@ -1,5 +1,7 @@
 """What every benchmark shares: taking turns, medians of ratios, a table, and ``--json``."""
 
+import contextlib
+import ctypes
 import json
 import platform
 import statistics
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import rich.table
 from rich.console import Console
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def take_turns(
@@ -29,6 +33,18 @@ def take_turns(
     return rates
 
 
+def keep_memory() -> None:
+    """Let the C library keep what is freed, as accelerators' allocators do.
+
+    Else large tensors are given back, and the pages of new ones cleared, in every step: of layouts with large intermediate
+    values that is up to half of the time, and what would be compared.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries than glibc have none
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
 def ratio(rates: Mapping[str, list[float]], name: str, other: str) -> tuple[float, float, float]:
     """Smallest, median and largest of the ratios of two contenders within a round."""
     ratios = [one / two for one, two in zip(rates[name], rates[other], strict=True)]
@@ -46,7 +62,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def write_json(path: Path | None, figures: Mapping[str, object]) -> None:
-    """Write the figures as one flat object, with what they were measured on."""
+    """Write the figures as one object, with what they were measured on."""
     if path is not None:
         head = {"python": platform.python_version(), "machine": platform.machine()}
         path.write_text(json.dumps({**head, **figures}, indent=1) + "\n", encoding="utf-8")

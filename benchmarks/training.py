@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import dataset_of_noise
-from harness import print_table, ratio, take_turns, write_json
+from harness import keep_memory, print_table, ratio, take_turns, write_json
 from layouts import ACTIONS, OBSERVATIONS, Gato, Jat, gpt_neo, llama, with_parameters
 from torch import nn
 from torch.utils.data import DataLoader
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="Of the device, to state the utilisation.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = LDMConfig.preset(options.preset, max_position_embeddings=options.context)
