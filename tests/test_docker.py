@@ -259,6 +259,13 @@ def test_an_image_that_is_missing_is_never_taken_from_a_registry(provider, monke
     assert asked == []
 
 
+def test_an_image_of_another_definition_is_known(provider):
+    changed = DockerProvider(dataclasses.replace(HOSTILE, system_packages=("g++",)))
+    assert provider.was_built() and changed.was_built() and not changed.is_built()
+    for slug in ("host", "hostile-too"):
+        assert not DockerProvider(dataclasses.replace(HOSTILE, slug=slug)).was_built()
+
+
 def test_a_build_that_fails_says_why_and_leaves_no_container(provider):
     manifest = dataclasses.replace(HOSTILE, slug="broken", requirements=("/nowhere/at-all",))
     before = {found.id for found in engine().containers.list(all=True)}

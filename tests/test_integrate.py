@@ -18,6 +18,7 @@ from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifes
 from ldm_hf.env_registry.registry import find_manifest
 from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
 from ldm_hf.env_registry.validation import NUM_STEPS, validate
+from ldm_hf.env_registry.venv import VenvProvider
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 from test_remote_env import ODD, TESTS, Here
@@ -133,6 +134,7 @@ def test_a_provider_is_chosen_by_argument_then_variable_then_what_is_there(tmp_p
     assert providers.choose(apart, "", None).name == "venv"
     monkeypatch.setattr(providers, "engine_problem", lambda: None)
     monkeypatch.setattr(providers.DockerProvider, "is_built", lambda self: False)
+    monkeypatch.setattr(providers.DockerProvider, "was_built", lambda self: False)
     assert providers.choose(apart, "", None).name == "docker"
     monkeypatch.setattr(providers.VenvProvider, "is_built", lambda self: True)
     assert providers.choose(apart, "", None).name == "venv"  # made already
@@ -141,6 +143,30 @@ def test_a_provider_is_chosen_by_argument_then_variable_then_what_is_there(tmp_p
     monkeypatch.setenv("LDM_PROVIDER", "moon")
     with pytest.raises(ConfigError, match="inprocess, venv, docker, got 'moon'"):
         providers.choose(here, "", None)
+
+
+def test_an_installation_of_another_definition_is_made_anew_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LDM_HOME", str(tmp_path))
+    monkeypatch.delenv("LDM_PROVIDER", raising=False)
+    monkeypatch.setattr(providers, "engine_problem", lambda: None)
+    for method in ("is_built", "was_built"):
+        monkeypatch.setattr(providers.DockerProvider, method, lambda self: False)
+    before = find_manifest("procgen")
+    for slug in ("procgen", "other-procgen", "procgen-other"):
+        folder = VenvProvider(replace(before, slug=slug)).folder
+        folder.mkdir(parents=True)
+        (folder / "installed.json").write_text('{"packages": []}')
+    changed = replace(before, python="9.9")
+    chosen = providers.choose(changed, "", None)
+    assert chosen.name == "venv" and not chosen.is_built()
+    with pytest.raises(EnvironmentFailure, match=r"there is no Python 9\.9 here"):
+        chosen.build()
+    line = "Installing procgen for Python 9.9 (anew: what is here was made from another definition)\n"
+    assert capsys.readouterr().err == line
+    assert providers.choose(replace(changed, slug="other"), "", None).name == "docker"  # which none was ever made of
+    monkeypatch.setattr(providers.DockerProvider, "was_built", lambda self: True)
+    assert providers.choose(changed, "", None).name == "docker"  # both were made: no code leaves its container
+    assert providers.choose(before, "", None).name == "venv"  # but the one that is up to date goes before it
 
 
 def test_validation_reports_what_it_saw():

@@ -51,7 +51,11 @@ class DockerProvider(IsolatedProvider):
     def tag(self) -> str:
         """Name of the library's image; another manifest or another base image gives another name."""
         key = hashlib.sha256(f"{self.manifest.build_key} {self.base_image}".encode()).hexdigest()[:12]
-        return f"ldm-hf/{self.manifest.slug}:{key}"
+        return f"{self._repository}:{key}"
+
+    @property
+    def _repository(self) -> str:
+        return f"ldm-hf/{self.manifest.slug}"
 
     def is_built(self) -> bool:
         """Whether the engine has the image."""
@@ -64,6 +68,11 @@ class DockerProvider(IsolatedProvider):
                 return False
         return True
 
+    def was_built(self) -> bool:
+        """Whether the engine has any image of the library, whatever it was built from."""
+        with _typed("the engine does not say what images it has"):
+            return bool(engine().images.list(name=self._repository))
+
     def build(self) -> None:
         """Build the image, unless the engine has it.
 
@@ -72,7 +81,7 @@ class DockerProvider(IsolatedProvider):
         """
         if self.is_built():
             return
-        print(f"Building the image {self.tag} on {self.base_image} (once)", file=sys.stderr)
+        print(f"Building the image {self.tag} on {self.base_image} ({self._occasion()})", file=sys.stderr)
         subject, output = f"the image of {self.manifest.slug!r} could not be built", ""
         with _typed(subject):
             for line in engine().api.build(

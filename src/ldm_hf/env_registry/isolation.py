@@ -64,6 +64,10 @@ class IsolatedProvider(ABC):
         """Whether the installation is there, as the manifest says."""
 
     @abstractmethod
+    def was_built(self) -> bool:
+        """Whether an installation of the library is there, made from this definition of it or from another."""
+
+    @abstractmethod
     def build(self) -> None:
         """Make the installation if it is not there.
 
@@ -84,3 +88,7 @@ class IsolatedProvider(ABC):
     @abstractmethod
     def provenance(self) -> dict[str, str]:
         """What was run, for the record: provider, Python, image digest or hash of the lock."""
+
+    def _occasion(self) -> str:
+        """Why ``build`` makes an installation that is not there, for the line that says that it does."""
+        return "anew: what is here was made from another definition" if self.was_built() else "once"

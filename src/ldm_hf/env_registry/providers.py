@@ -19,7 +19,8 @@ def choose(manifest: Manifest, entry_point: str, asked: str | None) -> Provider:
     """The provider of a library: the one asked for, that of ``LDM_PROVIDER``, or the first that can be used.
 
     By itself it takes, in this order: this process, where all that the environment needs can be imported; an installation
-    that is already made, the container first; a container, where an engine answers; a virtual environment.
+    that is already made; one that was made from another definition of the library, and must be made anew; any. Each time
+    a container, where an engine answers, goes before a virtual environment.
 
     Args:
         manifest: of the library.
@@ -36,11 +37,11 @@ def choose(manifest: Manifest, entry_point: str, asked: str | None) -> Provider:
         return InProcessProvider(manifest)
     if asked is not None:
         return isolated(manifest, asked)
-    docker, venv = DockerProvider(manifest), VenvProvider(manifest)
-    usable = engine_problem() is None
-    if usable and docker.is_built():
-        return docker
-    return venv if venv.is_built() or not usable else docker
+    usable: list[IsolatedProvider] = [VenvProvider(manifest)]
+    if engine_problem() is None:
+        usable.insert(0, DockerProvider(manifest))
+    built = [provider for provider in usable if provider.is_built()]
+    return (built or [provider for provider in usable if provider.was_built()] or usable)[0]
 
 
 def isolated(manifest: Manifest, name: str) -> IsolatedProvider:

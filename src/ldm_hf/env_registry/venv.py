@@ -48,6 +48,11 @@ class VenvProvider(IsolatedProvider):
         """Whether the installation is complete."""
         return (self.folder / _MARKER).exists()
 
+    def was_built(self) -> bool:
+        """Whether any installation of the library is complete, of whatever build key."""
+        any_key = "?" * len(self.manifest.build_key)  # exactly as long: "gym-*" would be gym-maze's, too
+        return any(self.folder.parent.glob(f"{self.manifest.slug}-{any_key}/{_MARKER}"))
+
     def build(self) -> None:
         """Install the library, unless that is done; two processes that try wait for each other.
 
@@ -62,7 +67,7 @@ class VenvProvider(IsolatedProvider):
                 return
             remove(self.folder)
             manifest = self.manifest
-            print(f"Installing {manifest.slug} for Python {manifest.python} (once)", file=sys.stderr)
+            print(f"Installing {manifest.slug} for Python {manifest.python} ({self._occasion()})", file=sys.stderr)
             interpreter = find_python(manifest.python)
             try:
                 self._install(interpreter)
