@@ -15,7 +15,8 @@ seed, trained for so many steps an environment and all evaluated by the same rol
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
 interrupted go on. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
-first episodes and 100 at its deterministic policy; references that did not get better have none.
+first episodes and 100 at its deterministic policy; references that did not get better have none. Losses, which go on where
+scores have reached 100, are the cross-entropy of the recorded actions, on sequences that are the same for all.
 """
 
 import argparse
@@ -33,12 +34,20 @@ import numpy as np
 import torch
 import yaml
 from harness import print_table, write_json
+from transformers import AutoModel, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.evaluation.batches import expected_length
 from ldm_hf.modeling import LDMConfig, LDMModel
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.loop import make_mixture
 
 EXPERTS = (4, 8)
+_LOSS_SEED, _LOSS_SEQUENCES = 1_000_003, 64  # of an environment
+
+Measured = dict[str, tuple[float | None, float]]
+"""The score, if there is one, and the loss of each environment."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ class Study:
         kinds = ("wide-{}", "random-{}", "random-{}-own", "gradient-{}", "gradient-{}-own")
         return ["backbone", "dense", *(kind.format(number) for number in numbers for kind in kinds)]
 
-    def score(self, variant: str) -> dict[str, float]:
-        """Train and evaluate, unless that was done; the score of each environment, from 0 to 1."""
+    def measure(self, variant: str) -> Measured:
+        """Train and evaluate, unless that was done."""
         stages = list(self.stages(variant))
         for folder, settings in stages:
             if not (folder / "finished").exists():
@@ -77,10 +86,10 @@ class Study:
             return self.evaluate(folder, self.environments)
         groups = json.loads((folder / "groups.json").read_text())["groups"]
         each = [self.evaluate(folder / f"expert-{index}", group) for index, group in enumerate(groups)]
-        return {name: score for scores in each for name, score in scores.items()}
+        return {name: found for group in each for name, found in group.items()}
 
-    def evaluate(self, folder: Path, environments: Sequence[str]) -> dict[str, float]:
-        """The scores of a training's model, unless that was done."""
+    def evaluate(self, folder: Path, environments: Sequence[str]) -> Measured:
+        """Roll a training's model out, and compute its losses, unless that was done."""
         report = folder / "evaluation" / "report.json"
         if not report.exists():
             chosen = [word for environment in environments for word in ("--environment", environment)]
@@ -91,7 +100,23 @@ class Study:
         if failures:
             report.unlink()  # to be made again
             raise SystemExit("\n".join(failures))
-        return {result["id"]: _score(result) for result in results}
+        losses = self.losses(folder, environments)
+        return {result["id"]: (_score(result), losses[result["id"]]) for result in results}
+
+    def losses(self, folder: Path, environments: Sequence[str]) -> dict[str, float]:
+        """The loss of each environment, in nats for each number of an action."""
+        path = folder / "evaluation" / "losses.json"
+        if not path.exists():
+            model, processor = (each.from_pretrained(folder / "model") for each in (AutoModel, AutoProcessor))
+            config = TrainingConfig(str(self.options.data), str(folder), seed=_LOSS_SEED)
+            found = {}
+            for dataset in open_datasets(self.options.data, list(environments)):
+                mixture = make_mixture([dataset], config, model, processor)
+                with torch.inference_mode():
+                    batch = processor.collate([mixture[number] for number in range(_LOSS_SEQUENCES)])
+                    found[dataset.environment] = model.eval()(**batch).loss.item()
+            path.write_text(json.dumps(found))
+        return json.loads(path.read_text())
 
     def stages(self, variant: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The trainings that make a variant, in order: folder and settings that are its own."""
@@ -147,9 +172,9 @@ class Study:
         (folder / "finished").touch()
 
 
-def _score(result: dict[str, Any]) -> float:
+def _score(result: dict[str, Any]) -> float | None:
     score = result["deterministic_score"]
-    return float("nan") if score is None else float(np.clip(score, 0, 1))
+    return None if score is None else 100 * float(np.clip(score, 0, 1))
 
 
 def _ldm(folder: Path, *arguments: object) -> None:
@@ -190,6 +215,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate and print."""
     options = arguments()
+    disable_progress_bar()  # of the loading of weights
     order = environments_of(options)
     counts = [count for count in options.counts if count <= len(order)]
     studies = {
@@ -198,24 +224,26 @@ def main() -> None:
         for seed in range(options.seeds)
     }
     jobs = [(key, variant) for key, study in studies.items() for variant in study.variants()]
-    results: dict[Any, dict[str, float]] = {}
+    results: dict[Any, Measured] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for wanted in range(3):  # of a set, what others start from comes before them
             chosen = [job for job in jobs if _phase(job[1]) == wanted]
-            results |= zip(chosen, pool.map(lambda job: studies[job[0]].score(job[1]), chosen), strict=True)
-    scores: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+            results |= zip(chosen, pool.map(lambda job: studies[job[0]].measure(job[1]), chosen), strict=True)
+    figures: dict[str, dict[str, dict[str, Any]]] = {"scores": {}, "losses": {}}
     for count in counts:
         rows = []
         for variant in studies[count, 0].variants():
             found = [results[(count, seed), variant] for seed in range(options.seeds)]
-            table = {name: [None if np.isnan(each[name]) else 100 * each[name] for each in found] for name in found[0]}
-            scores.setdefault(str(count), {})[variant] = table
-            means = [100 * np.nanmean(list(each.values())) for each in found]
-            rows.append([variant, f"{np.mean(means):.1f}", *(f"{mean:.1f}" for mean in means)])
+            scores = {name: [each[name][0] for each in found] for name in found[0]}
+            losses = {name: [each[name][1] for each in found] for name in found[0]}
+            for kind, table in (("scores", scores), ("losses", losses)):
+                figures[kind].setdefault(str(count), {})[variant] = table
+            means = np.nanmean(np.array(list(scores.values()), dtype=float), 0)
+            rows.append([variant, f"{means.mean():.1f}", *(f"{mean:.1f}" for mean in means)])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
         print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("data", "output", "json")}
-    write_json(options.json, {"settings": settings, "order": order[: max(counts)], "scores": scores})
+    write_json(options.json, {"settings": settings, "order": order[: max(counts)], **figures})
 
 
 def _phase(variant: str) -> int:

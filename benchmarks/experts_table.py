@@ -29,7 +29,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None) -> str:
+def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None, form: str = ".1f") -> str:
     """A row a variant, a column a number of environments: means over the first so many of them, or over all."""
     rows = []
     for variant in max(studies.values(), key=len):
@@ -39,7 +39,7 @@ def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None) -
                 cells.append("")
                 continue
             found = mean(scores, variant, order[: shown or count])
-            cells.append(f"{found.mean():.1f} ({', '.join(f'{each:.0f}' for each in found)})")
+            cells.append(f"{found.mean():{form}} ({', '.join(f'{each:{form}}' for each in found)})")
         rows.append([variant, *cells])
     return markdown(["variant", *(f"{count} environments" for count in studies)], rows)
 
@@ -99,6 +99,8 @@ def main() -> None:
         f"## The {fewest} environments that all sets have",
         f"{', '.join(order[:fewest])}.",
         sweep(studies, order, fewest),
+        "## Losses\n\nCross-entropy of the recorded actions in nats, over all environments of each set: less is better.",
+        sweep({int(count): losses for count, losses in data["losses"].items()}, order, None, ".3f"),
     ]
     for count, scores in studies.items():
         parts += [f"## {count} environments, each", by_environment(scores, order[:count])]
