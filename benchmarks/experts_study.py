@@ -8,10 +8,10 @@ seed, trained for so many steps an environment and all evaluated by the same rol
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
 - `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
-- `random-N`, `gradient-N`: N experts on random groups and on groups by gradients, all three stages; all experts together
-  see as many transitions as the dense model in the same steps;
-- `random-N-own`, `gradient-N-own`: the same after the second stage, each environment played by the expert of its group
-  alone: what routers that always chose it would make of the experts.
+- `random-N`, `gradient-N`, `direction-N`: N experts on random groups, on groups by gradients and by their directions, all
+  three stages; all experts together see as many transitions as the dense model in the same steps;
+- `random-N-own` and so on: the same after the second stage, the expert of an environment's group alone: what routers that
+  always chose it would make of the experts. Losses only.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
 interrupted go on. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
@@ -39,12 +39,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.evaluation.batches import expected_length
-from ldm_hf.modeling import LDMConfig, LDMModel
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture
+from ldm_hf.training.mixture import Mixture
 
 EXPERTS = (4, 8)
-_LOSS_SEED, _LOSS_SEQUENCES = 1_000_003, 64  # of an environment
+GROUPINGS = ("random", "gradient", "direction")
+_LOSS_SEED = 1_000_003
+_LOSS_SEQUENCES, _LOSS_AT_ONCE = 64, 16  # of an environment
 
 Measured = dict[str, tuple[float | None, float]]
 """The score, if there is one, and the loss of each environment."""
@@ -72,8 +75,8 @@ class Study:
     def variants(self) -> list[str]:
         """Names; experts that would be without an environment are left out."""
         numbers = [number for number in EXPERTS if number <= len(self.environments)]
-        kinds = ("wide-{}", "random-{}", "random-{}-own", "gradient-{}", "gradient-{}-own")
-        return ["backbone", "dense", *(kind.format(number) for number in numbers for kind in kinds)]
+        grouped = [f"{grouping}-{{}}{own}" for grouping in GROUPINGS for own in ("", "-own")]
+        return ["backbone", "dense", *(kind.format(number) for number in numbers for kind in ("wide-{}", *grouped))]
 
     def measure(self, variant: str) -> Measured:
         """Train and evaluate, unless that was done."""
@@ -85,8 +88,8 @@ class Study:
         if not variant.endswith("-own"):
             return self.evaluate(folder, self.environments)
         groups = json.loads((folder / "groups.json").read_text())["groups"]
-        each = [self.evaluate(folder / f"expert-{index}", group) for index, group in enumerate(groups)]
-        return {name: found for group in each for name, found in group.items()}
+        each = [self.losses(folder / f"expert-{index}", group) for index, group in enumerate(groups)]
+        return {name: (None, loss) for losses in each for name, loss in losses.items()}
 
     def evaluate(self, folder: Path, environments: Sequence[str]) -> Measured:
         """Roll a training's model out, and compute its losses, unless that was done."""
@@ -105,17 +108,15 @@ class Study:
 
     def losses(self, folder: Path, environments: Sequence[str]) -> dict[str, float]:
         """The loss of each environment, in nats for each number of an action."""
-        path = folder / "evaluation" / "losses.json"
+        path = folder / "losses.json"
         if not path.exists():
             model, processor = (each.from_pretrained(folder / "model") for each in (AutoModel, AutoProcessor))
-            config = TrainingConfig(str(self.options.data), str(folder), seed=_LOSS_SEED)
-            found = {}
-            for dataset in open_datasets(self.options.data, list(environments)):
-                mixture = make_mixture([dataset], config, model, processor)
-                with torch.inference_mode():
-                    batch = processor.collate([mixture[number] for number in range(_LOSS_SEQUENCES)])
-                    found[dataset.environment] = model.eval()(**batch).loss.item()
-            path.write_text(json.dumps(found))
+            config = TrainingConfig(str(self.options.data), str(folder), seed=_LOSS_SEED, cache_gib=0.1)
+            losses = {
+                each.environment: _loss(model.eval(), make_mixture([each], config, model, processor), processor)
+                for each in open_datasets(self.options.data, list(environments))
+            }
+            path.write_text(json.dumps(losses))
         return json.loads(path.read_text())
 
     def stages(self, variant: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -170,6 +171,17 @@ class Study:
         (folder / "settings.yaml").write_text(yaml.safe_dump({**shared, **settings}))
         _ldm(folder, "train", "--config", folder / "settings.yaml", "--jobs", 1)
         (folder / "finished").touch()
+
+
+@torch.inference_mode()
+def _loss(model: LDMModel, mixture: Mixture, processor: LDMProcessor) -> float:
+    numbers = range(_LOSS_SEQUENCES)
+    transitions = sum(map(mixture.length, numbers))
+    loss = 0.0
+    for start in numbers[::_LOSS_AT_ONCE]:
+        batch = processor.collate([mixture[number] for number in numbers[start : start + _LOSS_AT_ONCE]])
+        loss += model(**batch, num_items_in_batch=transitions).loss.item()
+    return loss
 
 
 def _score(result: dict[str, Any]) -> float | None:
@@ -234,10 +246,12 @@ def main() -> None:
         rows = []
         for variant in studies[count, 0].variants():
             found = [results[(count, seed), variant] for seed in range(options.seeds)]
-            scores = {name: [each[name][0] for each in found] for name in found[0]}
             losses = {name: [each[name][1] for each in found] for name in found[0]}
-            for kind, table in (("scores", scores), ("losses", losses)):
-                figures[kind].setdefault(str(count), {})[variant] = table
+            figures["losses"].setdefault(str(count), {})[variant] = losses
+            if variant.endswith("-own"):
+                continue
+            scores = {name: [each[name][0] for each in found] for name in found[0]}
+            figures["scores"].setdefault(str(count), {})[variant] = scores
             means = np.nanmean(np.array(list(scores.values()), dtype=float), 0)
             rows.append([variant, f"{means.mean():.1f}", *(f"{mean:.1f}" for mean in means)])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]

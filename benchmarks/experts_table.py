@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-COLORS = {"backbone": "#9ca3af", "dense": "#111827", "wide": "#d97706", "random": "#2563eb", "gradient": "#16a34a"}
+COLORS = {
+    "backbone": "#9ca3af",
+    "dense": "#111827",
+    "wide": "#d97706",
+    "random": "#2563eb",
+    "gradient": "#16a34a",
+    "direction": "#9333ea",
+}
 STYLES = {"": "-", "4": "-", "8": "--"}
 
 Scores = dict[str, dict[str, list[float | None]]]
@@ -62,8 +69,6 @@ def plot(studies: dict[int, Scores], order: Sequence[str], path: Path) -> None:
     for axes, (shown, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for variant in max(studies.values(), key=len):
             kind, _, number = variant.partition("-")
-            if number.endswith("-own"):
-                continue
             counts = [count for count in studies if variant in studies[count]]
             found = np.array([mean(studies[count], variant, order[: shown or count]) for count in counts])
             style = {"color": COLORS[kind], "linestyle": STYLES[number], "marker": "o", "markersize": 3}

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from conftest import CARTPOLE, CLIFF, NUM_EXPERTS, PENDULUM, TOY_MODEL, run_ldm
@@ -298,6 +299,23 @@ def test_gradients_that_are_all_the_same_are_no_groups():
         even_clusters(np.zeros((4, 2)), 2, 0)
 
 
+def test_directions_find_groups_that_lengths_hide(tmp_path, monkeypatch):
+    """A long gradient is a group of its own for K-means; of one length, it belongs to those of its direction."""
+    gradients = iter(
+        [[1.0, 0.0, 1.0], [1.0, 0.1, 1.0], [90.0, 5.0, 95.0], [0.0, 1.0, 0.9], [0.1, 1.0, 1.1], [0.0, 0.9, 1.0]]
+    )
+    monkeypatch.setattr(
+        "ldm_hf.training.grouping.environment_gradient", lambda *_: {"weight": torch.tensor(next(gradients))}
+    )
+    datasets = [OneAction(f"test/{index}", 0, index) for index in range(6)]
+    config = TrainingConfig("d", "o", num_experts=2)
+    groups = {}
+    for grouping in ("gradient", "direction"):  # the second from the files of the first
+        found = gradient_groups(nn.Linear(1, 1), None, datasets, replace(config, grouping=grouping), tmp_path)
+        groups[grouping] = sorted([int(name[-1]) for name in group] for group in found)
+    assert groups == {"gradient": [[0, 1, 3, 4, 5], [2]], "direction": [[0, 1, 2], [3, 4, 5]]}
+
+
 class OneAction:
     """An environment in which the reference always does the same, whatever it sees."""
 
@@ -317,13 +335,14 @@ class OneAction:
         return Transitions(observations, None, actions, np.zeros(64, np.float32), nothing, nothing, reference)
 
 
-def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch):
+@pytest.mark.parametrize("grouping", ["gradient", "direction"])
+def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch, grouping):
     monkeypatch.setattr("ldm_hf.training.grouping._RESTARTS", 2)  # seven points need no more
     torch.manual_seed(0)
     model = LDMModel(LDMConfig.preset("nano", **TOY_MODEL))
     planted = [0, 3, 3, 0, 3, 0, 0]  # four and three
     datasets = [OneAction(f"test/{index}", action, index) for index, action in enumerate(planted)]
-    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, batch_size=4)
+    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, batch_size=4, grouping=grouping)
     groups = gradient_groups(model, processor, datasets, config, tmp_path)
     by_action = [[f"test/{index}" for index, action in enumerate(planted) if action == wanted] for wanted in (0, 3)]
     assert sorted(groups) == sorted(by_action)

@@ -32,7 +32,7 @@ _CHOICES = {
     "save_precision": ("fp32", "fp16"),
     "sharding": ("none", "fsdp2"),
     "stage": ("backbone", "experts", "routers"),
-    "grouping": ("gradient", "random"),
+    "grouping": ("gradient", "direction", "random"),
 }
 
 
@@ -82,7 +82,7 @@ class TrainingConfig:
         stage: what is trained (docs/experts.md): ``backbone`` all that the model has; ``experts`` attaches experts to
             ``model`` and trains each on its group of environments; ``routers`` only those of ``model``, on all of them.
         num_experts: experts that the stage ``experts`` attaches.
-        grouping: how it divides the environments among them: by ``gradient``, or at ``random``.
+        grouping: how it divides the environments among them: by ``gradient``, by its ``direction`` alone, or at ``random``.
         gradient_batches: batches over which the gradient of an environment is averaged for that.
     """
 

@@ -41,11 +41,14 @@ def gradient_groups(
 ) -> Groups:
     """Groups of environments whose gradients agree with the mean gradient in the same parameters.
 
+    Of libraries that have little in common some gradients are a hundred times as long as others, and K-means puts each of
+    the long ones in a group of its own. With the grouping ``direction`` all agreements have the length one.
+
     Args:
         model: the backbone.
         processor: its processor.
         datasets: the environments.
-        config: ``num_experts``, ``gradient_batches``, ``batch_size``, ``seed``.
+        config: ``num_experts``, ``grouping``, ``gradient_batches``, ``batch_size``, ``seed``.
         folder: where gradients are kept, one file an environment, as large as the model; those that are there are not
             computed again.
 
@@ -62,7 +65,10 @@ def gradient_groups(
                     save_file(environment_gradient(model, processor, dataset, config), temporary)
             bar.update(1)
     model.cpu()
-    labels = even_clusters(_points(files), config.num_experts, config.seed)
+    points_EC = _points(files)
+    if config.grouping == "direction":
+        points_EC /= np.linalg.norm(points_EC, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+    labels = even_clusters(points_EC, config.num_experts, config.seed)
     return [
         [dataset.environment for dataset, label in zip(datasets, labels, strict=True) if label == group]
         for group in range(config.num_experts)
