@@ -256,7 +256,8 @@ def main() -> None:
             rows.append([variant, f"{means.mean():.1f}", *(f"{mean:.1f}" for mean in means)])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
         print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("data", "output", "json")}
+    told = ("counts", "model", "overrides", "steps", "batch_size", "learning_rate", "seeds", "episodes", "longest")
+    settings = {name: str(getattr(options, name)) for name in told}
     write_json(options.json, {"settings": settings, "order": order[: max(counts)], **figures})
 
 

@@ -93,27 +93,33 @@ def main() -> None:
     data = json.loads(options.figures.read_text(encoding="utf-8"))
     order = data["order"]
     studies = {int(count): scores for count, scores in data["scores"].items()}
+    losses = {int(count): each for count, each in data["losses"].items()}
     fewest = min(studies)
+    options.output.mkdir(parents=True, exist_ok=True)
     parts = [
         "# Experts and dense models: scores\n\n"
         "Made by `benchmarks/experts_table.py`; docs/experts.md says what was compared, and what it shows. Scores are "
-        "percentages of the reference's improvement, from 0 to 100, in brackets of each seed.",
-        "![sweep](sweep.png)",
-        "## All environments of each set",
-        sweep(studies, order, None),
-        f"## The {fewest} environments that all sets have",
-        f"{', '.join(order[:fewest])}.",
-        sweep(studies, order, fewest),
-        "## Losses\n\nCross-entropy of the recorded actions in nats, over all environments of each set: less is better.",
-        sweep({int(count): losses for count, losses in data["losses"].items()}, order, None, ".3f"),
+        "percentages of the reference's improvement, from 0 to 100, in brackets of each seed."
     ]
+    if len(studies) > 1:
+        plot(studies, order, options.output / "sweep.png")
+        parts += [
+            "![sweep](sweep.png)",
+            "## All environments of each set",
+            sweep(studies, order, None),
+            f"## The {fewest} environments that all sets have",
+            f"{', '.join(order[:fewest])}.",
+            sweep(studies, order, fewest),
+        ]
     for count, scores in studies.items():
         parts += [f"## {count} environments, each", by_environment(scores, order[:count])]
+    parts += [
+        "## Losses\n\nCross-entropy of the recorded actions in nats, over all environments of each set: less is better.",
+        sweep(losses, order, None, ".3f"),
+    ]
     settings = [[name, f"`{value}`"] for name, value in data["settings"].items()]
     parts += ["## Settings", markdown(["option", "value"], settings)]
-    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    plot(studies, order, options.output / "sweep.png")
 
 
 if __name__ == "__main__":
