@@ -7,6 +7,7 @@ seed, trained for so many steps an environment and all evaluated by the same rol
 
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
+- `continued`: the backbone, all of whose weights are trained on for the steps of the other stages;
 - `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
 - `random-N`, `gradient-N`, `direction-N`: N experts on random groups, on groups by gradients and by their directions, all
   three stages; all experts together see as many transitions as the dense model in the same steps;
@@ -76,7 +77,12 @@ class Study:
         """Names; experts that would be without an environment are left out."""
         numbers = [number for number in EXPERTS if number <= len(self.environments)]
         grouped = [f"{grouping}-{{}}{own}" for grouping in GROUPINGS for own in ("", "-own")]
-        return ["backbone", "dense", *(kind.format(number) for number in numbers for kind in ("wide-{}", *grouped))]
+        return [
+            "backbone",
+            "dense",
+            "continued",
+            *(kind.format(number) for number in numbers for kind in ("wide-{}", *grouped)),
+        ]
 
     def measure(self, variant: str) -> Measured:
         """Train and evaluate, unless that was done."""
@@ -130,6 +136,8 @@ class Study:
             yield self.folder / variant, {"steps": sum(steps), "model_overrides": shape}
             return
         yield backbone, {"steps": steps[0], "model_overrides": self.options.overrides}
+        if kind == "continued":
+            yield self.folder / variant, {"model": str(backbone / "model"), "steps": steps[1] + steps[2]}
         if number:
             # An expert has a share of the environments, and so of the batch: of each environment, all see as much as dense.
             share = max(1, self.options.batch_size // int(number))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 COLORS = {
     "backbone": "#9ca3af",
     "dense": "#111827",
+    "continued": "#dc2626",
     "wide": "#d97706",
     "random": "#2563eb",
     "gradient": "#16a34a",
