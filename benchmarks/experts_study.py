@@ -45,7 +45,6 @@ from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture
 from ldm_hf.training.mixture import Mixture
 
-EXPERTS = (4, 8)
 GROUPINGS = ("random", "gradient", "direction")
 _LOSS_SEED = 1_000_003
 _LOSS_SEQUENCES, _LOSS_AT_ONCE = 64, 16  # of an environment
@@ -75,7 +74,7 @@ class Study:
 
     def variants(self) -> list[str]:
         """Names; experts that would be without an environment are left out."""
-        numbers = [number for number in EXPERTS if number <= len(self.environments)]
+        numbers = [number for number in self.options.experts if number <= len(self.environments)]
         grouped = [f"{grouping}-{{}}{own}" for grouping in GROUPINGS for own in ("", "-own")]
         return [
             "backbone",
@@ -220,6 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--environments", nargs="+", help="In the order in which they are added; default: shuffled.")
     parser.add_argument("--longest", type=float, default=300, help="Mean transitions of an episode, of these.")
     parser.add_argument("--counts", type=int, nargs="+", default=[4, 8, 16], help="Numbers of environments.")
+    parser.add_argument("--experts", type=int, nargs="+", default=[4, 8], help="Numbers of experts.")
     parser.add_argument("--model", default="nano", choices=LDMConfig.presets())
     parser.add_argument("--overrides", type=yaml.safe_load, default={}, help="Fields of the model, in YAML.")
     parser.add_argument("--steps", type=int, nargs=3, default=[20, 10, 10], help="Of the stages, for each environment.")
@@ -264,7 +264,18 @@ def main() -> None:
             rows.append([variant, f"{means.mean():.1f}", *(f"{mean:.1f}" for mean in means)])
         columns = ["variant", "mean", *(f"seed {seed}" for seed in range(options.seeds))]
         print_table(f"{count} environments, {options.seeds} seeds", columns, rows)
-    told = ("counts", "model", "overrides", "steps", "batch_size", "learning_rate", "seeds", "episodes", "longest")
+    told = (
+        "counts",
+        "experts",
+        "model",
+        "overrides",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "seeds",
+        "episodes",
+        "longest",
+    )
     settings = {name: str(getattr(options, name)) for name in told}
     write_json(options.json, {"settings": settings, "order": order[: max(counts)], **figures})
 
