@@ -3,12 +3,16 @@
 Shapes: B rows, N the context length; keys and values of a layer are (B, heads, N, head size).
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, PretrainedConfig
+from transformers import Cache, LlamaModel, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, StaticLayer
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""What transformers calls a cache, as an argument and as an output: it was renamed in 5.24."""
 
 
 class RolloutLayer(DynamicLayer):

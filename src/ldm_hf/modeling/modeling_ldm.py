@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .cache_ldm import CACHE
 from .configuration_ldm import LDMConfig
 from .experts_ldm import LDMBackbone
 from .loss_ldm import action_loss, mask_bins
@@ -29,21 +30,20 @@ RowGroups = list[tuple[int, torch.Tensor]]
 
 
 @dataclass
-class LDMOutput(ModelOutput):
+class LDMOutput(CausalLMOutputWithPast):
     """What ``LDMModel`` returns.
 
     Attributes:
         loss: cross-entropy in nats, averaged over the slots of a transition and then over transitions; given labels.
         logits: float of shape (B, T, A, K), bins that the action space does not allow at the lowest value; absent when
             labels are given, because at full size they would not fit in memory.
+        cache: keys and values, with ``use_cache``; called ``past_key_values`` by transformers before 5.24.
+        hidden_states: the tokens, then what each layer makes of them, float of shape (B, T, H) each; on request.
+        attentions: of each layer, float of shape (B, heads, T, tokens so far); on request.
         last_hidden_state: float of shape (B, T, H).
-        past_key_values: the cache, if one is in use.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
 
 
 class LDMImageEncoder(nn.Module):
@@ -162,7 +162,7 @@ class LDMPreTrainedModel(PreTrainedModel):
     main_input_name = "observations"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
 
@@ -215,7 +215,7 @@ class LDMModel(LDMPreTrainedModel):
         images: torch.Tensor | None = None,
         image_rows: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
@@ -235,7 +235,7 @@ class LDMModel(LDMPreTrainedModel):
             images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
             image_rows: which rows these are, int64 of shape (R,).
             labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
-            past_key_values: cache of the transitions before these.
+            cache: of the transitions before these.
             use_cache: whether to return a cache.
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
@@ -254,9 +254,9 @@ class LDMModel(LDMPreTrainedModel):
             image_rows,
             row_groups,
         )
-        outputs = self.backbone(inputs_embeds=tokens, past_key_values=past_key_values, use_cache=use_cache)
+        outputs = self.backbone(inputs_embeds=tokens, use_cache=use_cache, **{CACHE: cache})
         hidden_BTH = outputs.last_hidden_state
-        result = LDMOutput(last_hidden_state=hidden_BTH, past_key_values=outputs.past_key_values)
+        result = LDMOutput(last_hidden_state=hidden_BTH, **{CACHE: outputs[CACHE] if use_cache else None})
         if labels is not None:
             total = action_loss(hidden_BTH, self.action_head.weight, labels, action_kinds, action_bounds, self.config)
             labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
