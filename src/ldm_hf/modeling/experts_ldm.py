@@ -76,6 +76,7 @@ class LDMBackbone(LlamaModel):
     def __init__(self, config: LDMConfig):
         super().__init__(config)
         del self.embed_tokens
+        self._tp_plan.pop("embed_tokens", None)  # planned while it was there
         if config.num_experts:
             for layer in self.layers:
                 layer.mlp = LDMFeedForward(config)

@@ -15,6 +15,10 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
 
 from .cache_ldm import CACHE
 from .configuration_ldm import LDMConfig
@@ -63,10 +67,10 @@ class LDMImageEncoder(nn.Module):
         self.projection = nn.Linear(64 * side * side, config.slot_embedding_size)
         self._standardize = config.standardize_images
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         pixels = images.float()
         pixels = _standardized(pixels) if self._standardize else pixels / 255
-        return self.projection(self.convolutions((pixels - 0.5).to(self.projection.weight.dtype)).flatten(1))
+        return self.projection(self.convolutions((pixels - 0.5).to(dtype)).flatten(1))
 
 
 def _standardized(pixels: torch.Tensor) -> torch.Tensor:
@@ -149,8 +153,22 @@ class LDMTransitionEmbedding(nn.Module):
                 unused = sum(parameter.sum() for parameter in self.image_encoder.parameters())
                 return tokens + 0 * (unused + self.scalar_projection[0].sum())
             return tokens
-        features = self.image_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        features = self.image_encoder(images.flatten(0, 1), self.bias.dtype).unflatten(0, images.shape[:2])
         return tokens.index_add(0, image_rows, (features @ self.scalar_projection[0]).to(tokens.dtype))
+
+
+class LDMActionHead(nn.Linear):
+    """Hidden states (..., H) to the logits of all action slots' bins, (..., max_action_slots x K)."""
+
+    def __init__(self, config: LDMConfig):
+        super().__init__(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
+        self.num_bins = config.num_bins
+
+    def forward(self, input: torch.Tensor, num_slots: int | None = None) -> torch.Tensor:
+        """The logits of the first ``num_slots`` slots, which cost only what these have; by default of all."""
+        if num_slots is None:
+            return super().forward(input)
+        return F.linear(input, self.weight[: num_slots * self.num_bins])
 
 
 class LDMPreTrainedModel(PreTrainedModel):
@@ -158,13 +176,16 @@ class LDMPreTrainedModel(PreTrainedModel):
 
     config: LDMConfig
     config_class = LDMConfig
-    base_model_prefix = "model"
+    base_model_prefix = "backbone"
     main_input_name = "observations"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement = [CACHE]
+    _no_split_modules = ["LlamaDecoderLayer", "LDMTransitionEmbedding"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -192,17 +213,23 @@ class LDMModel(LDMPreTrainedModel):
         super().__init__(config)
         self.embedding = LDMTransitionEmbedding(config)
         self.backbone = LDMBackbone(config)
-        self.action_head = nn.Linear(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
+        self.action_head = LDMActionHead(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of slot symbols: the nearest thing to the token embedding that other models have."""
         return self.embedding.slot_embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of slot symbols."""
+        self.embedding.slot_embedding = value
+
     def policy(self, processor: LDMProcessor, environments: Sequence[Any], **kwargs: Any) -> LDMPolicy:
         """Start a rollout of these weights: see ``LDMPolicy``."""
         return LDMPolicy(self, processor, environments, **kwargs)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @can_return_tuple
     def forward(
         self,
         observations: torch.Tensor,
@@ -215,11 +242,14 @@ class LDMModel(LDMPreTrainedModel):
         images: torch.Tensor | None = None,
         image_rows: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
         row_groups: tuple[RowGroups, RowGroups] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
 
@@ -235,13 +265,17 @@ class LDMModel(LDMPreTrainedModel):
             images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
             image_rows: which rows these are, int64 of shape (R,).
             labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
+            attention_mask: 1 where a transition may be attended to and 0 where it may not, of shape (B, tokens so far), or
+                any mask of the backbone's. By default all are: padding comes last, where causal attention hides it.
+            position_ids: positions in the context, int64 of shape (B, T); by default those after the cache.
             cache: of the transitions before these.
-            use_cache: whether to return a cache.
+            use_cache: whether to return a cache; a rollout asks for one, so ``config.use_cache`` does not.
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
             row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for, and
                 nothing of that can be compiled.
+            **kwargs: of the backbone, such as ``output_hidden_states`` and ``output_attentions``.
         """
         tokens = self.embedding(
             observations,
@@ -254,22 +288,41 @@ class LDMModel(LDMPreTrainedModel):
             image_rows,
             row_groups,
         )
-        outputs = self.backbone(inputs_embeds=tokens, use_cache=use_cache, **{CACHE: cache})
+        outputs = self.backbone(
+            inputs_embeds=tokens,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            return_dict=True,
+            **{CACHE: cache},
+            **kwargs,
+        )
         hidden_BTH = outputs.last_hidden_state
-        result = LDMOutput(last_hidden_state=hidden_BTH, **{CACHE: outputs[CACHE] if use_cache else None})
+        loss = logits_BTAK = None
         if labels is not None:
-            total = action_loss(hidden_BTH, self.action_head.weight, labels, action_kinds, action_bounds, self.config)
+            total = action_loss(self.slot_logits, hidden_BTH, labels, action_kinds, action_bounds, self.config)
             labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
-            result.loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
+            loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
-            result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_kinds, action_bounds)
-        return result
+            logits_BTAK = self.slot_logits(hidden_BTH[:, -logits_to_keep:], action_kinds.shape[1])
+            allowed_BA2 = ActionCode.of(self.config).allowed(action_kinds, action_bounds)
+            logits_BTAK = mask_bins(logits_BTAK, allowed_BA2.unsqueeze(1))
+        return LDMOutput(
+            loss=loss,
+            logits=logits_BTAK,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            last_hidden_state=hidden_BTH,
+            **{CACHE: outputs[CACHE] if use_cache else None},
+        )
 
-    def _logits(self, hidden_BTH: torch.Tensor, kinds_BA: torch.Tensor, bounds_BA2: torch.Tensor) -> torch.Tensor:
-        num_actions = kinds_BA.shape[1]
-        weight = self.action_head.weight[: num_actions * self.config.num_bins]
-        logits_BTAK = F.linear(hidden_BTH, weight).unflatten(-1, (num_actions, self.config.num_bins))
-        return mask_bins(logits_BTAK, ActionCode.of(self.config).allowed(kinds_BA, bounds_BA2).unsqueeze(1))
+    def slot_logits(self, hidden: torch.Tensor, num_slots: int) -> torch.Tensor:
+        """Logits of the first action slots, float of shape (..., num_slots, K), of hidden states (..., H)."""
+        if isinstance(self.action_head, LDMActionHead):
+            logits = self.action_head(hidden, num_slots)
+        else:  # an adapter or a quantised layer in its place knows nothing of slots
+            logits = self.action_head(hidden)[..., : num_slots * self.config.num_bins]
+        return logits.unflatten(-1, (num_slots, self.config.num_bins))
 
 
 def _waves(config: LDMConfig) -> torch.Tensor:
