@@ -93,12 +93,12 @@ class LDMConfig(LlamaConfig):
     max_observation_slots: int = MAX_OBSERVATION_SLOTS
     max_action_slots: int = MAX_ACTION_SLOTS
     num_bins: int = NUM_BINS
-    mu: float = 100.0
-    max_value: float = 256.0
+    mu: float | int = 100.0
+    max_value: float | int = 256.0
     slot_embedding_size: int = 256
     image_size: int = IMAGE_SIZE
     action_quantization: str = MU_LAW
-    action_smoothing: float = 6.0
+    action_smoothing: float | int = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
     standardize_images: bool = True

@@ -81,25 +81,30 @@ def _rows_loss(
     config: LDMConfig,
 ) -> torch.Tensor:
     """The loss of rows whose slots are of the same kinds, summed over transitions."""
-    code = ActionCode.of(config)
-    kinds_11A, bounds_R1A2 = torch.tensor([[kinds]], device=labels_RTA.device), bounds_RA2.unsqueeze(1)
-    values_RTA = labels_RTA.nan_to_num()
-    allowed_R1A2 = code.allowed(kinds_11A, bounds_R1A2)
     logits_RTAK = slot_logits(hidden_BTH[rows_R], len(kinds)).float()
+    # Unbound, not indexed: the gradient of an index is as large as all slots.
+    slots = zip(logits_RTAK.unbind(2), labels_RTA.unbind(2), kinds, bounds_RA2.unbind(1), strict=True)
+    return torch.stack([_slot_loss(*slot, config) for slot in slots]).sum() / len(kinds)
+
+
+def _slot_loss(
+    logits_RTK: torch.Tensor, labels_RT: torch.Tensor, kind: int, bounds_R2: torch.Tensor, config: LDMConfig
+) -> torch.Tensor:
+    """Cross-entropy of one action slot of one kind, summed over transitions."""
+    code = ActionCode.of(config)
+    values_RT, bounds_R12 = labels_RT.nan_to_num(), bounds_R2.unsqueeze(1)
+    kinds_11 = torch.full((1, 1), kind, device=labels_RT.device)
+    allowed_R12 = code.allowed(kinds_11, bounds_R12)
     if config.mask_training_logits:
-        logits_RTAK = mask_bins(logits_RTAK, allowed_R1A2)
-    likelihood_RTAK = logits_RTAK.log_softmax(-1)
-    losses = []
-    for slot, kind in enumerate(kinds):
-        likelihood_RTK, values_RT = likelihood_RTAK[:, :, slot], values_RTA[:, :, slot]
-        bounds_R12, allowed_R12 = bounds_R1A2[:, :, slot], allowed_R1A2[:, :, slot]
-        if kind == CONTINUOUS and config.action_smoothing:
-            target_RTK = _histogram(code.position(values_RT, bounds_R12), allowed_R12, config)
-            losses.append(-(target_RTK * likelihood_RTK).sum(-1))
-        else:
-            bins_RT = code.encode(values_RT, kinds_11A[:, :, slot], bounds_R12)
-            losses.append(-likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1))
-    return torch.stack(losses, -1).masked_fill(labels_RTA.isnan(), 0).sum() / len(kinds)
+        logits_RTK = mask_bins(logits_RTK, allowed_R12)
+    likelihood_RTK = logits_RTK.log_softmax(-1)
+    if kind == CONTINUOUS and config.action_smoothing:
+        target_RTK = _histogram(code.position(values_RT, bounds_R12), allowed_R12, config)
+        losses_RT = -(target_RTK * likelihood_RTK).sum(-1)
+    else:
+        bins_RT = code.encode(values_RT, kinds_11, bounds_R12)
+        losses_RT = -likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1)
+    return losses_RT.masked_fill(labels_RT.isnan(), 0).sum()
 
 
 def _histogram(position_RT: torch.Tensor, allowed_R12: torch.Tensor, config: LDMConfig) -> torch.Tensor:

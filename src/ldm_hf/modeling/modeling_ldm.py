@@ -222,7 +222,7 @@ class LDMModel(LDMPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of slot symbols."""
-        self.embedding.slot_embedding = value
+        self.embedding.slot_embedding = value  # type: ignore[assignment]
 
     def policy(self, processor: LDMProcessor, environments: Sequence[Any], **kwargs: Any) -> LDMPolicy:
         """Start a rollout of these weights: see ``LDMPolicy``."""
@@ -230,7 +230,7 @@ class LDMModel(LDMPreTrainedModel):
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc] # TransformersKwargs names two of these arguments again
         self,
         observations: torch.Tensor,
         observation_kinds: torch.Tensor,

@@ -1,0 +1,151 @@
+"""What other libraries do with a model: offloading, adapters, quantisation, compilation, export."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
+from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
+
+PLACES = (CONTROL, GRID, CAMERA)
+
+
+@pytest.fixture
+def batch(processor):
+    return processor.collate([tokens(processor, place, 6, seed) for seed, place in enumerate(PLACES)])
+
+
+def all_logits(model, batch):
+    with torch.no_grad():
+        return model(**without_labels(batch)).logits
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    return folder
+
+
+DEVICE_MAPS = [
+    {"embedding": "cpu", "backbone": "cpu", "action_head": "disk"},
+    {"embedding": "disk", "backbone": "disk", "action_head": "cpu"},
+]
+
+
+@pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=["head", "the rest"])
+def test_a_model_whose_weights_are_on_disk_computes_the_same(model, processor, batch, saved, tmp_path, device_map):
+    offloaded = AutoModel.from_pretrained(saved, device_map=device_map, offload_folder=tmp_path).eval()
+    torch.testing.assert_close(all_logits(offloaded, batch), all_logits(model, batch))
+    policies = [LDMPolicy(each, processor, PLACES, context_length=4) for each in (model, offloaded)]
+    for step in range(6):  # past the length of the context
+        observations = [place.observation_space.sample() for place in PLACES]
+        outcome = ([0.5] * 3, [False] * 3, [step == 2] * 3) if step else ()
+        expected, found = (policy.act(observations, *outcome) for policy in policies)
+        assert [str(action) for action in found] == [str(action) for action in expected]
+    with pytest.raises(ValueError, match="device_map has offloaded"):
+        LDMPolicy(offloaded, processor, PLACES, compile=True)
+
+
+def test_an_adapter_on_the_action_head_acts_and_learns(model, processor, batch):
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["action_head"], r=4))
+    head = adapted.base_model.model.action_head
+    torch.testing.assert_close(all_logits(adapted, batch), all_logits(model, batch))  # B starts at zero
+    nn.init.normal_(head.lora_B["default"].weight)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    assert not torch.allclose(all_logits(adapted, batch), all_logits(model, batch), atol=1e-2)
+    torch.testing.assert_close(all_logits(adapted, batch), all_logits(merged, batch), atol=1e-4, rtol=1e-4)
+    loss = adapted(**batch).loss
+    torch.testing.assert_close(loss, merged(**batch).loss, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    gradients = [head.lora_A["default"].weight.grad, head.lora_B["default"].weight.grad]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_linear_layers_can_be_quantised(model, batch):
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear, type(model.action_head)})
+    assert type(quantised.backbone.layers[0].mlp.up_proj) is not nn.Linear
+    expected, found = all_logits(model, batch), all_logits(quantised, batch)
+    there = expected > torch.finfo(torch.float32).min
+    assert ((found > torch.finfo(torch.float32).min) == there).all()
+    assert torch.corrcoef(torch.stack([expected[there], found[there]]))[0, 1] > 0.99  # eight bits are not all
+
+
+def with_row_groups(batch):
+    """Known beforehand, so that nothing has to be read from the device."""
+    from ldm_hf.modeling.processing_ldm import rows_by_width
+
+    groups = tuple(rows_by_width(batch[kinds]) for kinds in ("observation_kinds", "action_kinds"))
+    return {**without_labels(batch), "row_groups": groups}
+
+
+def test_a_forward_pass_is_one_compiled_graph(model, batch):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = with_row_groups(batch)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_forward_pass_can_be_exported(model, batch):
+    inputs = with_row_groups(batch)
+    with torch.no_grad():
+        program = torch.export.export(model, (), dict(inputs))
+        torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_what_the_backbone_saw_can_be_asked_for(model, batch):
+    inputs = without_labels(batch)
+    eager = LDMModel(copy.deepcopy(model.config)).eval()
+    eager.load_state_dict(model.state_dict())
+    eager.set_attn_implementation("eager")
+    outputs = eager(**inputs, output_hidden_states=True, output_attentions=True)
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    assert [tuple(each.shape) for each in outputs.hidden_states] == [(3, 6, 32)] * (layers + 1)
+    assert [tuple(each.shape) for each in outputs.attentions] == [(3, heads, 6, 6)] * layers
+    torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
+    as_tuple = eager(**inputs, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], outputs.logits)
+
+
+@torch.no_grad()
+def test_masked_transitions_are_not_attended_to(model, processor):
+    """Hiding the first two of six leaves the four that are left, whose positions go on from theirs."""
+    whole = without_labels(processor.collate([tokens(processor, CONTROL, 6, 1)]))
+    rest = {
+        name: tensor[:, 2:] if tensor.ndim > 1 and tensor.shape[1] == 6 else tensor for name, tensor in whole.items()
+    }
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    masked = model(**whole, attention_mask=mask).logits[:, 2:]
+    alone = model(**rest, position_ids=torch.arange(2, 6).unsqueeze(0)).logits
+    torch.testing.assert_close(masked, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(masked, model(**whole).logits[:, 2:], atol=1e-3)
+
+
+BAD = {
+    "mu": [0, -1, float("nan"), float("inf")],
+    "max_value": [0, float("nan"), float("inf")],
+    "max_position_embeddings": [0],
+    "num_bins": [1],
+    "image_size": [35],
+    "slot_embedding_size": [0],
+    "num_hidden_layers": [0],
+    "action_smoothing": [float("nan")],
+    "num_experts": [-1],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_values_that_cannot_work_are_refused(name, value):
+    with pytest.raises(Exception, match=f"{name} must be") as caught:
+        LDMConfig(**{name: value})
+    reason = str(caught.value.__cause__ or caught.value)
+    assert str(value) in reason and "\n" not in reason
+
+
+def test_the_smallest_image_that_is_allowed_can_be_read(processor):
+    LDMModel(LDMConfig.preset("nano", image_size=36)).embedding.image_encoder(torch.zeros(1, 3, 36, 36))
