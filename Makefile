@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow lint format remote-code clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ lint: .venv/.installed-test  ## Style, docstrings, types
 format: .venv/.installed-test  ## Bring the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+remote-code: .venv/.installed-test  ## Copy the model's code to the checkpoints in pretrained/
+	$(BIN)/python scripts/update_remote_code.py
 
 clean:  ## Remove .venv and what tools left
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,9 +9,11 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoModel, AutoProcessor
+from transformers.dynamic_module_utils import custom_object_save
 
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.rollout import evaluate_environment
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pretrained/ldm-mini"
@@ -48,6 +50,14 @@ def test_its_card_says_what_its_report_says(report):
     trained = report.groups["training data"]["trained on"]
     assert trained.environments >= 32 and f"| trained on | {trained.environments} | {trained.scored} |" in card.text
     assert len(card.data.eval_results) >= trained.scored
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in FOLDER.parent.glob("*/config.json")), ids=str)
+def test_the_code_with_the_weights_is_the_package_s(folder, tmp_path):
+    for part in (LDMConfig, LDMModel, LDMProcessor):
+        custom_object_save(part, tmp_path)
+    expected, found = ({path.name: path.read_bytes() for path in each.glob("*.py")} for each in (tmp_path, folder))
+    assert found == expected, "run `make remote-code`"
 
 
 def test_a_clone_can_act_at_once():

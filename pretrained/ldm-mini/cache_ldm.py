@@ -3,12 +3,31 @@
 Shapes: B rows, N the context length; keys and values of a layer are (B, heads, N, head size).
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, PretrainedConfig
+from torch import nn
+from transformers import Cache, LlamaModel, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, StaticLayer
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""What transformers calls a cache, as an argument and as an output: it was renamed in 5.24."""
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate brings weights of a model to the device when they are needed (``device_map``)."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def acting_device(module: nn.Module) -> torch.device:
+    """Where a module computes, which is not where its weights are if they are offloaded."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 class RolloutLayer(DynamicLayer):
@@ -71,12 +90,15 @@ class RolloutCache(Cache):
         super().__init__(layers=list(self.rollout_layers))
 
     @classmethod
-    def allocate(cls, config: PretrainedConfig, rows: int, capacity: int, like: torch.Tensor) -> "RolloutCache":
-        """Take memory for ``capacity`` tokens of each row, of the type and on the device of ``like``."""
+    def allocate(
+        cls, config: PretrainedConfig, rows: int, capacity: int, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> "RolloutCache":
+        """Take memory for ``capacity`` tokens of each row; ``devices`` are those of the layers."""
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (rows, config.num_key_value_heads, capacity, size)
         # Zeros: a compiled step multiplies what is not filled by nothing, and nothing times NaN is NaN.
-        return cls([(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)])
+        both = [torch.zeros(2, *shape, dtype=dtype, device=device) for device in devices]
+        return cls([(keys, values) for keys, values in both])
 
     @property
     def memory(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,7 +116,8 @@ class RolloutCache(Cache):
 
     def select(self, rows: torch.Tensor) -> "RolloutCache":
         """A cache of these rows, in memory of its own."""
-        return RolloutCache([(keys[rows], values[rows]) for keys, values in self.memory], self.get_seq_length())
+        memory = [(keys[rows.to(keys.device)], values[rows.to(keys.device)]) for keys, values in self.memory]
+        return RolloutCache(memory, self.get_seq_length())
 
     def fixed(self, position: torch.Tensor) -> Cache:
         """The same memory for a compiled step, which writes at ``position``."""

@@ -1,5 +1,6 @@
 """Configuration of a Large Decision Model: a Llama backbone, and what surrounds it."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -26,6 +27,20 @@ _PRESETS = {
     "736m": (20, 16, 1024, 9472, 256, 2048),
 }
 
+_LEAST = {
+    "hidden_size": 1,
+    "intermediate_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 1,
+    "max_observation_slots": 1,
+    "max_action_slots": 1,
+    "num_bins": 2,
+    "slot_embedding_size": 1,
+    "image_size": 36,  # the convolutions leave one position of it
+    "num_experts": 0,
+}
+
 
 @strict
 class LDMConfig(LlamaConfig):
@@ -47,6 +62,8 @@ class LDMConfig(LlamaConfig):
             always are in rollout.
         wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
             start alike, instead of at random.
+        standardize_images: whether each image is brought to a standard deviation of 1 before the convolutions, its mean
+            kept, so that faint differences are seen as well as strong ones.
         num_experts: feed-forward networks that each block has beside its own, weighted by a router (docs/experts.md); 0 is
             the paper's model.
         environments: ids of the environments that the weights were trained on, sorted; training writes them.
@@ -58,6 +75,12 @@ class LDMConfig(LlamaConfig):
     """
 
     model_type = "ldm"
+    # As Llama's, without the token embedding.
+    base_model_pp_plan = {
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+    base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
 
     vocab_size: int = 1  # The backbone reads embeddings: it has no tokens of its own.
     hidden_size: int = 768
@@ -70,22 +93,28 @@ class LDMConfig(LlamaConfig):
     max_observation_slots: int = MAX_OBSERVATION_SLOTS
     max_action_slots: int = MAX_ACTION_SLOTS
     num_bins: int = NUM_BINS
-    mu: float = 100.0
-    max_value: float = 256.0
+    mu: float | int = 100.0
+    max_value: float | int = 256.0
     slot_embedding_size: int = 256
     image_size: int = IMAGE_SIZE
     action_quantization: str = MU_LAW
-    action_smoothing: float = 6.0
+    action_smoothing: float | int = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
+    standardize_images: bool = True
     num_experts: int = 0
     environments: list[str] | None = None
     expert_environments: list[list[str]] | None = None
 
-    def validate_experts(self) -> None:
+    def validate_sizes(self) -> None:
         """Called by ``strict`` when a configuration is made."""
-        if self.num_experts < 0:
-            raise ValueError(f"num_experts must be at least 0, got {self.num_experts}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("mu", "max_value"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:  # also false for NaN
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
         if self.num_experts and self.mlp_bias:
             raise ValueError("num_experts and mlp_bias exclude each other: experts have no biases")
 
@@ -93,8 +122,10 @@ class LDMConfig(LlamaConfig):
         """Called by ``strict`` when a configuration is made."""
         if self.action_quantization not in (MU_LAW, UNIFORM):
             raise ValueError(f"action_quantization must be {MU_LAW} or {UNIFORM}, got {self.action_quantization!r}")
-        if self.action_smoothing < 0:
-            raise ValueError(f"action_smoothing must be at least 0 bins, got {self.action_smoothing}")
+        if not 0 <= self.action_smoothing < math.inf:
+            raise ValueError(
+                f"action_smoothing must be a finite number of bins, at least 0, got {self.action_smoothing}"
+            )
 
     @staticmethod
     def presets() -> list[str]:

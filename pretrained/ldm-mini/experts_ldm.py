@@ -76,6 +76,8 @@ class LDMBackbone(LlamaModel):
     def __init__(self, config: LDMConfig):
         super().__init__(config)
         del self.embed_tokens
+        # Planned while it was there.
+        self._tp_plan = {name: style for name, style in (self._tp_plan or {}).items() if name != "embed_tokens"}
         if config.num_experts:
             for layer in self.layers:
                 layer.mlp = LDMFeedForward(config)

@@ -1,25 +1,28 @@
 """The training loss: cross-entropy of the reference actions' bins, from hidden states, a piece of the logits at a time.
 
-Shapes: B rows, R some of them, T transitions, A action slots, H the hidden size, K the number of bins.
+Shapes: B rows, R rows of one action space kind, T transitions, A action slots, H the hidden size, K the number of bins.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_ldm import LDMConfig
 from .quantization_ldm import ActionCode
-from .spaces_ldm import ABSENT, CONTINUOUS, DISCRETE
+from .spaces_ldm import ABSENT, CONTINUOUS
+
+SlotLogits = Callable[[torch.Tensor, int], torch.Tensor]
+"""Logits (..., A, K) of the first A slots, of hidden states (..., H): see ``LDMModel.slot_logits``."""
 
 _POSITIONS = 8192
-"""Transitions whose logits, 1024 of one slot each, are in memory at a time: 32 MB in float32."""
+"""Slots of transitions whose logits, 1024 each, are in memory at a time: 32 MB in float32."""
 
 
 def action_loss(
+    slot_logits: SlotLogits,
     hidden_BTH: torch.Tensor,
-    weight_AKH: torch.Tensor,
     labels_BTA: torch.Tensor,
     kinds_BA: torch.Tensor,
     bounds_BA2: torch.Tensor,
@@ -31,27 +34,34 @@ def action_loss(
     that rows have, in pieces, forgotten, and made again for the backward pass.
 
     Args:
+        slot_logits: the action head.
         hidden_BTH: what the backbone says.
-        weight_AKH: the action head, flat: (A x K, H).
         labels_BTA: raw slot values of the reference actions; NaN where there is none.
         kinds_BA, bounds_BA2: of the action slots.
         config: of the model.
     """
-    share_B = 1 / (kinds_BA != ABSENT).sum(1)
-    on_host_BA = kinds_BA.cpu()
-    rows_at_once = max(1, _POSITIONS // hidden_BTH.shape[1])
     total = hidden_BTH.new_zeros((), dtype=torch.float32)
-    for slot, weight_KH in enumerate(weight_AKH.split(config.num_bins)[: kinds_BA.shape[1]]):
-        for kind in (CONTINUOUS, DISCRETE):
-            for rows in (on_host_BA[:, slot] == kind).nonzero().squeeze(1).split(rows_at_once):
-                rows_R = rows.to(hidden_BTH.device)
-                actions = labels_BTA[rows_R, :, slot], kind, bounds_BA2[rows_R, slot]
-                arguments = (hidden_BTH, weight_KH, rows_R, *actions, share_B[rows_R], config)
-                if torch.is_grad_enabled():
-                    total = total + checkpoint(_slot_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    total = total + _slot_loss(*arguments)
+    for kinds, rows in _rows_by_kinds(kinds_BA.cpu()):
+        rows_at_once = max(1, _POSITIONS // (hidden_BTH.shape[1] * len(kinds)))
+        for some in rows.split(rows_at_once):
+            some_R = some.to(hidden_BTH.device)
+            labels_RTA, bounds_RA2 = labels_BTA[some_R, :, : len(kinds)], bounds_BA2[some_R, : len(kinds)]
+            arguments = slot_logits, hidden_BTH, some_R, labels_RTA, bounds_RA2, kinds, config
+            if torch.is_grad_enabled():
+                total = total + checkpoint(_rows_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                total = total + _rows_loss(*arguments)
     return total
+
+
+def _rows_by_kinds(kinds_BA: torch.Tensor) -> list[tuple[list[int], torch.Tensor]]:
+    """The kinds of slots that rows have, without padding, each with its rows."""
+    patterns_PA, pattern_B = kinds_BA.unique(dim=0, return_inverse=True)
+    groups = [
+        ([kind for kind in kinds if kind != ABSENT], (pattern_B == index).nonzero().squeeze(1))
+        for index, kinds in enumerate(patterns_PA.tolist())
+    ]
+    return [(kinds, rows) for kinds, rows in groups if kinds]
 
 
 def mask_bins(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -61,22 +71,30 @@ def mask_bins(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(outside, torch.finfo(logits.dtype).min)
 
 
-def _slot_loss(
+def _rows_loss(
+    slot_logits: SlotLogits,
     hidden_BTH: torch.Tensor,
-    weight_KH: torch.Tensor,
     rows_R: torch.Tensor,
-    labels_RT: torch.Tensor,
-    kind: int,
-    bounds_R2: torch.Tensor,
-    share_R: torch.Tensor,
+    labels_RTA: torch.Tensor,
+    bounds_RA2: torch.Tensor,
+    kinds: list[int],
     config: LDMConfig,
 ) -> torch.Tensor:
-    """Cross-entropy of one action slot, summed over transitions, of rows where it is of one kind."""
+    """The loss of rows whose slots are of the same kinds, summed over transitions."""
+    logits_RTAK = slot_logits(hidden_BTH[rows_R], len(kinds)).float()
+    # Unbound, not indexed: the gradient of an index is as large as all slots.
+    slots = zip(logits_RTAK.unbind(2), labels_RTA.unbind(2), kinds, bounds_RA2.unbind(1), strict=True)
+    return torch.stack([_slot_loss(*slot, config) for slot in slots]).sum() / len(kinds)
+
+
+def _slot_loss(
+    logits_RTK: torch.Tensor, labels_RT: torch.Tensor, kind: int, bounds_R2: torch.Tensor, config: LDMConfig
+) -> torch.Tensor:
+    """Cross-entropy of one action slot of one kind, summed over transitions."""
     code = ActionCode.of(config)
     values_RT, bounds_R12 = labels_RT.nan_to_num(), bounds_R2.unsqueeze(1)
     kinds_11 = torch.full((1, 1), kind, device=labels_RT.device)
     allowed_R12 = code.allowed(kinds_11, bounds_R12)
-    logits_RTK = F.linear(hidden_BTH[rows_R], weight_KH).float()
     if config.mask_training_logits:
         logits_RTK = mask_bins(logits_RTK, allowed_R12)
     likelihood_RTK = logits_RTK.log_softmax(-1)
@@ -86,7 +104,7 @@ def _slot_loss(
     else:
         bins_RT = code.encode(values_RT, kinds_11, bounds_R12)
         losses_RT = -likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1)
-    return (losses_RT.masked_fill(labels_RT.isnan(), 0) * share_R.unsqueeze(1)).sum()
+    return losses_RT.masked_fill(labels_RT.isnan(), 0).sum()
 
 
 def _histogram(position_RT: torch.Tensor, allowed_R12: torch.Tensor, config: LDMConfig) -> torch.Tensor:

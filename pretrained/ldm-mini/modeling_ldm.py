@@ -14,8 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
 
+from .cache_ldm import CACHE
 from .configuration_ldm import LDMConfig
 from .experts_ldm import LDMBackbone
 from .loss_ldm import action_loss, mask_bins
@@ -29,21 +34,20 @@ RowGroups = list[tuple[int, torch.Tensor]]
 
 
 @dataclass
-class LDMOutput(ModelOutput):
+class LDMOutput(CausalLMOutputWithPast):
     """What ``LDMModel`` returns.
 
     Attributes:
         loss: cross-entropy in nats, averaged over the slots of a transition and then over transitions; given labels.
         logits: float of shape (B, T, A, K), bins that the action space does not allow at the lowest value; absent when
             labels are given, because at full size they would not fit in memory.
+        cache: keys and values, with ``use_cache``; called ``past_key_values`` by transformers before 5.24.
+        hidden_states: the tokens, then what each layer makes of them, float of shape (B, T, H) each; on request.
+        attentions: of each layer, float of shape (B, heads, T, tokens so far); on request.
         last_hidden_state: float of shape (B, T, H).
-        past_key_values: the cache, if one is in use.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
 
 
 class LDMImageEncoder(nn.Module):
@@ -61,10 +65,25 @@ class LDMImageEncoder(nn.Module):
         )
         side = ((config.image_size - 8) // 4 + 1 - 4) // 2 + 1 - 2
         self.projection = nn.Linear(64 * side * side, config.slot_embedding_size)
+        self._standardize = config.standardize_images
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.to(self.projection.weight.dtype) / 255 - 0.5
-        return self.projection(self.convolutions(pixels).flatten(1))
+    def forward(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        pixels = images.float()
+        pixels = _standardized(pixels) if self._standardize else pixels / 255
+        return self.projection(self.convolutions((pixels - 0.5).to(dtype)).flatten(1))
+
+
+def _standardized(pixels: torch.Tensor) -> torch.Tensor:
+    """Images with values to 255 brought to a standard deviation of 1, each around its own brightness from 0 to 1.
+
+    Symbols that are drawn as 0 to 10 of 255 are then as far apart as the colours of a photograph.
+    """
+    flat = pixels.flatten(1)
+    means = flat.mean(1)
+    # By the mean of squares: torch.std_mean takes as long as the convolutions. An image of one colour has none.
+    factors = (flat.square().mean(1) - means.square()).clamp(min=1).rsqrt()
+    shifts = means * (1 / 255 - factors)
+    return pixels * factors[:, None, None, None] + shifts[:, None, None, None]
 
 
 class LDMTransitionEmbedding(nn.Module):
@@ -134,8 +153,22 @@ class LDMTransitionEmbedding(nn.Module):
                 unused = sum(parameter.sum() for parameter in self.image_encoder.parameters())
                 return tokens + 0 * (unused + self.scalar_projection[0].sum())
             return tokens
-        features = self.image_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        features = self.image_encoder(images.flatten(0, 1), self.bias.dtype).unflatten(0, images.shape[:2])
         return tokens.index_add(0, image_rows, (features @ self.scalar_projection[0]).to(tokens.dtype))
+
+
+class LDMActionHead(nn.Linear):
+    """Hidden states (..., H) to the logits of all action slots' bins, (..., max_action_slots x K)."""
+
+    def __init__(self, config: LDMConfig):
+        super().__init__(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
+        self.num_bins = config.num_bins
+
+    def forward(self, input: torch.Tensor, num_slots: int | None = None) -> torch.Tensor:
+        """The logits of the first ``num_slots`` slots, which cost only what these have; by default of all."""
+        if num_slots is None:
+            return super().forward(input)
+        return F.linear(input, self.weight[: num_slots * self.num_bins])
 
 
 class LDMPreTrainedModel(PreTrainedModel):
@@ -143,13 +176,16 @@ class LDMPreTrainedModel(PreTrainedModel):
 
     config: LDMConfig
     config_class = LDMConfig
-    base_model_prefix = "model"
+    base_model_prefix = "backbone"
     main_input_name = "observations"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["LlamaDecoderLayer", "LDMTransitionEmbedding"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -177,18 +213,24 @@ class LDMModel(LDMPreTrainedModel):
         super().__init__(config)
         self.embedding = LDMTransitionEmbedding(config)
         self.backbone = LDMBackbone(config)
-        self.action_head = nn.Linear(config.hidden_size, config.max_action_slots * config.num_bins, bias=False)
+        self.action_head = LDMActionHead(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of slot symbols: the nearest thing to the token embedding that other models have."""
         return self.embedding.slot_embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of slot symbols."""
+        self.embedding.slot_embedding = value  # type: ignore[assignment]
+
     def policy(self, processor: LDMProcessor, environments: Sequence[Any], **kwargs: Any) -> LDMPolicy:
         """Start a rollout of these weights: see ``LDMPolicy``."""
         return LDMPolicy(self, processor, environments, **kwargs)
 
-    def forward(
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @can_return_tuple
+    def forward(  # type: ignore[misc] # TransformersKwargs names two of these arguments again
         self,
         observations: torch.Tensor,
         observation_kinds: torch.Tensor,
@@ -200,11 +242,14 @@ class LDMModel(LDMPreTrainedModel):
         images: torch.Tensor | None = None,
         image_rows: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
         row_groups: tuple[RowGroups, RowGroups] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
 
@@ -220,13 +265,17 @@ class LDMModel(LDMPreTrainedModel):
             images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
             image_rows: which rows these are, int64 of shape (R,).
             labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
-            past_key_values: cache of the transitions before these.
-            use_cache: whether to return a cache.
+            attention_mask: 1 where a transition may be attended to and 0 where it may not, of shape (B, tokens so far), or
+                any mask of the backbone's. By default all are: padding comes last, where causal attention hides it.
+            position_ids: positions in the context, int64 of shape (B, T); by default those after the cache.
+            cache: of the transitions before these.
+            use_cache: whether to return a cache; a rollout asks for one, so ``config.use_cache`` does not.
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
             row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for, and
                 nothing of that can be compiled.
+            **kwargs: of the backbone, such as ``output_hidden_states`` and ``output_attentions``.
         """
         tokens = self.embedding(
             observations,
@@ -239,22 +288,41 @@ class LDMModel(LDMPreTrainedModel):
             image_rows,
             row_groups,
         )
-        outputs = self.backbone(inputs_embeds=tokens, past_key_values=past_key_values, use_cache=use_cache)
+        outputs = self.backbone(
+            inputs_embeds=tokens,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            return_dict=True,
+            **{CACHE: cache},
+            **kwargs,
+        )
         hidden_BTH = outputs.last_hidden_state
-        result = LDMOutput(last_hidden_state=hidden_BTH, past_key_values=outputs.past_key_values)
+        loss = logits_BTAK = None
         if labels is not None:
-            total = action_loss(hidden_BTH, self.action_head.weight, labels, action_kinds, action_bounds, self.config)
+            total = action_loss(self.slot_logits, hidden_BTH, labels, action_kinds, action_bounds, self.config)
             labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
-            result.loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
+            loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
-            result.logits = self._logits(hidden_BTH[:, -logits_to_keep:], action_kinds, action_bounds)
-        return result
+            logits_BTAK = self.slot_logits(hidden_BTH[:, -logits_to_keep:], action_kinds.shape[1])
+            allowed_BA2 = ActionCode.of(self.config).allowed(action_kinds, action_bounds)
+            logits_BTAK = mask_bins(logits_BTAK, allowed_BA2.unsqueeze(1))
+        return LDMOutput(
+            loss=loss,
+            logits=logits_BTAK,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            last_hidden_state=hidden_BTH,
+            **{CACHE: outputs[CACHE] if use_cache else None},
+        )
 
-    def _logits(self, hidden_BTH: torch.Tensor, kinds_BA: torch.Tensor, bounds_BA2: torch.Tensor) -> torch.Tensor:
-        num_actions = kinds_BA.shape[1]
-        weight = self.action_head.weight[: num_actions * self.config.num_bins]
-        logits_BTAK = F.linear(hidden_BTH, weight).unflatten(-1, (num_actions, self.config.num_bins))
-        return mask_bins(logits_BTAK, ActionCode.of(self.config).allowed(kinds_BA, bounds_BA2).unsqueeze(1))
+    def slot_logits(self, hidden: torch.Tensor, num_slots: int) -> torch.Tensor:
+        """Logits of the first action slots, float of shape (..., num_slots, K), of hidden states (..., H)."""
+        if isinstance(self.action_head, LDMActionHead):
+            logits = self.action_head(hidden, num_slots)
+        else:  # an adapter or a quantised layer in its place knows nothing of slots
+            logits = self.action_head(hidden)[..., : num_slots * self.config.num_bins]
+        return logits.unflatten(-1, (num_slots, self.config.num_bins))
 
 
 def _waves(config: LDMConfig) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cache_ldm import is_offloaded
+
 _LARGE = 2**18
 """Weights of a layer that is packed, at least. oneDNN shares out even the smallest product among all threads, and where
 other programs run too, waiting for those costs far more than the product."""
@@ -32,10 +34,10 @@ def packed(model: Any) -> Any:
     """A model for acting: it shares its parameters with ``model``, but the backbone's large layers are packed.
 
     Packed weights are a copy, of what the model was when this was called. Where packing does not apply, on other devices
-    and processors and in other types than float32, the model itself is returned.
+    and processors, in other types than float32 and where weights are offloaded, the model itself is returned.
     """
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nobody has measured it
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not on_x86:
+    if is_offloaded(model) or model.device.type != "cpu" or model.dtype != torch.float32 or not on_x86:
         return model
     # The operators are those of torch's own compiler, not of its public interface: a release may lack them.
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):

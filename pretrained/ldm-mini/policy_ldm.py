@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cache_ldm import RolloutCache
+from .cache_ldm import RolloutCache, acting_device, is_offloaded
 from .compiled_ldm import CompiledStep, decode
 from .context_ldm import RolloutContext
 from .packed_ldm import packed
@@ -68,18 +68,20 @@ class LDMPolicy:
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         self._temperature = temperature
-        self._generator = torch.Generator(model.device).manual_seed(seed)
+        if compile and is_offloaded(model):
+            raise ValueError("compile needs all weights on one device, and device_map has offloaded some of this model")
+        self._device = device = acting_device(model)
+        self._generator = torch.Generator(device).manual_seed(seed)
         # A graph cannot hold packed weights.
         self.model = model.eval() if compile else packed(model.eval())
         self.processor = processor
         self._compile = compile
         self._observation_layouts = [processor.observation_layout(env.observation_space) for env in environments]
         self._action_layouts = [processor.action_layout(env.action_space) for env in environments]
-        device = self.model.device
         layouts = self._observation_layouts, self._action_layouts
         self._context = RolloutContext(*layouts, self.context_length, processor.image_size, device)
-        like = torch.empty(0, dtype=self.model.dtype, device=device)
-        self._cache = RolloutCache.allocate(model.config, len(self), self.context_length, like)
+        devices = [acting_device(layer) for layer in model.backbone.layers]
+        self._cache = RolloutCache.allocate(model.config, len(self), self.context_length, model.dtype, devices)
         self._last_actions = np.zeros((len(self), max(layout.num_slots for layout in layouts[1])), np.float32)
         self._describe()
 
@@ -129,14 +131,14 @@ class LDMPolicy:
         self._observation_layouts = [self._observation_layouts[row] for row in rows]
         self._action_layouts = [self._action_layouts[row] for row in rows]
         self._context.select(rows, self._observation_layouts, self._action_layouts)
-        self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self.model.device))
+        self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self._device))
         self._describe()
         self._last_actions = self._last_actions[list(rows), : self._low.shape[1]]
 
     def _describe(self) -> None:
         """Collect what is the same at every step."""
         described = self.processor.describe_rows(self._observation_layouts, self._action_layouts)
-        self._rows = {name: tensor.to(self.model.device) for name, tensor in described.items()}
+        self._rows = {name: tensor.to(self._device) for name, tensor in described.items()}
         self._action_kinds, self._action_bounds = described["action_kinds"], described["action_bounds"]
         # The bounds in their own precision; what is not continuous has none.
         self._low, self._high = np.full((2, *self._action_kinds.shape), [[[-np.inf]], [[np.inf]]])
@@ -151,7 +153,7 @@ class LDMPolicy:
         inputs: dict[str, Any] = {name: tensor[rows] for name, tensor in self._rows.items()}
         inputs["row_groups"] = tuple(rows_by_width(inputs[kinds]) for kinds in ("observation_kinds", "action_kinds"))
         images = [index for index, row in enumerate(range(len(self))[rows]) if row in self._context.image_rows]
-        inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self.model.device) if images else None
+        inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self._device) if images else None
         return inputs
 
     def _rebuild(self) -> None:

@@ -76,9 +76,8 @@ def _shard(accelerator: Accelerator, model: LDMModel) -> torch.nn.Module:
     policy = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     model.to(accelerator.device)
-    for module in list(model.modules()):
-        if type(module).__name__ in model._no_split_modules:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+    for layer in model.backbone.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 
