@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
+from ldm_hf.modeling.processing_ldm import rows_by_width
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
 
 PLACES = (CONTROL, GRID, CAMERA)
@@ -75,26 +76,27 @@ def test_linear_layers_can_be_quantised(model, batch):
     assert torch.corrcoef(torch.stack([expected[there], found[there]]))[0, 1] > 0.99  # eight bits are not all
 
 
-def with_row_groups(batch):
-    """Known beforehand, so that nothing has to be read from the device."""
-    from ldm_hf.modeling.processing_ldm import rows_by_width
-
-    groups = tuple(rows_by_width(batch[kinds]) for kinds in ("observation_kinds", "action_kinds"))
-    return {**without_labels(batch), "row_groups": groups}
-
-
-def test_a_forward_pass_is_one_compiled_graph(model, batch):
+@pytest.mark.parametrize("known", [False, True], ids=["all rows alike", "rows by their width"])
+@torch.no_grad()
+def test_a_forward_pass_is_one_compiled_graph(model, batch, known):
+    inputs = without_labels(batch)
+    if known:
+        inputs["row_groups"] = tuple(rows_by_width(batch[kinds]) for kinds in ("observation_kinds", "action_kinds"))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    inputs = with_row_groups(batch)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_forward_pass_can_be_exported(model, batch):
-    inputs = with_row_groups(batch)
-    with torch.no_grad():
-        program = torch.export.export(model, (), dict(inputs))
-        torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
+@torch.no_grad()
+def test_a_forward_pass_can_be_exported_for_any_number_of_rows_and_transitions(model, processor):
+    def inputs(rows, length):
+        return without_labels(processor.collate([tokens(processor, CONTROL, length, seed) for seed in range(rows)]))
+
+    some = inputs(2, 6)
+    rows, length = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("length", min=2, max=16)
+    shapes = {name: {0: rows, 1: length} if tensor.shape[1] == 6 else {0: rows} for name, tensor in some.items()}
+    exported = torch.export.export(model, (), some, dynamic_shapes=shapes).module()
+    for each in (some, inputs(5, 9)):
+        torch.testing.assert_close(exported(**each).logits, model(**each).logits)
 
 
 @torch.no_grad()

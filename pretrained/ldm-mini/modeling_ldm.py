@@ -27,7 +27,7 @@ from .loss_ldm import action_loss, mask_bins
 from .policy_ldm import LDMPolicy
 from .processing_ldm import START, LDMProcessor, rows_by_width
 from .quantization_ldm import ActionCode, mu_law_encode
-from .spaces_ldm import CONTINUOUS
+from .spaces_ldm import ABSENT, CONTINUOUS
 
 RowGroups = list[tuple[int, torch.Tensor]]
 """Numbers of slots, each with the rows of a batch that have so many: see ``rows_by_width``."""
@@ -118,7 +118,10 @@ class LDMTransitionEmbedding(nn.Module):
         row_groups: tuple[RowGroups, RowGroups] | None,
     ) -> torch.Tensor:
         has_previous = (previous_dones != START).unsqueeze(-1)
-        observed, acted = row_groups or (rows_by_width(observation_kinds), rows_by_width(action_kinds))
+        if row_groups is None and torch.compiler.is_compiling():
+            observed = acted = None  # a graph cannot depend on which rows are how wide
+        else:
+            observed, acted = row_groups or (rows_by_width(observation_kinds), rows_by_width(action_kinds))
         actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
         reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
         done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
@@ -130,19 +133,25 @@ class LDMTransitionEmbedding(nn.Module):
         return mu_law_encode(values, self.config.mu, self.config.max_value, self.config.num_bins)
 
     def _slots(
-        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowGroups
+        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowGroups | None
     ) -> torch.Tensor:
-        """Embed and project slots, (B, T, H), rows of the same number of slots together."""
+        """Embed and project slots, (B, T, H), rows of the same number of slots together, or all as wide as the widest."""
+        if groups is None:
+            present_B1S1 = (kinds_BS != ABSENT)[:, None, :, None]
+            embedded = self._embed(values_BTS, kinds_BS.unsqueeze(1)) * present_B1S1
+            return embedded.flatten(2) @ blocks_SDH[: values_BTS.shape[2]].flatten(0, 1)
         parts = []
         for width, rows in groups:
             some = slice(None) if len(groups) == 1 else rows
-            values_RTS, kinds_R1S = values_BTS[some, :, :width], kinds_BS[some, None, :width]
-            symbols = values_RTS.long() + self.config.num_bins
-            embedded = self.slot_embedding(torch.where(kinds_R1S == CONTINUOUS, self._bins(values_RTS), symbols))
+            embedded = self._embed(values_BTS[some, :, :width], kinds_BS[some, None, :width])
             parts.append(embedded.flatten(2) @ blocks_SDH[:width].flatten(0, 1))
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort()]
+
+    def _embed(self, values_RTS: torch.Tensor, kinds_R1S: torch.Tensor) -> torch.Tensor:
+        symbols = values_RTS.long() + self.config.num_bins
+        return self.slot_embedding(torch.where(kinds_R1S == CONTINUOUS, self._bins(values_RTS), symbols))
 
     def _add_images(
         self, tokens: torch.Tensor, images: torch.Tensor | None, image_rows: torch.Tensor | None
@@ -273,8 +282,8 @@ class LDMModel(LDMPreTrainedModel):
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
-            row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for, and
-                nothing of that can be compiled.
+            row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for. A
+                compiled or exported graph without it embeds all rows as wide as the widest.
             **kwargs: of the backbone, such as ``output_hidden_states`` and ``output_attentions``.
         """
         tokens = self.embedding(
