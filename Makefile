@@ -1,9 +1,11 @@
-# Everything happens in .venv, which is made when it is missing and brought up to date when setup.cfg changes.
+# Everything happens in .venv, which is created when it is missing and updated when setup.cfg or the lock changes.
+# The lock is constraints.txt: the exact version of every package, whichever of them an installation needs.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# With the locked setuptools: isolated builds would take the newest one.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation
 
-.PHONY: help quickstart test test-slow lint format remote-code clean
+.PHONY: help quickstart test test-slow test-versions lint format lock remote-code clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +19,9 @@ test: .venv/.installed-test  ## The tests, without those that run for minutes
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
 	$(BIN)/python -m pytest -m slow
 
+test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes
+	$(BIN)/python scripts/test_versions.py --folder runs/versions
+
 lint: .venv/.installed-test  ## Style, docstrings, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,6 +30,11 @@ lint: .venv/.installed-test  ## Style, docstrings, types
 format: .venv/.installed-test  ## Bring the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: .venv/bin/python  ## Resolve setup.cfg again, for all Pythons; ARGS=--upgrade takes newer releases
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
+		--custom-compile-command "make lock" --output-file constraints.txt $(ARGS) setup.cfg
 
 remote-code: .venv/.installed-test  ## Copy the model's code to the checkpoints in pretrained/
 	$(BIN)/python scripts/update_remote_code.py
@@ -40,9 +50,10 @@ clean:  ## Remove .venv and what tools left
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing ldm_hf into .venv (PyTorch included: this takes a few minutes the first time)" >&2
-	$(INSTALL) --editable .
+	$(INSTALL) setuptools
+	$(INSTALL) --editable '.[all]'
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --editable '.[test]'
 	@touch $@

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import ldm_hf.training.loop as loop_module
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
 from ldm_hf.dataset_builder.writer import Terminals
-from ldm_hf.errors import ConfigError, LDMError, UnknownEnvironmentError, UnsupportedSpaceError
+from ldm_hf.errors import ConfigError, LDMError, MissingDependencyError, UnknownEnvironmentError, UnsupportedSpaceError
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import training_data
 from ldm_hf.evaluation.players import load_pretrained
@@ -315,6 +316,7 @@ def test_environments_and_episodes_that_do_not_fit(base, data, tmp_path, monkeyp
 
 
 def test_lora_without_peft_says_what_to_install(base, data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"pip install 'ldm_hf\[finetune\]'"):
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version("nothing" if name == "peft" else name))
+    with pytest.raises(MissingDependencyError, match=r"LoRA needs packages .* pip install 'peft"):
         finetune(FineTuning(base, CARTPOLE, 2, str(data)), tmp_path, {**TOY, "lora_rank": 2})

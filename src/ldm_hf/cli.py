@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm_hf.data_commands import build, convert, publish
+from ldm_hf.dependencies import require
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation_commands import evaluate, print_report, references, report, rollout
@@ -47,6 +48,7 @@ def quickstart(
 
     Interrupted, it goes on from the last finished step when it is started again.
     """
+    require("`ldm quickstart`", "build", "train", "evaluate")
     from ldm_hf.quickstart import quickstart as run
 
     try:
@@ -73,6 +75,7 @@ def train(
     gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for each expert.")] = 0.0,
 ) -> None:
     """Train a model on datasets, going on from the newest checkpoint. `accelerate launch -m ldm_hf.training` is the same."""
+    require("`ldm train`", "train")
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
 

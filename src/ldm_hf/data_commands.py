@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def build(
     Candidates are ranked on a few environments of each library; the best are trained on each environment; runs that
     learned nothing, or fall short of the best, are dropped. Killed or interrupted, the same command goes on where it was.
     """
+    require("`ldm build`", "build")
     from ldm_hf.dataset_builder.budgets import choose_budget
     from ldm_hf.dataset_builder.candidates import choose_pool
     from ldm_hf.dataset_builder.plan import make_plan
@@ -188,6 +190,7 @@ def publish(
 
     The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is missing.
     """
+    require("`ldm publish`", "data")
     from ldm_hf.dataset_builder.publish import publish as run
     from ldm_hf.progress import progress_bar
 
@@ -216,6 +219,7 @@ def convert(
     run: Annotated[str | None, typer.Option(help="With --to: name of the run. Default: the best.")] = None,
 ) -> None:
     """Convert datasets from Minari, and to it. Minari's own datasets are under MINARI_DATASETS_PATH."""
+    require("`ldm convert`", "minari")
     from ldm_hf.dataset_builder.minari_reading import from_minari
     from ldm_hf.dataset_builder.minari_writing import to_minari
     from ldm_hf.progress import progress_bar

@@ -13,6 +13,7 @@ __all__ = [
     "HubError",
     "InvalidValueError",
     "LDMError",
+    "MissingDependencyError",
     "StorageError",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
@@ -21,6 +22,10 @@ __all__ = [
 
 class LDMError(Exception):
     """Base of every error that the package raises for its user to act on."""
+
+
+class MissingDependencyError(LDMError, ImportError):
+    """An optional package that a command needs is not installed; the message says what to install."""
 
 
 class UnknownEnvironmentError(LDMError, KeyError):

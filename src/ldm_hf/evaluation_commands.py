@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ldm_hf.dependencies import require
+
 Device = Annotated[str, typer.Option(help="Torch device of the model.")]
 
 
@@ -42,6 +44,7 @@ def evaluate(
 
     Interrupted, it goes on from the last finished environment when it is started again; what failed is tried again.
     """
+    require("`ldm evaluate`", "evaluate")
     from ldm_hf.dataset_builder.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
     from ldm_hf.evaluation.lineage import training_data
@@ -100,6 +103,7 @@ def references(
     They are if they are better than random, keep it when they act deterministically, and improve by more than the noise of
     an evaluation.
     """
+    require("`ldm references`", "evaluate")
     from rich.console import Console
     from rich.table import Table
 
@@ -136,6 +140,7 @@ def report(
     ] = None,
 ) -> None:
     """Print the tables of reports; of several, also how scores grow with the size of the model."""
+    require("`ldm report`", "evaluate")
     from ldm_hf.evaluation.report import Report
 
     loaded = [Report.load(path) for path in paths]

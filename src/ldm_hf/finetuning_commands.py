@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm_hf.dependencies import require
+
 _OWN = "Own rollouts, without --data"
 _LORA_RANK = 8
 
@@ -50,6 +52,7 @@ def finetune(
 
     Interrupted, it goes on from the last finished step when it is started again.
     """
+    require("`ldm finetune`", "train")
     from ldm_hf.errors import ConfigError
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts
     from ldm_hf.finetuning.finetune import finetune as run

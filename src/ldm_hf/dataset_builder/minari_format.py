@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ldm_hf.errors import ConfigError
+from ldm_hf.dependencies import require
 
 REFERENCE = "reference_action"
 """Key of the infos of an episode under which labels travel."""
@@ -13,9 +13,8 @@ Progress = Callable[[int, int], None]
 
 
 def import_minari() -> Any:
-    """The package; ``ConfigError`` if it is not installed."""
-    try:
-        import minari
-    except ImportError as error:
-        raise ConfigError("Minari datasets need Minari: pip install 'ldm_hf[minari]'") from error
+    """The package; ``MissingDependencyError`` if it is not installed."""
+    require("the conversion of Minari's datasets", "minari")
+    import minari
+
     return minari

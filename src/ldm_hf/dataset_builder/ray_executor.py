@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_hf.dataset_builder.executor import Ended, Message, Work
+from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError, LDMError
 
 _TRIES = 5  # of a job whose node or process is lost, before it counts as crashed
@@ -25,14 +26,14 @@ class RayExecutor:
         gpus: share of a GPU for each job that gains from one, which trains there; 0 for none.
 
     Raises:
-        ConfigError: Ray is not installed, no cluster answers, or a node does not see the data folder.
+        MissingDependencyError: Ray is not installed.
+        ConfigError: no cluster answers, or a node does not see the data folder.
     """
 
     def __init__(self, address: str, root: Path, gpus: float = 0.0):
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError("the Ray executor needs Ray: pip install 'ldm_hf[ray]'") from error
+        require("the Ray executor", "ray")
+        import ray
+
         self._ray = ray
         self._gpus = gpus
         _check_address(address)

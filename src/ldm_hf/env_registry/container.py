@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 
+from ldm_hf.dependencies import require
 from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess
 from ldm_hf.env_registry.manifest import Manifest
 from ldm_hf.env_registry.venv import WORKER_REQUIREMENTS
-from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.errors import EnvironmentFailure, MissingDependencyError
 
 BASE_IMAGE = "python:{python}-slim-bookworm"
 """Template of the image that libraries are installed on; ``LDM_BASE_IMAGE`` replaces it, for sites with an own registry."""
@@ -189,15 +190,13 @@ def engine() -> Any:
     """The Docker engine of this machine.
 
     Raises:
+        MissingDependencyError: the Docker SDK is not installed.
         EnvironmentFailure: there is none; the message says what is missing.
     """
-    try:
-        import docker
-        import docker.errors
-    except ImportError:
-        raise EnvironmentFailure(
-            "the docker provider needs the Docker SDK; try: pip install 'ldm_hf[docker]'"
-        ) from None
+    require("the docker provider", "docker")
+    import docker
+    import docker.errors
+
     try:
         client = docker.from_env(timeout=_PING_TIMEOUT)
         if client.api.base_url != _LOCAL:
@@ -216,7 +215,7 @@ def engine_problem() -> str | None:
     """Why containers cannot be used here; None if they can."""
     try:
         engine()
-    except EnvironmentFailure as failure:
+    except (EnvironmentFailure, MissingDependencyError) as failure:
         return str(failure)
     return None
 

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ldm_hf.dataset_builder.curves import Sample, significantly_higher
-from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.evaluation.scores import mean_interval, normalized_score
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
+
+if TYPE_CHECKING:  # rollouts do without what reads datasets
+    from ldm_hf.dataset_builder.schema import RunInfo
 
 TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN = "trained on", "held out", "unseen library", "unknown"
 """How an environment relates to the training data; ``HELD_OUT`` ones share their library with some that were trained on."""
@@ -86,7 +88,7 @@ class EnvironmentResult:
 
 
 def judge(
-    info: RunInfo,
+    info: "RunInfo",
     returns: list[list[float]],
     lengths: list[list[int]],
     random: Sample | None = None,
@@ -141,7 +143,7 @@ def judge(
     )
 
 
-def reference_flags(info: RunInfo, random: Sample | None) -> list[str]:
+def reference_flags(info: "RunInfo", random: Sample | None) -> list[str]:
     """What speaks against scoring by a reference run; ``random`` has a random policy's returns, where they are known."""
     flags = [] if info.last10 > info.first10 else [NO_IMPROVEMENT]
     if random is None:

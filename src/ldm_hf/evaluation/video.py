@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import replacing
 
@@ -23,13 +24,13 @@ def recording_video(path: Path) -> Iterator[Callable[[gymnasium.Env], None]]:
         path: of the video; its ending names the format: ``.mp4``, ``.gif``.
 
     Raises:
-        ConfigError: imageio is not installed, or knows no such format.
+        MissingDependencyError: imageio is not installed.
+        ConfigError: the ending names no such format.
         EnvironmentFailure: the environment shows nothing.
     """
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise ConfigError("videos need imageio: pip install 'ldm_hf[video]'") from error
+    require("a video", "video")
+    import imageio.v2 as imageio
+
     if path.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"the video {path} should end in .mp4 or .gif")
     writer: Any = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ldm_hf.errors import ConfigError
+from ldm_hf.dependencies import require
 from ldm_hf.modeling import LDMConfig, LDMModel
 
 _LAYERS = r"backbone\.layers\..*_proj"
@@ -26,7 +26,7 @@ def adapt(model: LDMModel, rank: int) -> None:
     What an adapter adds is scaled by 2, as is usual, whatever the rank.
 
     Raises:
-        ConfigError: peft is not installed.
+        MissingDependencyError: peft is not installed.
     """
     peft = _peft()
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LAYERS), model)
@@ -68,8 +68,7 @@ def _whole(model: LDMModel, weights: Weights) -> Any:
 
 
 def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError("LoRA needs peft: pip install 'ldm_hf[finetune]'") from error
+    require("LoRA", "lora")
+    import peft
+
     return peft
