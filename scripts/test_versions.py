@@ -119,11 +119,27 @@ def _test(combination: Combination, folder: Path) -> bool:
 
 
 def _install(combination: Combination, environment: Path, output) -> Path:
+    """Resolve setup.cfg towards an end of its ranges, without the project's own constraints, and install what was found."""
     binary = uv.find_uv_bin()
     _run([binary, "venv", "--quiet", "--clear", "--python", find_python(combination.python), environment], output)
-    python = environment / "bin/python"
-    install = [binary, "pip", "install", "--python", python, "--resolution", combination.resolution]
-    _run([*install, "--editable", f"{ROOT}[test]", *combination.requirements, "pip"], output)
+    python, narrowed, found = environment / "bin/python", environment / "narrowed.txt", environment / "found.txt"
+    narrowed.write_text("".join(f"{requirement}\n" for requirement in combination.requirements))
+    resolve = [
+        binary,
+        "pip",
+        "compile",
+        "--no-config",
+        "--quiet",
+        "--python-version",
+        combination.python,
+        "--extra",
+        "test",
+    ]
+    resolve += ["--resolution", combination.resolution, "--constraint", narrowed, "--output-file", found]
+    _run([*resolve, ROOT / "setup.cfg"], output)
+    install = [binary, "pip", "install", "--no-config", "--python", python]
+    _run([*install, "--requirement", found, "pip"], output)
+    _run([*install, "--no-deps", "--editable", ROOT], output)
     return python
 
 

@@ -114,6 +114,35 @@ def test_what_the_backbone_saw_can_be_asked_for(model, batch):
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], outputs.logits)
 
 
+def test_settings_of_the_output_change_neither_a_rollout_nor_attention(model, processor):
+    """A configuration that asks for tuples or hidden states, and other kernels for attention, act the same."""
+    others = [{"return_dict": False, "output_hidden_states": True}, {"attn_implementation": "eager"}]
+    expected = actions(model, processor)
+    for settings in [*others, {"attn_implementation": "flex_attention"}]:
+        config = LDMConfig.from_dict(model.config.to_dict() | settings)
+        other = LDMModel(config).eval()
+        other.load_state_dict(model.state_dict())
+        assert other.config._attn_implementation == settings.get("attn_implementation", "sdpa")
+        assert other.config.return_dict == settings.get("return_dict", True)
+        assert actions(other, processor) == expected, settings
+
+
+def actions(model, processor) -> list[str]:
+    """What a policy does in three environments in ten steps, through a full context."""
+    policy = LDMPolicy(model, processor, PLACES, context_length=4)
+    for place in PLACES:
+        place.observation_space.seed(0)
+    return [
+        str(
+            policy.act(
+                [place.observation_space.sample() for place in PLACES],
+                *([[0.5] * 3, [False] * 3, [False] * 3] if step else []),
+            )
+        )
+        for step in range(10)
+    ]
+
+
 @torch.no_grad()
 def test_masked_transitions_are_not_attended_to(model, processor):
     """Hiding the first two of six leaves the four that are left, whose positions go on from theirs."""

@@ -48,6 +48,6 @@ def decode(
     model: Any, inputs: Mapping[str, torch.Tensor], rows: Mapping[str, Any], cache: Cache
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read transitions: logits (B, A, K) of the newest one's action, and the most likely bins (B, A)."""
-    output = model(**inputs, **rows, cache=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **rows, cache=cache, use_cache=True, logits_to_keep=1, return_dict=True)
     logits_BAK = output.logits[:, 0]
     return logits_BAK, logits_BAK.argmax(-1)

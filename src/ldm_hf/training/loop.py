@@ -129,7 +129,7 @@ def _step(
         with contextlib.nullcontext() if piece == pieces - 1 else accumulating(model):
             # The mean over processes, which gradients become, of losses that are divided by a process's share of the
             # transitions is the mean over all transitions, however many of them a piece has.
-            loss = model(**batch, num_items_in_batch=transitions / accelerator.num_processes).loss
+            loss = model(**batch, num_items_in_batch=transitions / accelerator.num_processes, return_dict=True).loss
             loss.backward()
         log.add_loss(loss)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
