@@ -168,7 +168,7 @@ def _run_end_to_end(environment: Path, python: Path, output) -> str:
             "--transitions",
             8192,
             "--candidates",
-            "ppo",
+            "PPO",
             "--keep-unstable",
             "--out",
             data,
