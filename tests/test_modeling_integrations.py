@@ -1,6 +1,7 @@
 """What other libraries do with a model: offloading, adapters, quantisation, compilation, export."""
 
 import copy
+import warnings
 
 import peft
 import pytest
@@ -141,6 +142,17 @@ def actions(model, processor) -> list[str]:
         )
         for step in range(10)
     ]
+
+
+def test_nothing_deprecated_is_used(model, processor, batch, tmp_path):
+    """Acting, training, saving and loading warn of nothing that a next release removes."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("error", category)
+        copy.deepcopy(model).train()(**batch).loss.backward()
+        model.save_pretrained(tmp_path)
+        loaded = AutoModel.from_pretrained(tmp_path).eval()
+        assert actions(loaded, processor) == actions(model, processor)
 
 
 @torch.no_grad()
