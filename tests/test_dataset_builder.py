@@ -52,7 +52,7 @@ def some_info(observation_space: spaces.Space, action_space: spaces.Space, rows:
             {},
             "",
             0,
-            1.0,
+            None,
             None,
             "MIT",
             {},

@@ -1,6 +1,7 @@
 """The commands that make datasets: ``ldm build``, ``ldm publish``, ``ldm convert``."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,18 +182,34 @@ def _print_runs(out: Path, libraries: list[str]) -> None:
 
 
 def publish(
-    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made.")],
+    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made, or a folder of such folders.")],
     namespace: Annotated[str, typer.Option(help="User or organisation of the Hub.")],
     library: Annotated[list[str] | None, typer.Option(help="Slug; repeatable. Default: all.")] = None,
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete runs from the Hub that DATA does not have.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace and delete runs on the Hub without asking.")] = False,
 ) -> None:
     """Publish datasets to the Hub, one repository a library: NAMESPACE/ldm-LIBRARY.
 
-    The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is missing.
+    Runs that were published before stay; those that would be replaced or deleted are listed first. Files that ldm did not
+    write are never touched. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only
+    what is missing.
     """
     require("`ldm publish`", "data")
+    from ldm_hf.dataset_builder.publish import Change, refuse_losses
     from ldm_hf.dataset_builder.publish import publish as run
     from ldm_hf.progress import progress_bar
+
+    def agree(changes: Sequence[Change]) -> None:
+        bar.clear()
+        for change in changes:
+            for verb, places in (("replaces", change.merged.replaced), ("deletes", change.merged.deleted)):
+                for place in places:
+                    typer.echo(f"{verb} the run {change.repository}/{place}", err=True)
+            for path in change.merged.stale:
+                typer.echo(f"deletes the file {change.repository}/{path}", err=True)
+        if not yes and not (sys.stdin.isatty() and typer.confirm("Shall that be done?", err=True)):
+            refuse_losses(changes)
 
     with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
         last: dict[str, int] = {}
@@ -204,7 +221,7 @@ def publish(
             bar.update(done - last.get(name, 0))
             last[name] = done
 
-        names = run(data, namespace, libraries=library, private=private, progress=progress)
+        names = run(data, namespace, libraries=library, private=private, delete=delete, agree=agree, progress=progress)
     for name in names:
         typer.echo(f"hf://datasets/{name}")
 

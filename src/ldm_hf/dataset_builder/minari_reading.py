@@ -70,7 +70,7 @@ def from_minari(
         hyperparameters={},
         source=f"Minari dataset {dataset.spec.dataset_id}; labels are the recorded actions unless it says otherwise",
         seed=0,
-        seconds=0.0,
+        max_episode_steps=None,
         library_version=None,
         licence="unknown",
         provenance={"provider": "minari", "version": dataset.spec.minari_version},

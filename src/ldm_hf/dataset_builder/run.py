@@ -75,7 +75,7 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
             progress("scoring", 0, 1)
             with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
                 returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, curve, returns, time.monotonic() - start)
+            info = _run_info(request, described, recording, curve, returns)
             judged = None if request.keep == "improved" else Sample.of(returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
@@ -89,7 +89,8 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
                     source.terminals(),
                     lambda rows: progress("writing", rows, info.num_transitions),
                 )
-            record = RunRecord(environment, info.run, dropped, info, describe_files(folder))
+            seconds = round(time.monotonic() - start, 1)
+            record = RunRecord(environment, info.run, dropped, info, describe_files(folder), seconds)
             record.write(folder)
     return record
 
@@ -133,7 +134,6 @@ def _run_info(
     recording: Recording,
     curve: LearningCurve,
     deterministic: list[float],
-    seconds: float,
 ) -> RunInfo:
     ended = recording.terminated[: recording.length] | recording.truncated[: recording.length]
     return RunInfo(
@@ -150,7 +150,7 @@ def _run_info(
         hyperparameters=request.candidate.settings,
         source=request.candidate.source,
         seed=request.seed,
-        seconds=round(seconds, 1),
+        max_episode_steps=described.max_episode_steps,
         library_version=library_version(described.id),
         licence=described.licence,
         provenance=provenance(described.id),

@@ -45,8 +45,8 @@ class RunInfo:
         algorithm: class name in Stable-Baselines3 or SB3-Contrib.
         hyperparameters: what differs from that class's defaults, the number of environments and normalisation included.
         source: where this configuration comes from.
-        seed: of the training run.
-        seconds: that training and recording took.
+        seed: of the training run; its streams are reset with it, see ``docs/dataset_format.md``.
+        max_episode_steps: steps after which an episode was truncated; None where no environment was stepped for the data.
         library_version: version of the environment's library, None if it is no installed distribution.
         licence: SPDX expression of that library.
         provenance: what ran the environment: provider, Python, image digest or lock.
@@ -66,7 +66,7 @@ class RunInfo:
     hyperparameters: dict[str, Any]
     source: str
     seed: int
-    seconds: float
+    max_episode_steps: int | None
     library_version: str | None
     licence: str
     provenance: dict[str, str]
@@ -108,8 +108,9 @@ class RunInfo:
             raise DatasetFormatError(
                 f"{where} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
             )
+        values.pop("seconds", None)  # which files kept once, together with no time limit
         try:
-            return cls(**{**values, "curve": LearningCurve.from_json(values["curve"])})
+            return cls(**{"max_episode_steps": None, **values, "curve": LearningCurve.from_json(values["curve"])})
         except (TypeError, KeyError) as error:
             raise DatasetFormatError(f"{where} has incomplete metadata: {error}") from error
 
