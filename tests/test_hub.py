@@ -82,9 +82,12 @@ first = rows["CartPole-v1"][0]
 print(json.dumps([{{name: len(part) for name, part in rows.items()}}, first["run"], first["step"], first["observation"]]))
 """
     lengths, run, step, observation = json.loads(run_program(hub, tmp_path, program, token="").stdout)
-    assert lengths == {"CartPole-v1": 2048, "CliffWalking-v1": 12_000, "Pendulum-v1": 4096}
+    episodes = sum(pq.read_metadata(path).num_rows for path in corpus.glob("gymnasium/*/*/episodes.parquet"))
+    assert lengths == {"CartPole-v1": 2048, "CliffWalking-v1": 12_000, "Pendulum-v1": 4096, "episodes": episodes}
     table = pq.read_table(corpus / "gymnasium/CartPole-v1/PPO-0/train-00000-of-00001.parquet")
     assert (run, step) == ("PPO-0", table["step"][0].as_py()) and observation == table["observation"][0].as_py()
+    checked = run_ldm("check", f"hf://datasets/{NAME}", env=environment(hub, tmp_path, ""))
+    assert checked.returncode == 0 and checked.stdout.count("rows are right") == 3, checked.stdout
     # Again: nothing is sent, and no commit is made.
     hub.requests.clear()
     assert publish(hub, tmp_path, corpus).returncode == 0
@@ -143,7 +146,7 @@ def test_a_folder_that_holds_less_deletes_nothing(hub, tmp_path, corpus):
     assert len(hub.repos["datasets", NAME].commits) == commits_before  # nothing to say, so that nothing is committed
     # Explicit deletion is listed, asks, and leaves alone what is not ours.
     done = publish(hub, tmp_path, corpus, "--delete")
-    one_line_error(done, "it would replace 0 runs of the Hub and delete 2, 9 files in all", "--yes")
+    one_line_error(done, "it would replace 0 runs of the Hub and delete 2, 11 files in all", "--yes")
     assert f"deletes the run {NAME}/CliffWalking-v1/DQN-0\n" in done.stderr and "PPO-0/terminal.parquet" in done.stderr
     assert files_of(hub) == before
     assert publish(hub, tmp_path, corpus, "--delete", "--yes").returncode == 0
@@ -213,6 +216,14 @@ def test_another_run_of_the_same_name_is_added_and_the_same_run_replaced(hub, tm
     shutil.rmtree(tmp_path / "two/b/gymnasium/CartPole-v1/moved")
     update_repository(tmp_path / "two/b/gymnasium")
     one_line_error(publish(hub, tmp_path, tmp_path / "two"), "different versions of CartPole-v1/PPO-0")
+
+
+def test_a_policy_that_was_exchanged_on_the_hub_is_found(hub, tmp_path, corpus):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    add_to_hub(hub, **{"CartPole-v1/PPO-0/policy/policy.safetensors": "theirs"})
+    checked = run_ldm("check", f"hf://datasets/{NAME}", env=environment(hub, tmp_path, ""))
+    assert checked.returncode == 1 and checked.stdout.count("rows are right") == 2
+    assert f"hf://datasets/{NAME}/CartPole-v1/PPO-0/policy/policy.safetensors has 6 bytes" in checked.stdout
 
 
 def test_what_others_do_to_the_repository_meanwhile_is_not_undone(hub, tmp_path, corpus):

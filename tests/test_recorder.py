@@ -262,9 +262,9 @@ def test_a_candidate_that_cannot_act_is_refused_before_training(tmp_path):
 def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
     write = run_module.write_dataset
 
-    def full(*arguments):
+    def full(*arguments, **named):
         stack.enter_context(small_disk(20_000))
-        return write(*arguments)
+        return write(*arguments, **named)
 
     monkeypatch.setattr(run_module, "write_dataset", full)
     folder = tmp_path / "gymnasium/CartPole-v1/PPO-1"

@@ -1,20 +1,21 @@
-"""The commands that make datasets: ``ldm build``, ``ldm publish``, ``ldm convert``."""
+"""The commands that make datasets: ``ldm build``, ``ldm check``, ``ldm publish``, ``ldm convert``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm_hf.dependencies import require
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, DatasetFormatError, UnknownEnvironmentError
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.budgets import Budget
     from ldm_hf.dataset_builder.candidates import Candidate
     from ldm_hf.dataset_builder.executor import Executor
     from ldm_hf.dataset_builder.plan import Plan
+    from ldm_hf.dataset_builder.verification import RunCheck
 
 Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a library.")]
 
@@ -224,6 +225,66 @@ def publish(
         names = run(data, namespace, libraries=library, private=private, delete=delete, agree=agree, progress=progress)
     for name in names:
         typer.echo(f"hf://datasets/{name}")
+
+
+def check(
+    data: Annotated[
+        str, typer.Argument(help="Data folder, one repository, or hf://datasets/<namespace>/<name>[@revision].")
+    ],
+    environment: Annotated[list[str] | None, typer.Option(help="Id; repeatable. Default: all.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also step the recorded actions in the environments, and compare.")
+    ] = False,
+) -> None:
+    """Check datasets: what manifests say, the SHA-256 of all files, every value of every row.
+
+    Each defect is a line with file and row; exit status 1 if there is one. Observations outside the space that an
+    environment declares are counted, and are no defect.
+    """
+    require("`ldm check`", "data")
+    from ldm_hf.dataset_builder.storage import open_storages
+    from ldm_hf.dataset_builder.verification import check_repository
+    from ldm_hf.progress import progress_bar
+
+    runs = defects = 0
+    with progress_bar("checking", 0, "row", unit_scale=True) as bar:
+        for storage in open_storages(data):
+            for found in check_repository(storage, environment, bar.update):
+                lines, replayed = found.defects, ""
+                if replay and found.dataset is not None and not lines:
+                    lines, replayed = _replay(found, bar.update)
+                runs, defects = runs + 1, defects + len(lines)
+                bar.clear()
+                for line in lines or [f"{found.name}: {found.rows:,} rows are right{_remarks(found)}{replayed}"]:
+                    typer.echo(line)
+    if not runs:
+        raise UnknownEnvironmentError(f"{data} has no data of {', '.join(environment or ['any environment'])}")
+    if defects:
+        raise DatasetFormatError(f"{data} has {defects} defects in {runs} runs, which are listed above")
+
+
+def _replay(found: "RunCheck", progress: Callable[[int], object]) -> tuple[list[str], str]:
+    """What differs when a run is replayed, and a remark if nothing does."""
+    from ldm_hf.dataset_builder.replay import replay, why_not
+
+    assert found.dataset is not None
+    reason = why_not(found.dataset)
+    if reason is not None:
+        return [], f"; not replayed: {reason}"
+    again = replay(found.dataset, progress)
+    if not again.different:
+        return [], "; replayed, the environment does the same"
+    what = f"{again.different:,} of {again.rows:,} rows differ when they are replayed"
+    return [f"{found.where}: {found.name}: {what}, the first at {again.first}"], ""
+
+
+def _remarks(found: "RunCheck") -> str:
+    if not found.outside:
+        return ""
+    return (
+        f"; {found.outside:,} observations lie outside the space that the environment declares, "
+        f"the first at {found.first_outside}"
+    )
 
 
 def convert(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from ldm_hf.dataset_builder.schema import MANIFEST, RunInfo
+from ldm_hf.dataset_builder.schema import EPISODES_FILE, MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.files import replacing
 
@@ -52,6 +52,7 @@ def render_card(library: str, manifest: Sequence[Row], runs: Sequence[Row]) -> s
         dropped=[run for run in runs if not run["kept"]],
         licences=licences,
         hub_licences=hub_licences(licences),
+        has_episodes=any(entry["path"].endswith(f"/{EPISODES_FILE}") for row in manifest for entry in row["files"]),
         infos=infos,
     )
     return f"{text.rstrip()}\n\n{NOTES_MARK}"

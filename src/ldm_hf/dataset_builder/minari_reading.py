@@ -71,6 +71,7 @@ def from_minari(
         source=f"Minari dataset {dataset.spec.dataset_id}; labels are the recorded actions unless it says otherwise",
         seed=0,
         max_episode_steps=None,
+        seeding=None,
         library_version=None,
         licence="unknown",
         provenance={"provider": "minari", "version": dataset.spec.minari_version},

@@ -18,7 +18,7 @@ from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.request import Progress, RunRequest
-from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, POLICY_FOLDER, RunInfo
+from ldm_hf.dataset_builder.schema import BY_STREAM, CHUNK_LENGTH, POLICY_FOLDER, RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
@@ -88,6 +88,7 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
                     source.transitions,
                     source.terminals(),
                     lambda rows: progress("writing", rows, info.num_transitions),
+                    resets=recording.resets,
                 )
             seconds = round(time.monotonic() - start, 1)
             record = RunRecord(environment, info.run, dropped, info, describe_files(folder), seconds)
@@ -151,6 +152,7 @@ def _run_info(
         source=request.candidate.source,
         seed=request.seed,
         max_episode_steps=described.max_episode_steps,
+        seeding=BY_STREAM,
         library_version=library_version(described.id),
         licence=described.licence,
         provenance=provenance(described.id),

@@ -29,6 +29,10 @@ class Storage(ABC):
     def size(self, path: str) -> int | None:
         """Size of a file in bytes where that costs nothing; ``DatasetFormatError`` if it is not there."""
 
+    @abstractmethod
+    def paths(self) -> list[str]:
+        """Paths of all files, sorted."""
+
     def inside(self, path: Any) -> str:
         """A path that a manifest gives; ``DatasetFormatError`` if it is none, or leads out of the repository."""
         if not isinstance(path, str) or not is_inside(path):
@@ -66,6 +70,10 @@ class FolderStorage(Storage):
             return (self._folder / self.inside(path)).stat().st_size
         except FileNotFoundError as error:
             raise DatasetFormatError(f"{self.where(path)} is missing") from error
+
+    def paths(self) -> list[str]:
+        """Paths of all files of the folder."""
+        return sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
 
 
 class HubStorage(Storage):
@@ -112,6 +120,13 @@ class HubStorage(Storage):
     def size(self, path: str) -> None:
         """Unknown: asking costs a request."""
         self.inside(path)
+
+    def paths(self) -> list[str]:
+        """Paths of all files of the repository."""
+        from huggingface_hub import HfApi
+
+        with hub_failures(self.name):
+            return sorted(HfApi().list_repo_files(self.repository, repo_type="dataset", revision=self.commit))
 
     def read(self, path: str, use: Callable[[Any], Any]) -> Any:
         """What ``use`` makes of the open file; ``HubError`` if the network goes on breaking it: the client tries again."""

@@ -152,6 +152,7 @@ def _info(environment: str, result: RolloutResult, protocol: Protocol, number: i
         source="a model's own rollouts; labels are the actions that it took",
         seed=protocol.first_seed(0),
         max_episode_steps=described.max_episode_steps,
+        seeding=None,
         library_version=library_version(environment),
         licence=described.licence,
         provenance=provenance(environment),
