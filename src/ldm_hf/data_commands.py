@@ -9,6 +9,7 @@ import typer
 
 from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError, DatasetFormatError, UnknownEnvironmentError
+from ldm_hf.files import sole_writer
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.budgets import Budget
@@ -63,15 +64,27 @@ def build(
         return
     from ldm_hf.dataset_builder.pipeline import Build, BuildSettings
 
-    for name, reason in made.left_out.items():
+    for name, reason in {**made.left_out, **_unfit(made, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
     settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
-    building = Build(made, settings, out.absolute())
-    if retry_failed:
-        typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
-    running = make_executor(executor, jobs, address, gpus, out.absolute())
-    _run(building, running)
+    with sole_writer(out.absolute()):
+        building = Build(made, settings, out.absolute())
+        if retry_failed:
+            typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
+        running = make_executor(executor, jobs, address, gpus, out.absolute())
+        _run(building, running)
     _print_runs(out, building.libraries)
+
+
+def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
+    """Of the candidates that were asked for by name, why they are not trained on some of the environments."""
+    environments = [environment for group in plan.groups for environment in group.environments]
+    return {
+        f"{name} on {environment.spec.id}": environment.misfits[name]
+        for name in candidates
+        for environment in environments
+        if name in environment.misfits
+    }
 
 
 def make_executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
@@ -313,7 +326,8 @@ def convert(
             bar.update(done - bar.n)
 
         if from_:
-            record = from_minari(source, out, environment=environment, progress=progress)
+            with sole_writer(out.absolute()):
+                record = from_minari(source, out, environment=environment, progress=progress)
             made = f"{record.environment}, run {record.run}, in {out}"
         else:
             assert name is not None
