@@ -4,20 +4,23 @@ import json
 import shutil
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.checks import ValueChecks
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
 from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.replay import replay
+from ldm_hf.dataset_builder.replay import Replay, replay
 from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
+from ldm_hf.dataset_builder.schema import BY_STREAM, METADATA_KEY, RunInfo
 from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
@@ -313,3 +316,89 @@ def test_data_of_unknown_seeding_are_not_replayed(corpus):
     update_repository(corpus / "gymnasium")
     done = check(corpus, "--replay", "--environment", CARTPOLE)
     assert done.returncode == 0 and "not replayed: its metadata do not say" in done.stdout
+
+
+class Noise(gymnasium.Env):
+    """Frames, rewards and ends from its own generator, so that every reset and every step shows."""
+
+    observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._frame(), {}
+
+    def step(self, action):
+        return self._frame(), float(action) + self.np_random.random(), self.np_random.random() < 0.1, False, {}
+
+    def _frame(self):
+        return self.np_random.integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def make_noise(environment, num_envs, *, autoreset_mode, max_episode_steps):
+    def one():
+        return gymnasium.wrappers.TimeLimit(Noise(), max_episode_steps)
+
+    return gymnasium.vector.SyncVectorEnv([one] * num_envs, autoreset_mode=autoreset_mode)
+
+
+def test_pictures_resets_and_streams_of_unequal_lengths_are_replayed(tmp_path, monkeypatch):
+    """Recorded by hand: the algorithm resets before step 17, twice, and the second stream ends before the first."""
+    envs = make_noise("", 2, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=8)
+    actions = np.random.default_rng(0).integers(0, 3, (30, 2))
+    observations, _ = envs.reset(seed=[5, 6])
+    columns = {name: [] for name in ("images", "rewards", "terminated", "truncated")}
+    for step in range(30):
+        if step == 17:
+            columns["truncated"][-1] |= ~columns["terminated"][-1]
+            envs.reset()
+            observations, _ = envs.reset()
+        after, rewards, terminated, truncated, _ = envs.step(actions[step])
+        for name, value in zip(columns, (observations, rewards, terminated, truncated & ~terminated), strict=True):
+            columns[name].append(value.copy())
+        observations = after
+    lengths = [30, 22]
+    columns = {name: np.stack(values) for name, values in columns.items()}
+    columns["truncated"][21, 1] = not columns["terminated"][21, 1]
+    labels = actions.astype(np.float32)[..., None]
+    streams = [
+        Transitions(
+            np.empty((length, 0), np.float32),
+            columns["images"][:length, index],
+            labels[:length, index],
+            columns["rewards"][:length, index].astype(np.float32),
+            columns["terminated"][:length, index],
+            columns["truncated"][:length, index],
+            labels[:length, index],
+        )
+        for index, length in enumerate(lengths)
+    ]
+    info = some_info(Noise.observation_space, Noise.action_space, sum(lengths))
+    info = replace(info, seed=5, max_episode_steps=8, seeding=BY_STREAM)
+    monkeypatch.setattr("ldm_hf.dataset_builder.replay.make_vec", make_noise)
+    monkeypatch.setattr(
+        "ldm_hf.dataset_builder.replay.spec", lambda environment: SimpleNamespace(nondeterministic=False)
+    )
+
+    def again(resets, index=0, **changes):
+        changed = [replace(stream, **changes) if number == index else stream for number, stream in enumerate(streams)]
+        chunks = plan_chunks(lengths, 0, 7)
+        write_dataset(
+            tmp_path, info, chunks, lambda chunk: changed[chunk.stream][chunk.start : chunk.stop], resets=resets
+        )
+        return replay(open_dataset(tmp_path))
+
+    assert again([0, 17, 17]) == Replay(52, 0, "")
+    once = again([0, 17])
+    assert once.first.startswith("stream 0, step 17: the image is another one") and once.different > 0
+    other = streams[1].images.copy()
+    other[3, 60, 2, 1] ^= 1
+    assert again([0, 17, 17], 1, images=other) == Replay(52, 1, "stream 1, step 3: the image is another one")
+    terminated = streams[1].terminated.copy()
+    goes_on = int(np.flatnonzero(~terminated & ~streams[1].truncated)[0])
+    terminated[goes_on] = True
+    lied = again([0, 17, 17], 1, terminated=terminated)
+    assert lied.first == f"stream 1, step {goes_on}: the episode goes on, recorded that it terminates"
+    table = pq.read_table(tmp_path / "episodes.parquet")
+    assert table["resets"].to_pylist().count(2) == 2 and table["resets"].to_pylist().count(1) == 2
+    assert sum(table["length"].to_pylist()) == 52

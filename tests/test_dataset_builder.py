@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder import data_file
 from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.card import hub_licences
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
 from ldm_hf.dataset_builder.records import RunRecord, describe_files
@@ -185,6 +186,9 @@ def test_manifest_and_card_list_the_environments(data):
     assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO-0 | 2,048 |" in card
     assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/*/train-*.parquet\n" in card
     assert "under the licence of its library: MIT." in card and "provider inprocess" in card
+    assert card.startswith("---\nlicense:\n- mit\ntask_categories:")
+    assert hub_licences(["Apache-2.0", "MIT", "Free For Educational Use"]) == ["apache-2.0", "mit", "other"]
+    assert hub_licences(["unknown"]) == hub_licences([]) == ["other"]
     assert [dataset.environment for dataset in open_datasets(data, [PENDULUM, CARTPOLE])] == [CARTPOLE, PENDULUM]
     with pytest.raises(UnknownEnvironmentError, match="no data of gymnasium/Nothing-v0"):
         open_datasets(data, ["gymnasium/Nothing-v0"])
@@ -268,6 +272,8 @@ def test_a_file_that_its_manifest_does_not_describe_is_refused(copy):
     copy.unlink()
     with pytest.raises(DatasetFormatError, match="is missing"):
         open_datasets(repository, [CARTPOLE])
+    with pytest.raises(DatasetFormatError, match=r"train-.* is missing or has another size than the record"):
+        update_repository(repository)  # no manifest lists what is not there
     (folder / "run.json").write_text("{")
     with pytest.raises(DatasetFormatError, match="is no record of a run"):
         update_repository(repository)

@@ -160,6 +160,23 @@ def test_a_folder_that_holds_less_deletes_nothing(hub, tmp_path, corpus):
     assert pq.read_table(stored(hub, "runs.parquet"))["environment"].to_pylist() == [CARTPOLE]
 
 
+def test_a_terminal_is_asked_before_something_is_lost(hub, tmp_path, corpus):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    before = files_of(hub)
+    without(corpus, "Pendulum-v1")
+    command = [sys.executable, "-m", "ldm_hf", "publish", str(corpus), "--namespace", "writer", "--delete"]
+    for answer, code in (("n", 1), ("y", 0)):
+        ours, theirs = os.openpty()
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, check=False, env=environment(hub, tmp_path)
+        )
+        os.close(ours)
+        os.close(theirs)
+        assert done.returncode == code and "Shall that be done?" in done.stderr, done.stderr
+        assert (files_of(hub) == before) == (answer == "n")
+
+
 def test_environments_of_several_folders_and_publications_are_one_dataset(hub, tmp_path, corpus):
     """One after the other, and as a folder of folders: the same files, and the reader finds all of them."""
     for name, configs in (("a", ("CliffWalking-v1", "Pendulum-v1")), ("b", ("CartPole-v1",))):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from gymnasium.vector import AutoresetMode
 
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
 from ldm_hf.dataset_builder.schema import BY_STREAM, EPISODES_FILE
@@ -60,7 +61,12 @@ def replay(dataset: EnvironmentDataset, progress: Callable[[int], object] = lamb
     if reason is not None:
         raise DatasetFormatError(f"{dataset.environment}, run {dataset.info.run} cannot be replayed: {reason}")
     info = dataset.info
-    envs = make_vec(info.environment, info.num_streams, max_episode_steps=info.max_episode_steps)
+    envs = make_vec(
+        info.environment,
+        info.num_streams,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        max_episode_steps=info.max_episode_steps,
+    )
     with contextlib.closing(envs):
         return _Replaying(dataset, envs, progress).run()
 

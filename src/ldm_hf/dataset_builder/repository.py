@@ -76,13 +76,17 @@ def update_repository(repository: Path) -> None:
     Nobody else may be writing to it. A library none of whose runs is kept has an empty manifest.
 
     Raises:
-        DatasetFormatError: there are no runs, or a record is damaged.
+        DatasetFormatError: there are no runs, a record is damaged, or a file of a run that is kept is not the one recorded.
     """
     remove_leftovers(repository)
     records = run_records(repository)
     if not records:
         raise DatasetFormatError(f"{repository} holds no runs: there is no <config>/<run>/{RECORD} in it")
     kept = [_manifest_row(record, record.info) for record in records if record.dropped is None and record.info]
+    for entry in (entry for row in kept for entry in row["files"]):
+        path = repository / entry["path"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DatasetFormatError(f"{path} is missing or has another size than the record of its run says")
     Description(kept, [_run_row(record) for record in records]).write(repository, repository.name)
 
 
