@@ -23,6 +23,7 @@ from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.schema import BY_STREAM, METADATA_KEY, RunInfo
 from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError
+from ldm_hf.files import sole_writer
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 from ldm_hf.modeling.transitions_ldm import Transitions
 from test_dataset_builder import some_info
@@ -91,7 +92,8 @@ def test_right_data_are_right(data):
         f"{CLIFF}, run DQN-0: 12,000 rows are right",
         f"{PENDULUM}, run PPO-0: 4,096 rows are right",
     ]
-    assert check(data, "--environment", CLIFF).stdout.count("rows are right") == 1
+    with sole_writer(data):  # which blocks no reader
+        assert check(data, "--environment", CLIFF).stdout.count("rows are right") == 1
     assert "has no data of gymnasium/Nothing-v0" in check(data, "--environment", "gymnasium/Nothing-v0").stderr
 
 
