@@ -211,6 +211,12 @@ def test_another_run_of_the_same_name_is_added_and_the_same_run_replaced(hub, tm
     assert len(added) == 1 and added.pop().startswith("PPO-0-")
     runs = pq.read_table(stored(hub, "manifest.parquet")).to_pylist()
     assert [(run["environment"], run["rows"]) for run in runs[:2]] == [(CARTPOLE, 2048), (CARTPOLE, 1024)]
+    # Both at once, in whatever order, keep their places.
+    shutil.copytree(longer, tmp_path / "both/a")
+    shutil.copytree(corpus, tmp_path / "both/b")
+    made = len(hub.repos["datasets", NAME].commits)
+    assert publish(hub, tmp_path, tmp_path / "both").returncode == 0
+    assert len(hub.repos["datasets", NAME].commits) == made
     # The run that was asked for again, with another outcome, replaces what is there, if that is wanted.
     folder = corpus / "gymnasium/CartPole-v1/PPO-0"
     (folder / "policy/policy.json").write_text((folder / "policy/policy.json").read_text() + " ")

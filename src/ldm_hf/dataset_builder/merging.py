@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,21 +89,21 @@ def merge(folders: Sequence[Path], published: Published, *, delete: bool) -> Mer
     """
     there = {_folder(row): row for row in published.description.manifest}
     kept: dict[str, Row] = {} if delete else dict(there)
+    places = {_identity(row): place for place, row in kept.items()}
     local: dict[str, Row] = {}
     files: dict[str, LocalFile] = {}
     for folder in folders:
         for row in read_description(folder).manifest:
             sources = _local_files(folder, row)
-            place = _place(row, kept)
+            place = places.setdefault(_identity(row), _free_place(row, kept))
             moved = _moved(row, place)
             if place in local and _content(local[place]) != _content(moved):
                 raise DatasetFormatError(
                     f"{folder} and another folder hold different versions of {place}: publish one of them"
                 )
             kept[place] = local[place] = moved
-            found = [LocalFile(entry["path"], source, entry["bytes"], entry["sha256"])
-                     for entry, source in zip(moved["files"], sources, strict=True)]  # fmt: skip
-            files |= {file.path: file for file in found}
+            for entry, source in zip(moved["files"], sources, strict=True):
+                files[entry["path"]] = LocalFile(entry["path"], source, entry["bytes"], entry["sha256"])
     replaced = [place for place in local if place in there and _content(there[place]) != _content(local[place])]
     deleted = [place for place in there if place not in kept]
     stale = _stale(published.paths, files, [*local, *deleted], kept, delete=delete)
@@ -151,11 +151,9 @@ def _content(row: Row) -> set[tuple[str, str]]:
     return {(entry["path"], entry["sha256"]) for entry in row["files"]}
 
 
-def _place(row: Row, taken: Mapping[str, Row]) -> str:
+def _free_place(row: Row, taken: Collection[str]) -> str:
     plain = f"{row['config']}/{row['run']}"
-    if plain not in taken or _identity(taken[plain]) == _identity(row):
-        return plain
-    return f"{plain}-{zlib.crc32(repr(_identity(row)).encode()):08x}"
+    return plain if plain not in taken else f"{plain}-{zlib.crc32(repr(_identity(row)).encode()):08x}"
 
 
 def _moved(row: Row, place: str) -> Row:
