@@ -182,7 +182,22 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
     curve = LearningCurve.of(range(20), range(20))
     described = space_to_json(space), space_to_json(spaces.Box(-1, 1, (ACTIONS,)))
     info = RunInfo(
-        *("benchmark/Noise-v0", "run", *described, curve, [0.0], len(episodes), len(whole), 1, "none", {}, "", 0, 0.0),
+        *(
+            "benchmark/Noise-v0",
+            "run",
+            *described,
+            curve,
+            [0.0],
+            len(episodes),
+            len(whole),
+            1,
+            "none",
+            {},
+            "",
+            0,
+            None,
+            None,
+        ),
         *(None, "", {}, {}),
     )
     folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The dataset format: writing, reading, and what a damaged or foreign file says."""
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -8,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder import data_file
 from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.card import hub_licences
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
 from ldm_hf.dataset_builder.records import RunRecord, describe_files
@@ -52,7 +55,8 @@ def some_info(observation_space: spaces.Space, action_space: spaces.Space, rows:
             {},
             "",
             0,
-            1.0,
+            None,
+            None,
             None,
             "MIT",
             {},
@@ -63,13 +67,14 @@ def some_info(observation_space: spaces.Space, action_space: spaces.Space, rows:
 
 def some_transitions(rows: int, slots: int, actions: int, image: bool) -> Transitions:
     generator = np.random.default_rng(rows)
+    ends = generator.integers(0, 6, rows)
     return Transitions(
         generator.normal(size=(rows, slots)).astype(np.float32),
         generator.integers(0, 256, (rows, 64, 64, 3), np.uint8) if image else None,
         generator.normal(size=(rows, actions)).astype(np.float32),
         generator.normal(size=rows).astype(np.float32),
-        generator.random(rows) < 0.3,
-        generator.random(rows) < 0.3,
+        ends == 1,
+        ends == 2,
         generator.normal(size=(rows, actions)).astype(np.float32),
     )
 
@@ -123,6 +128,45 @@ print(len(rows), sorted(rows[0]), sum(len(row["observation"]) for row in rows))
     assert done.stdout.strip() == f"2048 {columns} {4 * 2048}", done.stderr
 
 
+def test_plain_datasets_shows_pictures(tmp_path):
+    """The Hub's viewer knows the column by the same metadata; what PIL decodes is what the reader gives."""
+    space, stream = spaces.Dict({"camera": PICTURE, "speed": spaces.Box(-9, 9, (2,))}), some_transitions(20, 2, 1, True)
+    info = some_info(space, spaces.Box(-9, 9, (1,)), 20)
+    write_dataset(tmp_path, info, plan_chunks([20], 1), lambda chunk: stream[chunk.start : chunk.stop])
+    program = f"""
+import hashlib
+from datasets import Image, load_dataset
+rows = load_dataset("parquet", data_files={str(tmp_path / "train-*")!r}, split="train", streaming=True)
+assert rows.features["image"] == Image(), rows.features
+for row in rows:
+    print(row["image"].mode, row["image"].size, hashlib.sha256(row["image"].tobytes()).hexdigest())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert stream.images is not None
+    hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in stream.images]
+    assert done.stdout.splitlines() == [f"RGB (64, 64) {digest}" for digest in hashes], done.stderr
+
+
+def test_pictures_of_older_files_are_read_and_foreign_ones_refused(tmp_path):
+    stream = some_transitions(20, 0, 1, True)
+    info = some_info(PICTURE, spaces.Box(-9, 9, (1,)), 20)
+    [path] = write_dataset(tmp_path, info, plan_chunks([20], 1), lambda chunk: stream[chunk.start : chunk.stop])
+    table = pq.read_table(path)
+    position = table.schema.get_field_index("image")
+    raw = pa.array([image.tobytes() for image in stream.images])
+    old = table.set_column(position, pa.field("image", pa.binary(), False), raw)
+    pq.write_table(old, path, row_group_size=20)
+    np.testing.assert_array_equal(open_dataset(tmp_path).chunk(0).images, stream.images)
+    pictures = [row["bytes"] for row in table["image"].to_pylist()]
+    shorter = [pictures[0][:-1], pictures[1] + b"x", *pictures[2:]]  # as long as they should be, together
+    without = [*pictures[:7], bytes(len(pictures[0])), *pictures[8:]]
+    none = [*pictures[:7], None, *pictures[8:]]
+    for wrong in (shorter, without, none):
+        column = pa.array([{"bytes": each, "path": None} for each in wrong], table.schema.field("image").type)
+        pq.write_table(table.set_column(position, table.schema.field("image"), column), path, row_group_size=20)
+        refused(path, "images that are not 64x64x3 bytes")
+
+
 def test_folders_of_several_builds_are_read_as_one(data, tmp_path):
     """Of an environment that two builds made runs of the same name of, both are read, and the better one is the best."""
     shutil.copytree(data, tmp_path / "longer")
@@ -142,6 +186,9 @@ def test_manifest_and_card_list_the_environments(data):
     assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO-0 | 2,048 |" in card
     assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/*/train-*.parquet\n" in card
     assert "under the licence of its library: MIT." in card and "provider inprocess" in card
+    assert card.startswith("---\nlicense:\n- mit\ntask_categories:")
+    assert hub_licences(["Apache-2.0", "MIT", "Free For Educational Use"]) == ["apache-2.0", "mit", "other"]
+    assert hub_licences(["unknown"]) == hub_licences([]) == ["other"]
     assert [dataset.environment for dataset in open_datasets(data, [PENDULUM, CARTPOLE])] == [CARTPOLE, PENDULUM]
     with pytest.raises(UnknownEnvironmentError, match="no data of gymnasium/Nothing-v0"):
         open_datasets(data, ["gymnasium/Nothing-v0"])
@@ -225,6 +272,8 @@ def test_a_file_that_its_manifest_does_not_describe_is_refused(copy):
     copy.unlink()
     with pytest.raises(DatasetFormatError, match="is missing"):
         open_datasets(repository, [CARTPOLE])
+    with pytest.raises(DatasetFormatError, match=r"train-.* is missing or has another size than the record"):
+        update_repository(repository)  # no manifest lists what is not there
     (folder / "run.json").write_text("{")
     with pytest.raises(DatasetFormatError, match="is no record of a run"):
         update_repository(repository)
@@ -284,5 +333,7 @@ def test_other_parquet_files_and_versions_are_refused(copy):
     refused(copy, "format version 99; this version of ldm_hf reads 2")
     pq.write_table(table.drop_columns(["reward"]), copy)
     refused(copy, "columns that do not fit")
-    pq.write_table(table.slice(0, 1000), copy)
+    pq.write_table(table.slice(0, 1000), copy)  # of one stream and of the next
+    refused(copy, "row 0: the 1000 rows from there are not consecutive steps of one stream")
+    pq.write_table(table.slice(0, 512), copy)
     refused(copy, "does not hold the 2048 transitions")

@@ -1,8 +1,12 @@
 """Writing files and folders so that nothing is ever half there, or lost."""
 
+import subprocess
+import sys
+
 import pytest
 
-from ldm_hf.files import remove_leftovers, replacing
+from ldm_hf.errors import ConfigError
+from ldm_hf.files import remove_leftovers, replacing, sole_writer
 
 
 def written(path, text):
@@ -46,3 +50,28 @@ def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path, monkeyp
     remove_leftovers(tmp_path)
     assert (target / "content").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_one_process_writes_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from ldm_hf.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+    def refused():
+        with pytest.raises(ConfigError, match="another process is writing to"), sole_writer(tmp_path / "data"):
+            raise AssertionError("two hold it")
+
+    with sole_writer(tmp_path / "data"):
+        refused()
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        refused()
+        holder.kill()
+    with sole_writer(tmp_path / "data"):
+        refused()

@@ -6,13 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm, run_ldm_here
+from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.records import RunRecord, describe_files
 from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.run import build_run
 from loopback import LoopbackHub
 
 TOKEN = "hf_writer"
@@ -20,7 +25,8 @@ TOKEN = "hf_writer"
 
 @pytest.fixture
 def hub(tmp_path):
-    with LoopbackHub(tmp_path / "blobs", {TOKEN: "writer", "hf_other": "other"}) as running:
+    tokens = {TOKEN: "writer", "hf_other": "other", "hf_reader": "writer"}
+    with LoopbackHub(tmp_path / "blobs", tokens, read_only=("hf_reader",)) as running:
         yield running
 
 
@@ -76,9 +82,12 @@ first = rows["CartPole-v1"][0]
 print(json.dumps([{{name: len(part) for name, part in rows.items()}}, first["run"], first["step"], first["observation"]]))
 """
     lengths, run, step, observation = json.loads(run_program(hub, tmp_path, program, token="").stdout)
-    assert lengths == {"CartPole-v1": 2048, "CliffWalking-v1": 12_000, "Pendulum-v1": 4096}
+    episodes = sum(pq.read_metadata(path).num_rows for path in corpus.glob("gymnasium/*/*/episodes.parquet"))
+    assert lengths == {"CartPole-v1": 2048, "CliffWalking-v1": 12_000, "Pendulum-v1": 4096, "episodes": episodes}
     table = pq.read_table(corpus / "gymnasium/CartPole-v1/PPO-0/train-00000-of-00001.parquet")
     assert (run, step) == ("PPO-0", table["step"][0].as_py()) and observation == table["observation"][0].as_py()
+    checked = run_ldm("check", f"hf://datasets/{NAME}", env=environment(hub, tmp_path, ""))
+    assert checked.returncode == 0 and checked.stdout.count("rows are right") == 3, checked.stdout
     # Again: nothing is sent, and no commit is made.
     hub.requests.clear()
     assert publish(hub, tmp_path, corpus).returncode == 0
@@ -102,22 +111,194 @@ def test_an_interrupted_upload_goes_on_with_what_is_missing(hub, tmp_path, corpu
     assert {path: blob.sha256 for path, (blob, _) in newest.items() if path in hashes} == hashes
 
 
-def test_a_run_that_is_gone_is_deleted_and_a_changed_one_replaced(hub, tmp_path, corpus):
-    assert publish(hub, tmp_path, corpus).returncode == 0
-    shutil.rmtree(corpus / "gymnasium/CliffWalking-v1")
+def files_of(hub):
+    return {path: blob.sha256 for path, (blob, _) in hub.repos["datasets", NAME].find("main").files.items()}
+
+
+def stored(hub, path):
+    return hub.folder / files_of(hub)[path]
+
+
+def add_to_hub(hub, **contents):
+    """Commit files as their owner would in the Hub's web pages."""
+    repo = hub.repos["datasets", NAME]
+    files = {path: blob for path, (blob, _) in repo.find("main").files.items()}
+    files |= {path: hub.regular_blob(text.encode()) for path, text in contents.items()}
+    repo.add("main", files, "by hand", "", "writer")
+
+
+def without(corpus, *configs):
+    for config in configs:
+        shutil.rmtree(corpus / "gymnasium" / config)
     update_repository(corpus / "gymnasium")
+
+
+def test_a_folder_that_holds_less_deletes_nothing(hub, tmp_path, corpus):
     assert publish(hub, tmp_path, corpus).returncode == 0
-    files = hub.repos["datasets", NAME].find("main").files
-    assert not any(path.startswith("CliffWalking") for path in files)
-    assert {"README.md", "manifest.parquet", "runs.parquet", "learning_curves.png"} <= set(files)
+    card = stored(hub, "README.md").read_text()
+    notes = {"NOTES.md": "mine", "CartPole-v1/PPO-0/NOTES.md": "mine", "CartPole-v1/PPO-0/policy/NOTES.md": "mine"}
+    add_to_hub(hub, **notes, **{"README.md": f"{card}\n## A paper on it\n"})
+    before = files_of(hub)
+    without(corpus, "CliffWalking-v1", "Pendulum-v1")
+    commits_before = len(hub.repos["datasets", NAME].commits)
+    done = publish(hub, tmp_path, corpus)
+    assert done.returncode == 0 and files_of(hub) == before, done.stderr
+    assert len(hub.repos["datasets", NAME].commits) == commits_before  # nothing to say, so that nothing is committed
+    # Explicit deletion is listed, asks, and leaves alone what is not ours.
+    done = publish(hub, tmp_path, corpus, "--delete")
+    one_line_error(done, "it would replace 0 runs of the Hub and delete 2, 11 files in all", "--yes")
+    assert f"deletes the run {NAME}/CliffWalking-v1/DQN-0\n" in done.stderr and "PPO-0/terminal.parquet" in done.stderr
+    assert files_of(hub) == before
+    assert publish(hub, tmp_path, corpus, "--delete", "--yes").returncode == 0
+    after = files_of(hub)
+    assert {path.split("/")[0] for path in before.keys() - after.keys()} == {"CliffWalking-v1", "Pendulum-v1"}
+    assert all(after[path] == before[path] for path in (*notes, ".gitattributes"))
+    card = stored(hub, "README.md").read_text()
+    assert card.endswith("\n## A paper on it\n") and "CliffWalking" not in card and "CartPole-v1" in card
+    manifest = pq.read_table(stored(hub, "manifest.parquet"))
+    assert manifest["environment"].to_pylist() == [CARTPOLE]
+    assert pq.read_table(stored(hub, "runs.parquet"))["environment"].to_pylist() == [CARTPOLE]
 
 
-def test_a_file_that_was_changed_after_it_was_hashed_is_found_out(hub, tmp_path, corpus):
+def test_a_terminal_is_asked_before_something_is_lost(hub, tmp_path, corpus):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    before = files_of(hub)
+    without(corpus, "Pendulum-v1")
+    command = [sys.executable, "-m", "ldm_hf", "publish", str(corpus), "--namespace", "writer", "--delete"]
+    for answer, code in (("n", 1), ("y", 0)):
+        ours, theirs = os.openpty()
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, check=False, env=environment(hub, tmp_path)
+        )
+        os.close(ours)
+        os.close(theirs)
+        assert done.returncode == code and "Shall that be done?" in done.stderr, done.stderr
+        assert (files_of(hub) == before) == (answer == "n")
+
+
+def test_environments_of_several_folders_and_publications_are_one_dataset(hub, tmp_path, corpus):
+    """One after the other, and as a folder of folders: the same files, and the reader finds all of them."""
+    for name, configs in (("a", ("CliffWalking-v1", "Pendulum-v1")), ("b", ("CartPole-v1",))):
+        shutil.copytree(corpus, tmp_path / "folders" / name)
+        without(tmp_path / "folders" / name, *configs)
+        assert publish(hub, tmp_path, tmp_path / "folders" / name).returncode == 0
+    one_by_one = files_of(hub)
+    done = publish(hub, tmp_path, tmp_path / "folders")
+    assert done.returncode == 0 and files_of(hub) == one_by_one
+    whole = LoopbackHub(tmp_path / "other-blobs", {TOKEN: "writer"})
+    with whole:
+        assert publish(whole, tmp_path, corpus).returncode == 0
+        assert files_of(whole) == one_by_one
+    program = f"""
+from ldm_hf.dataset_builder.reader import open_datasets
+print([(data.environment, data.num_transitions) for data in open_datasets("hf://datasets/{NAME}")])
+"""
+    expected = [(data.environment, data.num_transitions) for data in open_datasets(corpus)]
+    assert run_program(hub, tmp_path, program).stdout.strip() == str(expected)
+
+
+def test_another_run_of_the_same_name_is_added_and_the_same_run_replaced(hub, tmp_path, corpus):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    before = files_of(hub)
+    longer = tmp_path / "longer"
+    build_run(RunRequest(CARTPOLE, Candidate("PPO", {"n_steps": 64}, num_envs=4), 1024, 0, keep="all"), longer)
+    update_repository(longer / "gymnasium")
+    assert publish(hub, tmp_path, longer).returncode == 0
+    after = files_of(hub)
+    assert before.items() - after.items() <= {(path, before[path]) for path in before if "/" not in path}
+    added = {path.split("/")[1] for path in after.keys() - before.keys()}
+    assert len(added) == 1 and added.pop().startswith("PPO-0-")
+    runs = pq.read_table(stored(hub, "manifest.parquet")).to_pylist()
+    assert [(run["environment"], run["rows"]) for run in runs[:2]] == [(CARTPOLE, 2048), (CARTPOLE, 1024)]
+    # Both at once, in whatever order, keep their places.
+    shutil.copytree(longer, tmp_path / "both/a")
+    shutil.copytree(corpus, tmp_path / "both/b")
+    made = len(hub.repos["datasets", NAME].commits)
+    assert publish(hub, tmp_path, tmp_path / "both").returncode == 0
+    assert len(hub.repos["datasets", NAME].commits) == made
+    # The run that was asked for again, with another outcome, replaces what is there, if that is wanted.
+    folder = corpus / "gymnasium/CartPole-v1/PPO-0"
+    (folder / "policy/policy.json").write_text((folder / "policy/policy.json").read_text() + " ")
+    replace(RunRecord.read(folder), files=describe_files(folder)).write(folder)
+    update_repository(corpus / "gymnasium")
+    done = publish(hub, tmp_path, corpus)
+    one_line_error(done, "it would replace 1 runs of the Hub and delete 0, 0 files in all")
+    assert f"replaces the run {NAME}/CartPole-v1/PPO-0\n" in done.stderr and files_of(hub) == after
+    assert publish(hub, tmp_path, corpus, "--yes").returncode == 0
+    changed = {path for path in after if files_of(hub)[path] != after[path]}
+    assert changed == {"CartPole-v1/PPO-0/policy/policy.json", "manifest.parquet"}
+    # Two folders that hold two versions of one run: neither is right.
+    shutil.copytree(corpus, tmp_path / "two/a")
+    shutil.copytree(longer, tmp_path / "two/b")
+    (tmp_path / "two/b/gymnasium/CartPole-v1/PPO-0").rename(tmp_path / "two/b/gymnasium/CartPole-v1/moved")
+    shutil.copytree(folder, tmp_path / "two/b/gymnasium/CartPole-v1/PPO-0")
+    (tmp_path / "two/b/gymnasium/CartPole-v1/PPO-0/policy/policy.json").write_text("{}")
+    folder = tmp_path / "two/b/gymnasium/CartPole-v1/PPO-0"
+    replace(RunRecord.read(folder), files=describe_files(folder)).write(folder)
+    shutil.rmtree(tmp_path / "two/b/gymnasium/CartPole-v1/moved")
+    update_repository(tmp_path / "two/b/gymnasium")
+    one_line_error(publish(hub, tmp_path, tmp_path / "two"), "different versions of CartPole-v1/PPO-0")
+
+
+def test_a_policy_that_was_exchanged_on_the_hub_is_found(hub, tmp_path, corpus):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    add_to_hub(hub, **{"CartPole-v1/PPO-0/policy/policy.safetensors": "theirs"})
+    checked = run_ldm("check", f"hf://datasets/{NAME}", env=environment(hub, tmp_path, ""))
+    assert checked.returncode == 1 and checked.stdout.count("rows are right") == 2
+    assert f"hf://datasets/{NAME}/CartPole-v1/PPO-0/policy/policy.safetensors has 6 bytes" in checked.stdout
+
+
+def test_what_others_do_to_the_repository_meanwhile_is_not_undone(hub, tmp_path, corpus):
+    shutil.copytree(corpus, tmp_path / "mine")
+    without(tmp_path / "mine", "CartPole-v1", "Pendulum-v1")
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    add_to_hub(hub, **{"manifest.parquet": "theirs"})
+    one_line_error(publish(hub, tmp_path, corpus), f"{NAME} on the Hub", "cannot be read as a manifest")
+    repo = hub.repos["datasets", NAME]
+    repo.branches["main"] = 0  # an empty repository, in which somebody else's file is
+    add_to_hub(hub, **{"README.md": "theirs"})
+    one_line_error(publish(hub, tmp_path, corpus), NAME, "has README.md, which ldm did not write")
+    assert stored(hub, "README.md").read_text() == "theirs"
+
+
+def test_a_manifest_that_changed_while_data_were_sent_is_not_overwritten(hub, tmp_path, corpus, monkeypatch):
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    program = f"""
+from pathlib import Path
+from ldm_hf.cli import run_command
+from ldm_hf.dataset_builder import publish
+before = publish._unchanged_head
+def changed(api, name, there):
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="manifest.parquet", repo_id=name, repo_type="dataset")
+    return before(api, name, there)
+publish._unchanged_head = changed
+run_command(lambda: publish.publish(Path({str(corpus)!r}), "writer", delete=True, agree=lambda changes: None))
+"""
+    without(corpus, "Pendulum-v1")
+    one_line_error(run_program(hub, tmp_path, program), NAME, "somebody else published to it meanwhile")
+    assert stored(hub, "manifest.parquet").read_text() == "theirs"
+
+
+def test_a_file_that_was_changed_after_it_was_hashed_is_not_sent(hub, tmp_path, corpus):
     path = next((corpus / "gymnasium/CartPole-v1/PPO-0").glob("train-*"))
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    one_line_error(publish(hub, tmp_path, corpus), "Hub holds other content", path.name)
+    one_line_error(publish(hub, tmp_path, corpus), "other content than its manifest says", path.name)
+    assert not commits(hub)
+
+
+def test_a_manifest_cannot_publish_what_lies_outside(hub, tmp_path, corpus):
+    (tmp_path / "data/secret.parquet").write_bytes(b"secret")
+    manifest = corpus / "gymnasium/manifest.parquet"
+    table = pq.read_table(manifest)
+    rows = table.to_pylist()
+    for path in ("../secret.parquet", str(tmp_path / "data/secret.parquet")):
+        rows[0]["files"][0] = {**rows[0]["files"][0], "path": path, "bytes": 6}
+        pq.write_table(table.from_pylist(rows, table.schema), manifest)
+        one_line_error(publish(hub, tmp_path, corpus), repr(path), "is no path within the repository")
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "streamed"])
@@ -165,7 +346,12 @@ def test_training_reads_from_the_hub(hub, tmp_path, corpus):
 
 def test_whatever_the_hub_does_is_one_line(hub, tmp_path, corpus):
     one_line_error(publish(hub, tmp_path, corpus, token="hf_wrong"), "token", "HTTP 401")
-    one_line_error(publish(hub, tmp_path, corpus, token="hf_other"), NAME, "HTTP 403")
+    one_line_error(publish(hub, tmp_path, corpus, token=""), "there is no token", "HF_TOKEN")
+    one_line_error(publish(hub, tmp_path, corpus, token="hf_reader"), "the token may only read", "HF_TOKEN")
+    one_line_error(publish(hub, tmp_path, corpus, token="hf_other"), "'writer'", "it may to other")
+    for name in ("no such/name", "", "-writer", "nobody"):
+        one_line_error(publish(hub, tmp_path, corpus, "--namespace", name), f"namespace {name!r}", "it may to writer")
+    assert not hub.repos
     one_line_error(publish(hub, tmp_path, tmp_path / "nothing"), "holds no datasets")
     assert publish(hub, tmp_path, corpus).returncode == 0
 

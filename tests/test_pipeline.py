@@ -27,6 +27,7 @@ from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, StorageError, UnknownEnvironmentError
+from ldm_hf.files import sole_writer
 from test_dataset_builder import some_info
 
 CARTPOLE, ACROBOT, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Acrobot-v1", "gymnasium/Pendulum-v1"
@@ -371,10 +372,30 @@ def test_long_runs_end_with_their_driver(tmp_path):
         while not list(tmp_path.glob("gymnasium/*/*.partial-*/recording/action")):
             assert driver.poll() is None
             time.sleep(0.05)  # polling another process; nothing depends on how long it takes
+        # A second build in this folder says so at once, whatever would run it.
+        for more in ((), ("--executor", "ray", "--address", "127.0.0.1:1"), ("--retry-failed",)):
+            second = run_ldm_here(*arguments, *more)
+            assert second.returncode == 1 and second.stderr.count("\n") == 1
+            assert second.stderr.startswith(f"error: another process is writing to {tmp_path}: ")
+        assert not (tmp_path / "gymnasium/CartPole-v1/A2C-0").exists()
         children = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert children and not alive
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
+    names = [part for name in ("SAC", "DQN", "A2C") for part in ("--candidates", name)]
+    done = run_ldm_here(
+        "build", CARTPOLE, PENDULUM, "--transitions", 100_000, *names, "--out", tmp_path, "--executor", "none"
+    )
+    assert done.stderr.splitlines() == [
+        f"left out: SAC on {CARTPOLE}: SAC does not act in Discrete spaces",
+        f"left out: DQN on {PENDULUM}: DQN does not act in Box spaces",
+        "error: executor must be local or ray, got 'none'",
+    ]
 
 
 def test_an_interrupt_is_one_line(tmp_path):

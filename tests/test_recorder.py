@@ -17,6 +17,7 @@ from ldm_hf.dataset_builder.reader import open_dataset
 from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
+from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.run import _Source, build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
@@ -231,15 +232,20 @@ def test_a_run_says_where_it_comes_from(data):
     assert info.hyperparameters == {"n_steps": 64, "use_sde": True, "num_envs": 4, "normalize": True}
     assert info.num_transitions == 4096 and info.num_episodes == 20  # 1024 steps of each copy, 200 an episode
     assert len(info.deterministic_returns) == 10 and info.library_version == gymnasium.__version__
-    assert info.provenance["provider"] == "inprocess" and info.licence == "MIT" and info.seconds > 0
+    assert info.provenance["provider"] == "inprocess" and info.licence == "MIT" and info.max_episode_steps == 200
     assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 20
     assert set(info.packages) >= {"python", "torch", "stable_baselines3", "gymnasium"}
 
 
 def test_the_same_seed_gives_the_same_data(data, tmp_path):
     build_run(RunRequest(CARTPOLE, Candidate("PPO", {"n_steps": 64}, num_envs=4), 2048, 0, keep="all"), tmp_path)
-    name = "gymnasium/CartPole-v1/PPO-0/train-00000-of-00001.parquet"
-    assert pq.read_table(tmp_path / name).equals(pq.read_table(data / name))
+    update_repository(tmp_path / "gymnasium")
+    run = "gymnasium/CartPole-v1/PPO-0"
+    found, expected = (RunRecord.read(root / run) for root in (tmp_path, data))
+    assert found.files == expected.files  # to the byte: how long it took stands in the record alone
+    assert found.seconds > 0 and found.info == expected.info
+    [row, *_] = pq.read_table(data / "gymnasium/manifest.parquet").to_pylist()
+    assert pq.read_table(tmp_path / "gymnasium/manifest.parquet").to_pylist() == [row]
 
 
 def test_a_run_that_is_not_fit_leaves_its_record_and_its_policy_but_no_data(tmp_path):
@@ -262,9 +268,9 @@ def test_a_candidate_that_cannot_act_is_refused_before_training(tmp_path):
 def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
     write = run_module.write_dataset
 
-    def full(*arguments):
+    def full(*arguments, **named):
         stack.enter_context(small_disk(20_000))
-        return write(*arguments)
+        return write(*arguments, **named)
 
     monkeypatch.setattr(run_module, "write_dataset", full)
     folder = tmp_path / "gymnasium/CartPole-v1/PPO-1"

@@ -33,6 +33,7 @@ IMAGE_SIZE = 64  # paper section 4.3: images are resized to 64x64x3
 _MAX_TEXT = 1024
 _MAX_IMAGE_CHANNELS = 16
 _MIN_IMAGE_SIDE = 5
+_MAX_CHOICES = 2**62  # of an integer that slots can hold: digits are computed in 64 bits
 
 
 class UnsupportedSpaceError(ValueError):
@@ -344,17 +345,17 @@ class SlotLayout:
 def _cached_layout(text: str, role: str, max_slots: int, num_bins: int, image_size: int) -> SlotLayout:
     data = json.loads(text)
     leaves: list[Leaf] = []
+    num_slots = 0
     for path, space in walk_space(data):
         if space["type"] == "Text" and path and role == "observation":
             continue
-        first_slot = sum(leaf.num_slots for leaf in leaves)
-        leaves.append(_leaf(path, space, first_slot, role, max_slots, num_bins))
+        leaves.append(_leaf(path, space, num_slots, role, max_slots, num_bins))
+        num_slots += leaves[-1].num_slots
     images = [leaf for leaf in leaves if leaf.kind == "image"]
     if len(images) > 1:
         raise UnsupportedSpaceError(
             f"the {role} space has {len(images)} images ({', '.join(leaf.name for leaf in images)}); at most one fits"
         )
-    num_slots = sum(leaf.num_slots for leaf in leaves)
     if num_slots > max_slots:
         widest = max(leaves, key=lambda leaf: leaf.num_slots)
         hint = f" ({widest.name} alone takes {widest.num_slots})" if len(leaves) > 1 else ""
@@ -387,7 +388,13 @@ def _leaf(
     name = Leaf(path, space, "", (), 0, 0).name
     if kind == "Box" and space["dtype"] != "bool":
         shape = tuple(space["shape"])
-        low, high = (_bounds_from_json(space[key], shape).astype(np.float64).ravel() for key in ("low", "high"))
+        small = math.prod(shape) <= max_slots
+        # One number that bounds more elements than fit is not unfolded, whatever shape a description claims.
+        shapes = [shape if small or isinstance(space[key], list) else () for key in ("low", "high")]
+        low, high = (
+            _bounds_from_json(space[key], bounds).astype(np.float64).ravel()
+            for key, bounds in zip(("low", "high"), shapes, strict=True)
+        )
         if _is_image(shape, low, high, max_slots):
             if role == "action":
                 raise UnsupportedSpaceError(f"{name} is an image of shape {shape}: actions are slots only")
@@ -398,6 +405,8 @@ def _leaf(
         shape = (size,) if isinstance(size, int) else tuple(size)
         if role == "observation" and _image_axes(shape) is not None and math.prod(shape) > max_slots:
             return Leaf(path, space, "image", shape, first_slot, 0, low=np.zeros(1), high=np.ones(1))
+        if math.prod(shape) > max_slots:
+            return Leaf(path, space, "discrete", shape, first_slot, math.prod(shape))
         cardinality, start = np.full(math.prod(shape), 2), np.zeros(math.prod(shape), np.int64)
     elif kind == "Discrete":
         shape, cardinality, start = (), np.array([space["n"]]), np.array([space["start"]])
@@ -407,6 +416,10 @@ def _leaf(
     else:
         raise UnsupportedSpaceError(
             f"{name} is a {kind} space; a model takes Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple"
+        )
+    if cardinality.size and not 1 <= cardinality.min() <= cardinality.max() <= _MAX_CHOICES:
+        raise UnsupportedSpaceError(
+            f"{name} has {cardinality.min()} to {cardinality.max()} choices; 1 to {_MAX_CHOICES} fit"
         )
     if role == "action" and cardinality.size and cardinality.max() > num_bins:
         raise UnsupportedSpaceError(f"{name} has {cardinality.max()} choices; an action slot has at most {num_bins}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ldm_hf.data_commands import build, convert, publish
+from ldm_hf.data_commands import build, check, convert, publish
 from ldm_hf.dependencies import require
 from ldm_hf.env_commands import environments
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, UnsupportedSpaceError
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(environments, name="env")
 app.command()(build)
+app.command()(check)
 app.command()(publish)
 app.command()(convert)
 app.command()(references)

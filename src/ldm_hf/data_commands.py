@@ -1,19 +1,22 @@
-"""The commands that make datasets: ``ldm build``, ``ldm publish``, ``ldm convert``."""
+"""The commands that make datasets: ``ldm build``, ``ldm check``, ``ldm publish``, ``ldm convert``."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm_hf.dependencies import require
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, DatasetFormatError, UnknownEnvironmentError
+from ldm_hf.files import sole_writer
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.budgets import Budget
     from ldm_hf.dataset_builder.candidates import Candidate
     from ldm_hf.dataset_builder.executor import Executor
     from ldm_hf.dataset_builder.plan import Plan
+    from ldm_hf.dataset_builder.verification import RunCheck
 
 Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a library.")]
 
@@ -61,15 +64,27 @@ def build(
         return
     from ldm_hf.dataset_builder.pipeline import Build, BuildSettings
 
-    for name, reason in made.left_out.items():
+    for name, reason in {**made.left_out, **_unfit(made, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
     settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
-    building = Build(made, settings, out.absolute())
-    if retry_failed:
-        typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
-    running = make_executor(executor, jobs, address, gpus, out.absolute())
-    _run(building, running)
+    with sole_writer(out.absolute()):
+        building = Build(made, settings, out.absolute())
+        if retry_failed:
+            typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
+        running = make_executor(executor, jobs, address, gpus, out.absolute())
+        _run(building, running)
     _print_runs(out, building.libraries)
+
+
+def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
+    """Of the candidates that were asked for by name, why they are not trained on some of the environments."""
+    environments = [environment for group in plan.groups for environment in group.environments]
+    return {
+        f"{name} on {environment.spec.id}": environment.misfits[name]
+        for name in candidates
+        for environment in environments
+        if name in environment.misfits
+    }
 
 
 def make_executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
@@ -181,18 +196,34 @@ def _print_runs(out: Path, libraries: list[str]) -> None:
 
 
 def publish(
-    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made.")],
+    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made, or a folder of such folders.")],
     namespace: Annotated[str, typer.Option(help="User or organisation of the Hub.")],
     library: Annotated[list[str] | None, typer.Option(help="Slug; repeatable. Default: all.")] = None,
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete runs from the Hub that DATA does not have.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace and delete runs on the Hub without asking.")] = False,
 ) -> None:
     """Publish datasets to the Hub, one repository a library: NAMESPACE/ldm-LIBRARY.
 
-    The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is missing.
+    Runs that were published before stay; those that would be replaced or deleted are listed first. Files that ldm did not
+    write are never touched. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only
+    what is missing.
     """
     require("`ldm publish`", "data")
+    from ldm_hf.dataset_builder.publish import Change, refuse_losses
     from ldm_hf.dataset_builder.publish import publish as run
     from ldm_hf.progress import progress_bar
+
+    def agree(changes: Sequence[Change]) -> None:
+        bar.clear()
+        for change in changes:
+            for verb, places in (("replaces", change.merged.replaced), ("deletes", change.merged.deleted)):
+                for place in places:
+                    typer.echo(f"{verb} the run {change.repository}/{place}", err=True)
+            for path in change.merged.stale:
+                typer.echo(f"deletes the file {change.repository}/{path}", err=True)
+        if not yes and not (sys.stdin.isatty() and typer.confirm("Shall that be done?", err=True)):
+            refuse_losses(changes)
 
     with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
         last: dict[str, int] = {}
@@ -204,9 +235,69 @@ def publish(
             bar.update(done - last.get(name, 0))
             last[name] = done
 
-        names = run(data, namespace, libraries=library, private=private, progress=progress)
+        names = run(data, namespace, libraries=library, private=private, delete=delete, agree=agree, progress=progress)
     for name in names:
         typer.echo(f"hf://datasets/{name}")
+
+
+def check(
+    data: Annotated[
+        str, typer.Argument(help="Data folder, one repository, or hf://datasets/<namespace>/<name>[@revision].")
+    ],
+    environment: Annotated[list[str] | None, typer.Option(help="Id; repeatable. Default: all.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also step the recorded actions in the environments, and compare.")
+    ] = False,
+) -> None:
+    """Check datasets: what manifests say, the SHA-256 of all files, every value of every row.
+
+    Each defect is a line with file and row; exit status 1 if there is one. Observations outside the space that an
+    environment declares are counted, and are no defect.
+    """
+    require("`ldm check`", "data")
+    from ldm_hf.dataset_builder.storage import open_storages
+    from ldm_hf.dataset_builder.verification import check_repository
+    from ldm_hf.progress import progress_bar
+
+    runs = defects = 0
+    with progress_bar("checking", 0, "row", unit_scale=True) as bar:
+        for storage in open_storages(data):
+            for found in check_repository(storage, environment, bar.update):
+                lines, replayed = found.defects, ""
+                if replay and found.dataset is not None and not lines:
+                    lines, replayed = _replay(found, bar.update)
+                runs, defects = runs + 1, defects + len(lines)
+                bar.clear()
+                for line in lines or [f"{found.name}: {found.rows:,} rows are right{_remarks(found)}{replayed}"]:
+                    typer.echo(line)
+    if not runs:
+        raise UnknownEnvironmentError(f"{data} has no data of {', '.join(environment or ['any environment'])}")
+    if defects:
+        raise DatasetFormatError(f"{data} has {defects} defects in {runs} runs, which are listed above")
+
+
+def _replay(found: "RunCheck", progress: Callable[[int], object]) -> tuple[list[str], str]:
+    """What differs when a run is replayed, and a remark if nothing does."""
+    from ldm_hf.dataset_builder.replay import replay, why_not
+
+    assert found.dataset is not None
+    reason = why_not(found.dataset)
+    if reason is not None:
+        return [], f"; not replayed: {reason}"
+    again = replay(found.dataset, progress)
+    if not again.different:
+        return [], "; replayed, the environment does the same"
+    what = f"{again.different:,} of {again.rows:,} rows differ when they are replayed"
+    return [f"{found.where}: {found.name}: {what}, the first at {again.first}"], ""
+
+
+def _remarks(found: "RunCheck") -> str:
+    if not found.outside:
+        return ""
+    return (
+        f"; {found.outside:,} observations lie outside the space that the environment declares, "
+        f"the first at {found.first_outside}"
+    )
 
 
 def convert(
@@ -235,7 +326,8 @@ def convert(
             bar.update(done - bar.n)
 
         if from_:
-            record = from_minari(source, out, environment=environment, progress=progress)
+            with sole_writer(out.absolute()):
+                record = from_minari(source, out, environment=environment, progress=progress)
             made = f"{record.environment}, run {record.run}, in {out}"
         else:
             assert name is not None

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ldm_hf.errors import StorageError
+from ldm_hf.errors import ConfigError, StorageError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MARK = ".partial-"
 _ASIDE = f"{_MARK}replaced"
+_LOCK = ".ldm-lock"
 
 
 @contextlib.contextmanager
@@ -51,6 +52,29 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         remove(folder)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder that one process may write to at a time, on whatever machine; readers need not ask.
+
+    The system lets go of it when the process ends, in whatever way.
+
+    Raises:
+        ConfigError: somebody else holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"another process is writing to {folder}: let it finish, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def publish(temporary: Path, path: Path) -> None:

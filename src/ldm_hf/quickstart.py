@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.errors import ConfigError, EnvironmentFailure
-from ldm_hf.files import remove_leftovers, replacing
+from ldm_hf.files import remove_leftovers, replacing, sole_writer
 from ldm_hf.processes import run_child
 from ldm_hf.progress import progress_bar
 
@@ -108,7 +108,8 @@ def quickstart(
         output, {"seed": seed, "steps": steps, "references": {name: asdict(each) for name, each in references.items()}}
     )
     data, report = output / "data", output / "report.json"
-    build_references(references, data, jobs=jobs, seed=seed)
+    with sole_writer(data):
+        build_references(references, data, jobs=jobs, seed=seed)
     # Threads wait for each other at every layer: one that shares its core holds up all, so half of the cores stay free.
     threads = max(1, jobs // 2)
     if not (output / "model").is_dir():

@@ -22,7 +22,7 @@ class Api(Connection):
 
     @route("GET", "/api/whoami-v2", write=True)
     def whoami(self) -> Any:
-        access = {"displayName": "loopback", "role": "write"}
+        access = {"displayName": "loopback", "role": self.role}
         auth = {"type": "access_token", "accessToken": access}
         return {"type": "user", "id": self.user, "name": self.user, "fullname": self.user, "orgs": [], "auth": auth}
 

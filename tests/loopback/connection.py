@@ -90,6 +90,9 @@ class Connection(BaseHTTPRequestHandler):
                     parts["repo"] = self.find_repo(parts.pop("kind", "models"), parts["repo"], write)
                 elif self.user is None and write:
                     raise HubError(401, "Invalid username or password.")
+                self.role = "read" if token in self.hub.read_only else "write"
+                if write and self.role == "read" and "whoami" not in path:
+                    raise HubError(403, "This token has no right to write")
                 return function(self, **parts)
         code = "RepoNotFound" if re.fullmatch(_WITHOUT_OWNER, path) else ""
         raise HubError(404, f"Not on the loopback Hub: {self.command} {path}", code)

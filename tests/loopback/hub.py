@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,7 @@ class LoopbackHub:
     Args:
         folder: Where the blobs are kept.
         tokens: The user name of every token that is accepted. A user may write to `<user name>/...` only.
+        read_only: Those of the tokens that may read only.
 
     Attributes:
         endpoint: The address, for HF_ENDPOINT.
@@ -46,8 +47,8 @@ class LoopbackHub:
         page_size: The most entries of a page of a listing.
     """
 
-    def __init__(self, folder: Path, tokens: dict[str, str]):
-        self.folder, self.tokens = folder, tokens
+    def __init__(self, folder: Path, tokens: dict[str, str], read_only: Collection[str] = ()):
+        self.folder, self.tokens, self.read_only = folder, tokens, read_only
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.repos: dict[tuple[str, str], Repo] = {}

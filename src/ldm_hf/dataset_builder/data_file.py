@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm_hf.dataset_builder.image_column import FIELD, OLD_FIELD
 from ldm_hf.dataset_builder.schema import RunInfo, arrow_schema
 from ldm_hf.dataset_builder.storage import Storage
 from ldm_hf.errors import DatasetFormatError, HubError
@@ -51,11 +52,26 @@ def checked_footer(file: DataFile) -> pq.FileMetaData:
         )
     info = file.info
     layouts = SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action")
-    if not schema.equals(arrow_schema(*layouts, info)):
+    if not any(schema.equals(arrow_schema(*layouts, info, image)) for image in (FIELD, OLD_FIELD)):
         raise DatasetFormatError(f"{file.where} has columns that do not fit its spaces: {', '.join(schema.names)}")
     if tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) != file.chunks:
         raise DatasetFormatError(f"{file.where} has other chunks than its manifest says")
+    _check_places(file, metadata, schema.names.index("stream"), schema.names.index("step"))
     return metadata
+
+
+def _check_places(file: DataFile, metadata: pq.FileMetaData, stream: int, step: int) -> None:
+    """Whether each chunk can be consecutive steps of one stream, by the statistics that its footer has anyway."""
+    row = 0
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group)
+        streams, steps = chunk.column(stream).statistics, chunk.column(step).statistics
+        known = streams is not None and steps is not None and streams.has_min_max and steps.has_min_max
+        if not known or streams.min != streams.max or steps.max - steps.min != chunk.num_rows - 1:
+            raise DatasetFormatError(
+                f"{file.where}, row {row}: the {chunk.num_rows} rows from there are not consecutive steps of one stream"
+            )
+        row += chunk.num_rows
 
 
 def read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema]:

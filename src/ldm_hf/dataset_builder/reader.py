@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm_hf.dataset_builder import image_column
 from ldm_hf.dataset_builder.data_file import DataFile, checked_footer, one_line, read_footer
 from ldm_hf.dataset_builder.row_groups import column_of, read_row_group, vectors_of
-from ldm_hf.dataset_builder.schema import DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo
+from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.writer import Terminals
 from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
@@ -119,6 +120,11 @@ class EnvironmentDataset:
                 found.append(tuple(int(column.statistics.min) for column in columns))
         return found  # type: ignore[return-value]
 
+    def beside(self, name: str) -> DataFile:
+        """A file that lies beside those of a run, of a dataset of one run."""
+        first = self._files[0]
+        return replace(first, path=str(PurePosixPath(first.path).with_name(name)), chunks=())
+
     def terminals(self) -> Terminals:
         """What the last actions of episodes led to, of a dataset of one run.
 
@@ -127,8 +133,7 @@ class EnvironmentDataset:
         Raises:
             DatasetFormatError, HubError: as ``chunk``.
         """
-        first = self._files[0]
-        file = replace(first, path=str(PurePosixPath(first.path).with_name(TERMINAL_FILE)), chunks=())
+        file = self.beside(TERMINAL_FILE)
         try:
             read = functools.partial(pq.read_table, page_checksum_verification=True)
             table = file.storage.read(file.path, read).combine_chunks()
@@ -148,12 +153,11 @@ class EnvironmentDataset:
         return np.empty((length, self._observation.num_slots), np.float32)
 
     def _images(self, table: pa.Table, file: DataFile) -> np.ndarray:
-        column = column_of(table, "image")
-        side = self._observation.image_size
-        data = np.frombuffer(column.buffers()[2], np.uint8)
-        if data.size != len(column) * side * side * 3:
+        images = image_column.from_column(column_of(table, image_column.IMAGE))
+        if images is None:
+            side = self._observation.image_size
             raise DatasetFormatError(f"{file.where} holds images that are not {side}x{side}x3 bytes")
-        return data.reshape(len(column), side, side, 3)
+        return images
 
 
 def open_dataset(folder: Path) -> EnvironmentDataset:
@@ -222,12 +226,13 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
             if environments is not None and row["environment"] not in environments:
                 continue
             info = RunInfo.from_json(row["info"], storage.where(MANIFEST))
+            _check_chunks(storage, row, info)
             for entry in row["files"]:
+                _check_size(storage, entry)
                 if entry["chunks"]:
-                    _check_size(storage, entry)
                     files.append(DataFile(storage, entry["path"], info, tuple(entry["chunks"])))
         return files
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
         if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
@@ -238,6 +243,16 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
 def _manifest_rows(file: Any) -> list[dict[str, Any]]:
     columns = ["environment", "files", "info"]
     return list(pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist())
+
+
+def _check_chunks(storage: Storage, row: dict[str, Any], info: RunInfo) -> None:
+    chunks = [length for entry in row["files"] for length in entry["chunks"]]
+    sane = all(0 < length <= CHUNK_LENGTH for length in chunks) and info.environment == row["environment"]
+    if not sane or sum(chunks) != info.num_transitions:
+        raise DatasetFormatError(
+            f"{storage.where(MANIFEST)} lists chunks of {info.environment}, run {info.run}, that cannot be its "
+            f"{info.num_transitions} transitions: it was changed"
+        )
 
 
 def _check_size(storage: Storage, entry: dict[str, Any]) -> None:

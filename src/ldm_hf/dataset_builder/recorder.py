@@ -106,6 +106,7 @@ class Recording:
         rewards: raw, float32 of shape (capacity, B).
         terminated, truncated: bool of shape (capacity, B); a time limit truncates, and so does a reset within an episode.
         terminals: stream and row of each terminal observation, in the order of ``terminal_batch``.
+        resets: rows before which the algorithm reset all sub-environments.
 
     Raises:
         StorageError: the disk has no room for a recording of this capacity, or is full later on.
@@ -134,6 +135,7 @@ class Recording:
         self.terminated = np.zeros((capacity, streams), bool)
         self.truncated = np.zeros((capacity, streams), bool)
         self.terminals: list[tuple[int, int]] = []
+        self.resets: list[int] = []
         self.capacity = capacity
         self.length = 0
 
@@ -233,6 +235,7 @@ class RecorderVecEnv(VecEnvWrapper):
         self.log.reset()
         if self._recording is not None:
             self._recording.cut_episodes()
+            self._recording.resets.append(self._recording.length)
         self._observations = self.venv.reset()
         return self._observations
 

@@ -44,6 +44,7 @@ class RunRecord:
         dropped: why its data are not in the dataset; None of a run that is kept.
         info: what its files say; None of a run that failed.
         files: what is in its folder beside the record.
+        seconds: that training and recording took; it stands here alone, so that equal runs have equal files.
     """
 
     environment: str
@@ -51,6 +52,7 @@ class RunRecord:
     dropped: str | None
     info: RunInfo | None
     files: tuple[FileRecord, ...] = ()
+    seconds: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -65,6 +67,7 @@ class RunRecord:
             "dropped": self.dropped,
             "info": None if self.info is None else json.loads(self.info.to_json()),
             "files": [asdict(file) for file in self.files],
+            "seconds": self.seconds,
         }
         with replacing(folder / RECORD) as path:
             path.write_text(json.dumps(values), encoding="utf-8")
@@ -77,7 +80,7 @@ class RunRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             info = None if values["info"] is None else RunInfo.from_json(json.dumps(values["info"]), path)
             files = tuple(FileRecord(**{**file, "chunks": tuple(file["chunks"])}) for file in values["files"])
-            return cls(values["environment"], values["run"], values["dropped"], info, files)
+            return cls(values["environment"], values["run"], values["dropped"], info, files, values.get("seconds"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetFormatError):
                 raise

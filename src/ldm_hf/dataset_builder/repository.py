@@ -1,13 +1,14 @@
 """A library's dataset repository: its manifest, the table of all its runs, its card."""
 
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm_hf.dataset_builder.card import plot_curves, render_card
 from ldm_hf.dataset_builder.records import RECORD, RunRecord, read_records
 from ldm_hf.dataset_builder.schema import MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
@@ -32,10 +33,36 @@ _RUNS_SCHEMA = pa.schema(
     [
         *(("environment", pa.string()), ("run", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())),
         *_SCORES,
-        *(("transitions", pa.int64()), ("episodes", pa.int64()), ("seconds", pa.float64()), ("seed", pa.int64())),
+        *(("transitions", pa.int64()), ("episodes", pa.int64()), ("seed", pa.int64())),
         *(("curve_transitions", pa.list_(pa.int64())), ("curve_returns", pa.list_(pa.float64()))),
     ]
 )
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What describes a dataset repository: its manifest, the table of its runs, and what is made from these two.
+
+    Attributes:
+        manifest: one row a run that is kept.
+        runs: one row a run, those that failed or were dropped too.
+    """
+
+    manifest: Sequence[Row]
+    runs: Sequence[Row]
+
+    def write(self, folder: Path, library: str, notes: str = "") -> None:
+        """Write manifest, table of runs, curves and card to a folder; the card ends with the notes."""
+        with replacing(folder / MANIFEST) as path:
+            pq.write_table(pa.Table.from_pylist(list(self.manifest), MANIFEST_SCHEMA), path, write_page_checksum=True)
+        with replacing(folder / RUNS) as path:
+            pq.write_table(pa.Table.from_pylist(list(self.runs), _RUNS_SCHEMA), path, write_page_checksum=True)
+        plot_curves(self.runs, folder / CURVES)
+        with replacing(folder / CARD) as path:
+            path.write_text(render_card(library, self.manifest, self.runs) + notes, encoding="utf-8")
 
 
 def run_records(repository: Path) -> list[RunRecord]:
@@ -49,34 +76,18 @@ def update_repository(repository: Path) -> None:
     Nobody else may be writing to it. A library none of whose runs is kept has an empty manifest.
 
     Raises:
-        DatasetFormatError: there are no runs, or a record is damaged.
+        DatasetFormatError: there are no runs, a record is damaged, or a file of a run that is kept is not the one recorded.
     """
     remove_leftovers(repository)
     records = run_records(repository)
     if not records:
         raise DatasetFormatError(f"{repository} holds no runs: there is no <config>/<run>/{RECORD} in it")
     kept = [_manifest_row(record, record.info) for record in records if record.dropped is None and record.info]
-    with replacing(repository / MANIFEST) as path:
-        pq.write_table(pa.Table.from_pylist(kept, MANIFEST_SCHEMA), path, write_page_checksum=True)
-    with replacing(repository / RUNS) as path:
-        table = pa.Table.from_pylist([_run_row(record) for record in records], _RUNS_SCHEMA)
-        pq.write_table(table, path, write_page_checksum=True)
-    _plot_curves(records, repository / CURVES)
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        resources.files("ldm_hf.dataset_builder").joinpath("dataset_card.md").read_text(encoding="utf-8")
-    )
-    infos = [record.info for record in records if record.dropped is None and record.info]
-    with replacing(repository / CARD) as path:
-        text = template.render(
-            library=repository.name,
-            rows=kept,
-            configs=list(dict.fromkeys(row["config"] for row in kept)),
-            size=sum(row["rows"] for row in kept),
-            dropped=[_run_row(record) for record in records if record.dropped is not None],
-            licences=sorted({info.licence or "unknown" for info in infos}),
-            infos=infos,
-        )
-        path.write_text(text, encoding="utf-8")
+    for entry in (entry for row in kept for entry in row["files"]):
+        path = repository / entry["path"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DatasetFormatError(f"{path} is missing or has another size than the record of its run says")
+    Description(kept, [_run_row(record) for record in records]).write(repository, repository.name)
 
 
 def _manifest_row(record: RunRecord, info: RunInfo) -> dict[str, Any]:
@@ -106,7 +117,7 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
     }
     info = record.info
     if info is not None:
-        row |= {name: getattr(info, name) for name in ("first10", "last10", "deterministic_return", "seconds", "seed")}
+        row |= {name: getattr(info, name) for name in ("first10", "last10", "deterministic_return", "seed")}
         row |= {"transitions": info.num_transitions, "episodes": info.num_episodes}
         row |= {"curve_transitions": info.curve.transitions, "curve_returns": info.curve.returns}
     return row
@@ -123,39 +134,3 @@ def _describe(space: dict[str, Any]) -> str:
         return "Text"
     size = space["shape"] if kind == "Box" else space["nvec"] if kind == "MultiDiscrete" else space["n"]
     return f"{kind}({' x '.join(map(str, size)) if isinstance(size, list) else size})"
-
-
-def _plot_curves(records: list[RunRecord], path: Path) -> None:
-    """One small plot an environment, one line a run; dropped runs are grey. At most the first 48 environments."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib.figure import Figure
-
-    shown: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.info is not None:
-            shown.setdefault(record.environment, []).append(record)
-    environments = list(shown)[:48]
-    if not environments:
-        return
-    columns = min(4, len(environments))
-    rows = -(-len(environments) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, environment in zip(axes, environments, strict=False):
-        for record in shown[environment]:
-            assert record.info is not None
-            curve = record.info.curve
-            style = {"color": "0.75", "linewidth": 0.8} if record.dropped is not None else {"linewidth": 1.2}
-            axis.plot(curve.transitions, curve.returns, label=record.run if record.dropped is None else None, **style)
-        axis.set_title(EnvironmentId.parse(environment).name, fontsize=8)
-        axis.tick_params(labelsize=6)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=5)
-    for axis in axes[len(environments) :]:
-        axis.axis("off")
-    figure.supxlabel("transitions", fontsize=8)
-    figure.supylabel("mean return of the training episodes", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

@@ -18,7 +18,7 @@ from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
 from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.request import Progress, RunRequest
-from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, POLICY_FOLDER, RunInfo
+from ldm_hf.dataset_builder.schema import BY_STREAM, CHUNK_LENGTH, POLICY_FOLDER, RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
@@ -75,7 +75,7 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
             progress("scoring", 0, 1)
             with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
                 returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, curve, returns, time.monotonic() - start)
+            info = _run_info(request, described, recording, curve, returns)
             judged = None if request.keep == "improved" else Sample.of(returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
@@ -88,8 +88,10 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
                     source.transitions,
                     source.terminals(),
                     lambda rows: progress("writing", rows, info.num_transitions),
+                    resets=recording.resets,
                 )
-            record = RunRecord(environment, info.run, dropped, info, describe_files(folder))
+            seconds = round(time.monotonic() - start, 1)
+            record = RunRecord(environment, info.run, dropped, info, describe_files(folder), seconds)
             record.write(folder)
     return record
 
@@ -133,7 +135,6 @@ def _run_info(
     recording: Recording,
     curve: LearningCurve,
     deterministic: list[float],
-    seconds: float,
 ) -> RunInfo:
     ended = recording.terminated[: recording.length] | recording.truncated[: recording.length]
     return RunInfo(
@@ -150,7 +151,8 @@ def _run_info(
         hyperparameters=request.candidate.settings,
         source=request.candidate.source,
         seed=request.seed,
-        seconds=round(seconds, 1),
+        max_episode_steps=described.max_episode_steps,
+        seeding=BY_STREAM,
         library_version=library_version(described.id),
         licence=described.licence,
         provenance=provenance(described.id),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ldm_hf.dataset_builder import image_column
 from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
@@ -22,7 +23,11 @@ CHUNK_LENGTH = 8192
 DATA_FILES = "train-*.parquet"
 MANIFEST = "manifest.parquet"
 TERMINAL_FILE = "terminal.parquet"
+EPISODES_FILE = "episodes.parquet"
 POLICY_FOLDER = "policy"
+
+BY_STREAM = "stream i is reset with seed + i at first, and without a seed from then on"
+"""How the environments of a run were seeded that ``ldm build`` made; it can be replayed."""
 
 
 def environment_folder(root: Path, environment: str) -> Path:
@@ -45,8 +50,9 @@ class RunInfo:
         algorithm: class name in Stable-Baselines3 or SB3-Contrib.
         hyperparameters: what differs from that class's defaults, the number of environments and normalisation included.
         source: where this configuration comes from.
-        seed: of the training run.
-        seconds: that training and recording took.
+        seed: of the training run; its streams are reset with it, see ``docs/dataset_format.md``.
+        max_episode_steps: steps after which an episode was truncated; None where that is not known.
+        seeding: how the seed was used: ``BY_STREAM``, or None where that is not known.
         library_version: version of the environment's library, None if it is no installed distribution.
         licence: SPDX expression of that library.
         provenance: what ran the environment: provider, Python, image digest or lock.
@@ -66,7 +72,8 @@ class RunInfo:
     hyperparameters: dict[str, Any]
     source: str
     seed: int
-    seconds: float
+    max_episode_steps: int | None
+    seeding: str | None
     library_version: str | None
     licence: str
     provenance: dict[str, str]
@@ -108,8 +115,16 @@ class RunInfo:
             raise DatasetFormatError(
                 f"{where} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
             )
+        values.pop("seconds", None)  # which files kept once, together with no time limit
         try:
-            return cls(**{**values, "curve": LearningCurve.from_json(values["curve"])})
+            return cls(
+                **{
+                    "max_episode_steps": None,
+                    "seeding": None,
+                    **values,
+                    "curve": LearningCurve.from_json(values["curve"]),
+                }
+            )
         except (TypeError, KeyError) as error:
             raise DatasetFormatError(f"{where} has incomplete metadata: {error}") from error
 
@@ -124,9 +139,11 @@ class RunInfo:
         return cls.from_json(text, where)
 
 
-def arrow_schema(observation: SlotLayout, action: SlotLayout, info: RunInfo) -> pa.Schema:
+def arrow_schema(
+    observation: SlotLayout, action: SlotLayout, info: RunInfo, image: pa.Field = image_column.FIELD
+) -> pa.Schema:
     """The columns of an environment's files. A space without scalar slots has no ``observation`` column."""
-    columns = [*_place(), *_observed(observation)]
+    columns = [*_place(), *_observed(observation, image)]
     columns += [
         pa.field("action", pa.list_(pa.float32(), action.num_slots), False),
         pa.field("reward", pa.float32(), False),
@@ -134,12 +151,17 @@ def arrow_schema(observation: SlotLayout, action: SlotLayout, info: RunInfo) -> 
         pa.field("truncated", pa.bool_(), False),
         pa.field("reference_action", pa.list_(pa.float32(), action.num_slots), False),
     ]
-    return pa.schema(columns, {METADATA_KEY: info.to_json().encode()})
+    return pa.schema(columns, _metadata(observation, info))
 
 
 def terminal_schema(observation: SlotLayout, info: RunInfo) -> pa.Schema:
     """The columns of the file of observations that ended episodes: the place of the last transition, and what it led to."""
-    return pa.schema([*_place(), *_observed(observation)], {METADATA_KEY: info.to_json().encode()})
+    return pa.schema([*_place(), *_observed(observation, image_column.FIELD)], _metadata(observation, info))
+
+
+def _metadata(observation: SlotLayout, info: RunInfo) -> dict[bytes, bytes]:
+    features = {} if observation.image is None else image_column.FEATURES
+    return {METADATA_KEY: info.to_json().encode(), **features}
 
 
 def _place() -> list[pa.Field]:
@@ -150,10 +172,10 @@ def _place() -> list[pa.Field]:
     ]
 
 
-def _observed(observation: SlotLayout) -> list[pa.Field]:
+def _observed(observation: SlotLayout, image: pa.Field) -> list[pa.Field]:
     columns = []
     if observation.num_slots:
         columns.append(pa.field("observation", pa.list_(pa.float32(), observation.num_slots), False))
     if observation.image is not None:
-        columns.append(pa.field("image", pa.binary(), False))
+        columns.append(image)
     return columns

@@ -4,7 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,16 @@ class Storage(ABC):
     def size(self, path: str) -> int | None:
         """Size of a file in bytes where that costs nothing; ``DatasetFormatError`` if it is not there."""
 
+    @abstractmethod
+    def paths(self) -> list[str]:
+        """Paths of all files, sorted."""
+
+    def inside(self, path: Any) -> str:
+        """A path that a manifest gives; ``DatasetFormatError`` if it is none, or leads out of the repository."""
+        if not isinstance(path, str) or not is_inside(path):
+            raise DatasetFormatError(f"{self.where(MANIFEST)} lists {path!r}, which is no path within the repository")
+        return path
+
     def where(self, path: str) -> str:
         """How messages name a file."""
         return f"{self.name}/{path}"
@@ -50,16 +60,20 @@ class FolderStorage(Storage):
     def open(self, path: str) -> Any:
         """Map a file of the folder into memory: what is read of it is not copied."""
         try:
-            return pa.memory_map(str(self._folder / path))
+            return pa.memory_map(str(self._folder / self.inside(path)))
         except FileNotFoundError as error:
             raise DatasetFormatError(f"{self.where(path)} is missing") from error
 
     def size(self, path: str) -> int:
         """Size of a file of the folder."""
         try:
-            return (self._folder / path).stat().st_size
+            return (self._folder / self.inside(path)).stat().st_size
         except FileNotFoundError as error:
             raise DatasetFormatError(f"{self.where(path)} is missing") from error
+
+    def paths(self) -> list[str]:
+        """Paths of all files of the folder."""
+        return sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
 
 
 class HubStorage(Storage):
@@ -96,6 +110,7 @@ class HubStorage(Storage):
         """Open a file of the repository."""
         from huggingface_hub import hf_hub_download
 
+        self.inside(path)
         with hub_failures(self.where(path)):
             if self._cached:
                 local = hf_hub_download(self.repository, path, repo_type="dataset", revision=self.commit)
@@ -104,7 +119,14 @@ class HubStorage(Storage):
 
     def size(self, path: str) -> None:
         """Unknown: asking costs a request."""
-        return None
+        self.inside(path)
+
+    def paths(self) -> list[str]:
+        """Paths of all files of the repository."""
+        from huggingface_hub import HfApi
+
+        with hub_failures(self.name):
+            return sorted(HfApi().list_repo_files(self.repository, repo_type="dataset", revision=self.commit))
 
     def read(self, path: str, use: Callable[[Any], Any]) -> Any:
         """What ``use`` makes of the open file; ``HubError`` if the network goes on breaking it: the client tries again."""
@@ -126,12 +148,27 @@ def open_storages(data: str | Path, cached: bool = True) -> list[Storage]:
     """
     if str(data).startswith(HUB):
         return [HubStorage(str(data), cached)]
-    root = Path(data)
+    return [FolderStorage(folder) for folder in repository_folders(Path(data))]
+
+
+def repository_folders(root: Path) -> list[Path]:
+    """The repositories in a folder: itself, or those in a data folder, or those in a folder of data folders.
+
+    Raises:
+        DatasetFormatError: there are none.
+    """
     depths = (MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}")
     manifests = next(filter(None, (sorted(root.glob(depth)) for depth in depths)), [])
     if not manifests:
         raise DatasetFormatError(f"{root} holds no datasets: there is no <library>/{MANIFEST} under it")
-    return [FolderStorage(manifest.parent) for manifest in manifests]
+    return [manifest.parent for manifest in manifests]
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path stays within the folder that it is relative to."""
+    parts = path.split("/")
+    plain = not PurePosixPath(path).is_absolute() and "\\" not in path and "\0" not in path
+    return plain and all(part not in ("", ".", "..") for part in parts)
 
 
 @contextlib.contextmanager
@@ -152,6 +189,10 @@ def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
 
     if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
         return _hub_error(subject, error.__cause__)  # what the client wraps once more
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HubError(f"{subject}: there is no token: run `hf auth login`, or set HF_TOKEN")
+    if isinstance(error, errors.HFValidationError):
+        return HubError(f"{subject} is no name of a repository: {' '.join(str(error).split())}")
     if isinstance(error, errors.RepositoryNotFoundError):
         hint = "or it is private and no token that may read it is set (HF_TOKEN)"
         return HubError(f"{subject}: the Hub has no such repository, {hint}")

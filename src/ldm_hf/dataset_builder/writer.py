@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, TERMINAL_FILE, RunInfo, arrow_schema, terminal_schema
+from ldm_hf.dataset_builder import image_column
+from ldm_hf.dataset_builder.checks import ValueChecks
+from ldm_hf.dataset_builder.episode_index import EpisodeIndex
+from ldm_hf.dataset_builder.schema import (
+    CHUNK_LENGTH,
+    EPISODES_FILE,
+    TERMINAL_FILE,
+    RunInfo,
+    arrow_schema,
+    terminal_schema,
+)
+from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 from ldm_hf.modeling.transitions_ldm import Transitions
 
@@ -63,8 +74,10 @@ def write_dataset(
     read: Callable[[ChunkRange], Transitions],
     terminals: Iterable[Terminals] = (),
     progress: Callable[[int], None] = lambda rows: None,
+    *,
+    resets: Sequence[int] = (0,),
 ) -> list[Path]:
-    """Write chunks in the order given, one row group each, as ``train-<i>-of-<n>.parquet``, and ``terminal.parquet``.
+    """Write chunks in the order given, one row group each, as ``train-<i>-of-<n>.parquet``, and what lies beside them.
 
     Args:
         folder: where to; it must exist.
@@ -73,23 +86,35 @@ def write_dataset(
         read: gives the transitions of a chunk, reference actions included.
         terminals: observations that ended episodes, in pieces.
         progress: called with the number of rows written.
+        resets: steps before which the algorithm reset all streams, in order.
+
+    Raises:
+        DatasetFormatError: a value is not finite or lies outside its space; the message names file, row and column.
     """
     observation, action = SlotLayout.of(info.observation_space), SlotLayout.of(info.action_space, role="action")
     schema = arrow_schema(observation, action, info)
     files = list(_split(chunks))
+    checks, index_of_episodes = ValueChecks(observation, action), EpisodeIndex(resets)
     paths, rows = [], 0
     for index, part in enumerate(files):
         path = folder / f"train-{index:05d}-of-{len(files):05d}.parquet"
         with pq.ParquetWriter(path, schema, **_encoding(schema)) as writer:
+            first = rows
             for chunk in part:
-                writer.write_table(_table(info.run, chunk, read(chunk), schema), row_group_size=CHUNK_LENGTH)
+                transitions = read(chunk)
+                checks.require(transitions, f"{info.environment}, run {info.run}: {path.name}", rows - first)
+                index_of_episodes.add(chunk.stream, chunk.start, transitions)
+                writer.write_table(_table(info.run, chunk, transitions, schema), row_group_size=CHUNK_LENGTH)
                 rows += chunk.stop - chunk.start
                 progress(rows)
         paths.append(path)
     schema = terminal_schema(observation, info)
     with pq.ParquetWriter(folder / TERMINAL_FILE, schema, **_encoding(schema)) as writer:
         for piece in terminals:
+            if defect := checks.observation_defect(piece.observations):
+                raise DatasetFormatError(f"{info.environment}, run {info.run}: {TERMINAL_FILE}: {defect.reason}")
             writer.write_table(_terminal_table(info.run, piece, schema), row_group_size=CHUNK_LENGTH)
+    index_of_episodes.write(folder / EPISODES_FILE, info)
     return paths
 
 
@@ -147,16 +172,10 @@ def _place(run: str, streams: np.ndarray, steps: np.ndarray) -> dict[str, pa.Arr
 
 def _observed(slots: np.ndarray, images: np.ndarray | None) -> dict[str, pa.Array]:
     observed: dict[str, pa.Array] = {"observation": _vectors(slots)} if slots.shape[1] else {}
-    return observed if images is None else {**observed, "image": _pictures(images)}
+    return observed if images is None else {**observed, image_column.IMAGE: image_column.to_column(images)}
 
 
 def _vectors(values: np.ndarray | None) -> pa.FixedSizeListArray:
     assert values is not None
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def _pictures(images: np.ndarray) -> pa.BinaryArray:
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    offsets = np.arange(len(flat) + 1, dtype=np.int32) * np.int32(flat.shape[1])
-    return pa.BinaryArray.from_buffers(pa.binary(), len(flat), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])

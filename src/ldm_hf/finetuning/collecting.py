@@ -1,6 +1,5 @@
 """A model's own episodes in an environment, recorded as a dataset whose labels are the actions that it took."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,13 +69,12 @@ def collect(
         recorders.append(_Recorder(env, processor))
         return recorders[-1]
 
-    start = time.monotonic()
     player = ModelPlayer(model, processor, temperature=temperature, seed=protocol.first_seed(0))
     (result,) = roll_out(player, [environment], protocol, progress=lambda _, done: progress(done), wrap=recorded)
     if result.failure is not None:
         raise result.failure
     streams = [recorder.transitions() for recorder in recorders]
-    info = _info(environment, result, protocol, round_number, temperature, time.monotonic() - start)
+    info = _info(environment, result, protocol, round_number, temperature)
     write_run(root, info, streams, [recorder.terminals(stream) for stream, recorder in enumerate(recorders)])
     return info
 
@@ -128,9 +126,7 @@ def _images(values: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.stack(pictures) if pictures else None
 
 
-def _info(
-    environment: str, result: RolloutResult, protocol: Protocol, number: int, temperature: float, seconds: float
-) -> RunInfo:
+def _info(environment: str, result: RolloutResult, protocol: Protocol, number: int, temperature: float) -> RunInfo:
     described = spec(environment)
     every = [
         (sum(lengths[: index + 1]), value)
@@ -155,7 +151,8 @@ def _info(
         hyperparameters={"temperature": temperature},
         source="a model's own rollouts; labels are the actions that it took",
         seed=protocol.first_seed(0),
-        seconds=round(seconds, 1),
+        max_episode_steps=described.max_episode_steps,
+        seeding=None,
         library_version=library_version(environment),
         licence=described.licence,
         provenance=provenance(environment),
