@@ -59,7 +59,7 @@ def recording(rounds: int, folder: Path) -> dict[str, float]:
                 env = venv
                 if recorded:
                     rows = steps // candidate.num_envs
-                    env = RecorderVecEnv(venv, rows, Recording(Path(scratch) / "recording", rows, venv))
+                    env = RecorderVecEnv(venv, rows, 0, Recording(Path(scratch) / "recording", rows, venv))
                 start = time.perf_counter()
                 train_policy(env, candidate, timesteps=steps, seed=0, progress=lambda done: None)
                 return steps / (time.perf_counter() - start)
@@ -79,7 +79,7 @@ def relabelling(seconds: float, folder: Path) -> dict[str, float]:
     for algorithm in ("PPO", "SAC"):
         venv = Sb3VecEnv(SyncVectorEnv([lambda: Noise(False, True)], autoreset_mode=AutoresetMode.SAME_STEP))
         record = Recording(folder / f"relabelling-{algorithm}", 8192, venv)
-        recorder = RecorderVecEnv(venv, 8192, record)
+        recorder = RecorderVecEnv(venv, 8192, 0, record)
         recorder.reset()
         for _ in range(8192):
             recorder.step(np.zeros((1, 4), np.float32))
@@ -182,7 +182,22 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
     curve = LearningCurve.of(range(20), range(20))
     described = space_to_json(space), space_to_json(spaces.Box(-1, 1, (ACTIONS,)))
     info = RunInfo(
-        *("benchmark/Noise-v0", "run", *described, curve, [0.0], len(episodes), len(whole), 1, "none", {}, "", 0, 0.0),
+        *(
+            "benchmark/Noise-v0",
+            "run",
+            *described,
+            curve,
+            [0.0],
+            len(episodes),
+            len(whole),
+            1,
+            None,
+            "none",
+            {},
+            "",
+            0,
+            0.0,
+        ),
         *(None, "", {}, {}),
     )
     folder.mkdir(parents=True)

@@ -99,7 +99,7 @@ def test_what_is_trained_is_recorded_and_labelled(kind, actions, tmp_path):
     recording = Recording(tmp_path / "r", 16, venv)
     candidate = Candidate("A2C", {"n_steps": 8}, 2, normalize=kind in ("vector", "nested"))
     policy = train_policy(
-        RecorderVecEnv(venv, 16, recording), candidate, timesteps=32, seed=0, progress=lambda done: None
+        RecorderVecEnv(venv, 16, 0, recording), candidate, timesteps=32, seed=0, progress=lambda done: None
     )
     layouts = SlotLayout.of(OBSERVATIONS[kind], max_slots=128), SlotLayout.of(ACTIONS[actions], role="action")
     source = _Source(recording, policy, *layouts, FlatObservations(OBSERVATIONS[kind]))

@@ -56,10 +56,11 @@ class Counter(gymnasium.Env):
 def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
     lengths = {0: [3, 2], 1: [1, 4]}
     venv = DummyVecEnv([lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths])
-    recording = Recording(tmp_path / "r", 50, venv)
-    recorder = RecorderVecEnv(venv, 50, recording)
+    recording = Recording(tmp_path / "r", 54, venv)
+    recorder = RecorderVecEnv(venv, 50, 4, recording)
     PPO("MlpPolicy", VecNormalize(recorder) if normalize else recorder, n_steps=64, batch_size=32, seed=0).learn(128)
-    assert recording.is_full and recording.length == 50  # the capacity; the algorithm went on
+    # 50 steps are the last of copy 0's tenth pair of episodes, and of copy 1's too: nothing is left to be finished.
+    assert recording.lengths.tolist() == [50, 50] and not recorder.is_recording  # the algorithm went on
     for copy, cycle in lengths.items():
         seen, acted = recording.observation_batch(copy, 0, 50), recording.action_batch(copy, 0, 50)
         row = 0
@@ -73,8 +74,11 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
                 assert recording.truncated[row, copy] == (last and episode % 2 == 1)
                 assert abs(acted[row, 0]) <= 1
                 row += 1
-    # Episode e of a copy returns 100 e length + (0 + ... + length-1); the first four to end, by hand, ties by copy.
-    assert recorder.log.returns[:4] == [0, 3, 201, 406] and recorder.log.ends[:4] == [2, 6, 10, 10]
+    # Episode e of a copy returns 100 e length + (0 + ... + length-1). By their starts, 0 0 1 3 5 5 ..., ties by copy: those
+    # of copy 0 and 1, copy 1's second, copy 0's second, and so on. There are 40; the first tenth are four of them.
+    curve = recorder.curve()
+    assert curve.returns[:6] == [3, 0, 406, 201, 603, 200] and curve.transitions[:6] == [0, 0, 2, 6, 10, 10]
+    assert len(curve.returns) == 40 and curve.first.mean == (3 + 0 + 406 + 201) / 4
     # What each episode ended on: copy 1's first after 1 step, copy 0's first after 3, both seconds at step 5 of each copy.
     assert recording.terminals[:4] == [(1, 0), (0, 2), (0, 4), (1, 4)]
     assert recording.terminal_batch(0, 4).tolist() == [[1, 0, 1], [0, 0, 3], [0, 1, 2], [1, 1, 4]]
@@ -96,17 +100,19 @@ def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
 def test_resets_within_an_episode_truncate_it(tmp_path):
     """ARS resets all copies when one of them has finished."""
     venv = DummyVecEnv([lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)])
-    recording = Recording(tmp_path / "r", 60, venv)
-    recorder = RecorderVecEnv(venv, 60, recording)
+    recording = Recording(tmp_path / "r", 65, venv)
+    recorder = RecorderVecEnv(venv, 60, 5, recording)
     train_policy(
         recorder,
         Candidate("ARS", {"n_delta": 2}, 3),
         timesteps=180,
         seed=0,
         progress=lambda _: None,
+        recorder=recorder,
     )
+    assert recording.lengths.tolist() == [60] * 3 and not recorder.is_recording
     seen = np.stack([recording.observation_batch(copy, 0, 60) for copy in range(3)], 1)
-    done = recording.terminated | recording.truncated
+    done = (recording.terminated | recording.truncated)[:60]
     for copy in range(3):
         for (_, episode, count), (_, next_episode, next_count), over in zip(
             seen[:-1, copy], seen[1:, copy], done[:-1, copy], strict=True
@@ -114,17 +120,83 @@ def test_resets_within_an_episode_truncate_it(tmp_path):
             assert (next_episode > episode and next_count == 0) if over else next_episode == episode
             assert over or next_count == count + 1
     # Every evaluation lasts three steps, copy 2's episodes; those of the others never end by themselves.
-    returns = np.array(recorder.log.returns)
-    assert len(returns) == done[:, 2].sum() and done[:, 0].sum() == done[:, 2].sum() - 1
+    returns = np.array(recorder.curve().returns)
+    assert len(returns) == done[:, 2].sum() == 20 and (done[:, 0] == done[:, 2]).all()
     assert set(returns % 100) == {0 + 1 + 2}
+
+
+CANDIDATES = [
+    (Candidate("PPO", {"n_steps": 20, "use_sde": True}, 3, normalize=True), spaces.Box(-1, 1, (1,))),
+    (Candidate("A2C", {"n_steps": 5}, 3), spaces.Box(-1, 1, (1,))),
+    (Candidate("DQN", {"learning_starts": 10, "train_freq": 7}, 1), spaces.Discrete(2)),
+    (Candidate("SAC", {"learning_starts": 10}, 3), spaces.Box(-1, 1, (1,))),
+    (Candidate("TD3", {"learning_starts": 10, "action_noise": 0.3}, 1), spaces.Box(-1, 1, (1,))),
+    (Candidate("ARS", {"n_delta": 2}, 1, policy="LinearPolicy"), spaces.Discrete(2)),
+]
+
+
+@pytest.mark.parametrize(("candidate", "actions"), CANDIDATES, ids=[candidate.algorithm for candidate, _ in CANDIDATES])
+def test_episodes_that_were_begun_are_played_to_their_ends_and_nothing_is_learned_from_them(
+    tmp_path, candidate, actions, monkeypatch
+):
+    """Episodes last 7, 8 and 9 steps; 50 steps of each of 3 copies are trained on, or 50 of one."""
+    monkeypatch.setattr(Counter, "action_space", actions)
+    policies = {}
+    for finished in (True, False):
+        venv = DummyVecEnv([lambda copy=copy: Counter(copy, [7 + copy]) for copy in range(candidate.num_envs)])
+        recording = Recording(tmp_path / str(finished), 60, venv)
+        recorder = RecorderVecEnv(venv, 50, 10, recording)
+        policies[finished] = train_policy(
+            recorder,
+            candidate,
+            timesteps=50 * candidate.num_envs,
+            seed=0,
+            progress=lambda _: None,
+            recorder=recorder if finished else None,
+        )
+        if finished:
+            assert recorder.training_steps >= 50 and not recorder.is_recording
+            # The eighth episode of 7 steps ends with step 56, the seventh of 8 does too, the sixth of 9 with step 54.
+            assert recording.lengths.tolist() == [56, 56, 54][: candidate.num_envs]
+            for copy, length in enumerate(recording.lengths):
+                over = recording.terminated[:length, copy] | recording.truncated[:length, copy]
+                assert np.flatnonzero(over).tolist() == list(range(6 + copy, length, 7 + copy))
+            assert recording.num_episodes == sum([8, 7, 6][: candidate.num_envs])
+    observations = np.random.default_rng(0).uniform(0, 9, (40, 3)).astype(np.float32)
+    np.testing.assert_array_equal(policies[True].act(observations), policies[False].act(observations))
+
+
+def test_episodes_that_outlast_the_limit_are_broken_off_and_their_environment_is_in_no_curve(tmp_path):
+    venv = DummyVecEnv([lambda: Counter(0, [10**9]), lambda: Counter(1, [2])])
+    recording = Recording(tmp_path / "r", 29, venv)
+    recorder = RecorderVecEnv(venv, 25, 4, recording)
+    recorder.reset()
+    for _ in range(40):
+        recorder.step(np.zeros((2, 1), np.float32))
+    assert not recorder.is_recording and recording.lengths.tolist() == [29, 26]
+    assert np.flatnonzero(recording.truncated[:, 0]).tolist() == [28] and not recording.terminated[:, 0].any()
+    assert recorder.curve().returns == [1 + 200 * episode for episode in range(13)]  # of the other alone
+
+
+def test_training_that_ends_early_ends_the_recording(tmp_path):
+    venv = DummyVecEnv([lambda copy=copy: Counter(copy, [3 + copy]) for copy in range(2)])
+    recorder = RecorderVecEnv(venv, 100, 4, Recording(tmp_path / "r", 104, venv))
+    recorder.reset()
+    for _ in range(3):
+        recorder.step(np.zeros((2, 1), np.float32))
+    recorder.end_training()
+    assert recorder.is_recording and recorder.training_steps == 3
+    recorder.step(np.zeros((2, 1), np.float32))
+    assert not recorder.is_recording and recorder._recording.lengths.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_return_that_is_not_finite_spoils_no_other(bad):
     log = EpisodeLog(1)
-    for reward, over in [(1, False), (2, True), (bad, False), (2, True), (3, False), (4, True)]:
+    for reward, over in [(1, False), (2, True), (bad, False), (2, True), *[(3, False), (4, True)] * 9]:
         log.step(np.array([reward], float), np.array([over]))
-    np.testing.assert_array_equal(log.returns, [3, bad, 7])
+    with pytest.raises(EnvironmentFailure, match="1 of 11 episodes have no finite return"):
+        log.curve()
 
 
 class Camera(gymnasium.Env):
@@ -209,7 +281,7 @@ def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch
     venv = DummyVecEnv([lambda: Camera(True)] * 2)
     recording = Recording(tmp_path / "r", 40, venv)
     policy = train_policy(
-        RecorderVecEnv(venv, 40, recording),
+        RecorderVecEnv(venv, 40, 0, recording),
         Candidate("PPO", {"n_steps": 16}, 2),
         timesteps=80,
         seed=0,
@@ -229,10 +301,11 @@ def test_a_run_says_where_it_comes_from(data):
     info = open_dataset(data / "gymnasium/Pendulum-v1/PPO-0").info
     assert (info.environment, info.algorithm, info.seed, info.num_streams) == (PENDULUM, "PPO", 0, 4)
     assert info.hyperparameters == {"n_steps": 64, "use_sde": True, "num_envs": 4, "normalize": True}
-    assert info.num_transitions == 4096 and info.num_episodes == 20  # 1024 steps of each copy, 200 an episode
+    # 1024 steps of each of 4 copies, 200 an episode: five have ended, the sixth of each is played to its end.
+    assert (info.num_transitions, info.num_episodes, info.training_steps) == (4 * 1200, 24, 1024)
     assert len(info.deterministic_returns) == 10 and info.library_version == gymnasium.__version__
     assert info.provenance["provider"] == "inprocess" and info.licence == "MIT" and info.seconds > 0
-    assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 20
+    assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 24 and info.curve.order == "start"
     assert set(info.packages) >= {"python", "torch", "stable_baselines3", "gymnasium"}
 
 
@@ -278,7 +351,7 @@ def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_too_few_episodes_are_one_line(tmp_path):
-    with pytest.raises(EnvironmentFailure, match=r"only . episodes ended"):
+    with pytest.raises(EnvironmentFailure, match=r"only 5 episodes; at least 10 are needed"):
         build_run(RunRequest(PENDULUM, Candidate("PPO", {"n_steps": 100}), 1000, 0), tmp_path)
     assert not list((tmp_path / "gymnasium/Pendulum-v1").iterdir())
 
@@ -290,7 +363,7 @@ def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 50_000)
     recording = Recording(tmp_path / "s", 1000, venv)
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
-    one = (pictures, np.zeros(1, np.int64), np.zeros(1))
+    one = (pictures, np.zeros(1, np.int64), np.zeros(1), np.ones(1, bool))
     failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")
     with failure, small_disk(10_000):
         for _ in range(100):

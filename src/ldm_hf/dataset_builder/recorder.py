@@ -12,6 +12,7 @@ from gymnasium.spaces import Dict
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.errors import StorageError
 
 _PLAIN = "observation"  # name of the array of a space that is not a Dict
@@ -22,32 +23,48 @@ _LEVEL = 1
 
 
 class EpisodeLog:
-    """Returns of the episodes that end in B environments, in the order of their ends.
-
-    Attributes:
-        returns: of the episodes that ended by themselves or by a time limit.
-        ends: how many transitions had been made when each of them ended.
-    """
+    """Returns of the episodes of B environments, and how many transitions had been made when each began."""
 
     def __init__(self, num_streams: int) -> None:
         """Begin with no episode."""
-        self.returns: list[float] = []
-        self.ends: list[int] = []
-        self._running = np.zeros(num_streams)
+        self._ended: list[list[tuple[int, float]]] = [[] for _ in range(num_streams)]
+        self._totals = np.zeros(num_streams)
+        self._starts = np.zeros(num_streams, np.int64)
+        self._broken_off = np.zeros(num_streams, bool)
         self._transitions = 0
 
-    def step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
-        """Add one step of all environments."""
-        self._running += rewards
-        self._transitions += len(rewards)
-        if dones.any():
-            self.returns += self._running[dones].tolist()
-            self.ends += [self._transitions] * int(dones.sum())
-            self._running[dones] = 0
+    @property
+    def running(self) -> np.ndarray:
+        """Which environments are within an episode, bool of shape (B,); one begins with its first step."""
+        return self._starts < self._transitions
 
-    def reset(self) -> None:
-        """Forget the episodes that run: the environments are being reset. Such episodes have no return."""
-        self._running[:] = 0
+    def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
+        """Add one step of all environments; ``ended`` says which episodes it ended."""
+        self._totals += rewards
+        self._transitions += len(rewards)
+        for stream in np.flatnonzero(ended).tolist():
+            self._ended[stream].append((int(self._starts[stream]), float(self._totals[stream])))
+            self._totals[stream], self._starts[stream] = 0, self._transitions
+
+    def break_off(self, streams: np.ndarray) -> None:
+        """Forget the running episodes of some environments, which will not be played to their ends."""
+        self._broken_off |= streams & self.running
+        self._totals[streams], self._starts[streams] = 0, self._transitions
+
+    def curve(self) -> LearningCurve:
+        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few.
+
+        An environment of which an episode was broken off is left out as a whole: its short episodes ended, its long ones
+        did not, and what is left says nothing of the policy.
+        """
+        every = [
+            (start, stream, total)
+            for stream, episodes in enumerate(self._ended)
+            if not self._broken_off[stream]
+            for start, total in episodes
+        ]
+        every.sort(key=lambda episode: episode[:2])
+        return LearningCurve.of([total for *_, total in every], [start for start, *_ in every])
 
 
 class BlockFile:
@@ -99,10 +116,10 @@ class BlockFile:
 
 
 class Recording:
-    """T steps of B sub-environments on disk, in time order; row t is what was observed and done at t.
+    """Steps of B sub-environments on disk, in time order; row t is what was observed and done at t.
 
     Attributes:
-        length: T so far.
+        lengths: rows of each sub-environment so far, int64 of shape (B,).
         rewards: raw, float32 of shape (capacity, B).
         terminated, truncated: bool of shape (capacity, B); a time limit truncates, and so does a reset within an episode.
         terminals: stream and row of each terminal observation, in the order of ``terminal_batch``.
@@ -134,8 +151,8 @@ class Recording:
         self.terminated = np.zeros((capacity, streams), bool)
         self.truncated = np.zeros((capacity, streams), bool)
         self.terminals: list[tuple[int, int]] = []
-        self.capacity = capacity
-        self.length = 0
+        self.lengths = np.zeros(streams, np.int64)
+        self._rows = 0
 
     @property
     def num_streams(self) -> int:
@@ -143,38 +160,41 @@ class Recording:
         return self.rewards.shape[1]
 
     @property
-    def is_full(self) -> bool:
-        """Whether the capacity is reached."""
-        return self.length == self.capacity
+    def num_episodes(self) -> int:
+        """Number of episodes that ended or were broken off."""
+        return sum(
+            int((self.terminated[:length, stream] | self.truncated[:length, stream]).sum())
+            for stream, length in enumerate(self.lengths)
+        )
 
-    def append(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
-        """Add one step of all sub-environments; there must be room for it.
+    def append(self, observations: Any, actions: np.ndarray, rewards: np.ndarray, streams: np.ndarray) -> None:
+        """Add one step; there must be room for it.
 
         Args:
-            observations: that the actions were chosen on.
+            observations: of all sub-environments, that the actions were chosen on.
             actions, rewards: of the step.
+            streams: which sub-environments it is recorded of, bool of shape (B,). One that is left out is so from then on.
         """
         with self._full_disk():
             for key, file in self._observations.items():
                 file.append(_part(observations, key))
             self._actions.append(actions)
-        self.rewards[self.length] = rewards
-        self.length += 1
+        self.rewards[self._rows] = rewards
+        self._rows += 1
+        self.lengths[streams] = self._rows
 
     def end_episode(self, stream: int, truncated: bool, observation: Any) -> None:
         """Say that the last step ended a sub-environment's episode, and on what observation."""
-        row = self.length - 1
+        row = self._rows - 1
         (self.truncated if truncated else self.terminated)[row, stream] = True
         self.terminals.append((stream, row))
         with self._full_disk():
             for key, file in self._terminals.items():
                 file.append(np.asarray(_part(observation, key))[None])
 
-    def cut_episodes(self) -> None:
-        """Truncate the episodes that run: the environments are being reset."""
-        if 0 < self.length < self.capacity:
-            last = self.length - 1
-            self.truncated[last] |= ~self.terminated[last]
+    def break_off(self, streams: np.ndarray) -> None:
+        """Truncate the running episodes of some sub-environments, which will not be played to their ends."""
+        self.truncated[self.lengths[streams] - 1, np.flatnonzero(streams)] = True
 
     def observation_batch(self, stream: int, start: int, stop: int) -> Any:
         """Observations of one stream as a batched value of the space."""
@@ -214,25 +234,58 @@ class Recording:
 
 
 class RecorderVecEnv(VecEnvWrapper):
-    """Records what passes between an algorithm and its environments, up to a number of steps.
+    """Records what passes between an algorithm and its environments: some steps, and the ends of the episodes begun in them.
 
     It belongs directly above the environments, below anything that changes observations, actions or rewards.
+
+    Args:
+        venv: the environments.
+        steps: during which episodes are begun.
+        limit: steps after these by which every episode ends. Those that have not, for whatever reason, are broken off.
+        recording: of a capacity of ``steps + limit``; without one, only returns are kept.
+
+    Attributes:
+        training_steps: steps that were made before ``end_training``; None before that.
     """
 
-    def __init__(self, venv: VecEnv, steps: int, recording: Recording | None = None):
-        """Log episodes for a number of steps, and record them where a recording of that capacity is given."""
+    def __init__(self, venv: VecEnv, steps: int, limit: int, recording: Recording | None = None):
         super().__init__(venv)
-        self.log = EpisodeLog(venv.num_envs)
-        self._left = steps
+        self.training_steps: int | None = None
+        self._log = EpisodeLog(venv.num_envs)
+        self._steps, self._last_start, self._limit = 0, steps, limit
+        self._recorded = np.ones(venv.num_envs, bool)  # of which environments the next step is recorded
         self._recording = recording
         self._observations: Any = None
         self._actions: np.ndarray | None = None
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether anything of the next step is recorded."""
+        return bool(self._recorded.any())
+
+    def curve(self) -> LearningCurve:
+        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are too few."""
+        return self._log.curve()
+
+    def end_training(self) -> None:
+        """Say that no more is learned; no episode begins from here on, and those that run should be played to their ends."""
+        self.training_steps = self._steps
+        if self._steps < self._last_start:
+            self._last_start = self._steps
+            self._recorded &= self._log.running
+
+    def break_off(self) -> None:
+        """Truncate the episodes that run and are recorded: they will not be played to their ends."""
+        streams = self._recorded & self._log.running
+        self._log.break_off(streams)
+        if self._recording is not None:
+            self._recording.break_off(streams)
+        if self._steps >= self._last_start:
+            self._recorded[:] = False
+
     def reset(self) -> Any:
         """Reset all environments; some algorithms do so in the middle of episodes."""
-        self.log.reset()
-        if self._recording is not None:
-            self._recording.cut_episodes()
+        self.break_off()
         self._observations = self.venv.reset()
         return self._observations
 
@@ -244,18 +297,25 @@ class RecorderVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step and record it, with the observations that its actions were chosen on."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        if self._left:
-            self._left -= 1
-            self.log.step(rewards, dones)
-            if self._recording is not None and self._actions is not None:
-                self._recording.append(self._observations, self._actions, rewards)
-                for index in np.flatnonzero(dones).tolist():
-                    info = infos[index]
-                    cut_off = bool(info.get("TimeLimit.truncated", False))
-                    self._recording.end_episode(index, cut_off, info["terminal_observation"])
+        if self.is_recording:
+            self._record(rewards, dones & self._recorded, infos)
+        self._steps += 1
+        if self._steps >= self._last_start:
+            self._recorded &= ~dones
+        if self._steps >= self._last_start + self._limit:
+            self.break_off()
         # After the end of an episode these are already those of the reset.
         self._observations = observations
         return observations, rewards, dones, infos
+
+    def _record(self, rewards: np.ndarray, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        self._log.step(rewards, ended)
+        if self._recording is None or self._actions is None:
+            return
+        self._recording.append(self._observations, self._actions, rewards, self._recorded)
+        for index in np.flatnonzero(ended).tolist():
+            cut_off = bool(infos[index].get("TimeLimit.truncated", False))
+            self._recording.end_episode(index, cut_off, infos[index]["terminal_observation"])
 
 
 def _part(observations: Any, key: str) -> Any:

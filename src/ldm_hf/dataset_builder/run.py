@@ -64,18 +64,19 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
             _failures_of(f"{candidate.algorithm} on {environment}"),
             contextlib.closing(_environments(environment, candidate.num_envs, request.seed)) as venv,
         ):
-            steps = -(-request.timesteps // candidate.num_envs)
-            recording = Recording(scratch / "recording", steps, venv)
-            recorder = RecorderVecEnv(venv, steps, recording)
+            steps, limit = -(-request.timesteps // candidate.num_envs), described.max_episode_steps
+            recording = Recording(scratch / "recording", steps + limit, venv)
+            recorder = RecorderVecEnv(venv, steps, limit, recording)
             policy = _train(request, recorder, progress)
         with contextlib.closing(recording), replacing(request.folder(root)) as folder:
             policy.save(folder / POLICY_FOLDER)
             reloaded = ReferencePolicy.load(folder / POLICY_FOLDER)
-            curve = LearningCurve.of(recorder.log.returns, recorder.log.ends)
+            curve = recorder.curve()
             progress("scoring", 0, 1)
             with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
                 returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, curve, returns, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            info = _run_info(request, described, recording, recorder.training_steps, curve, returns, seconds)
             judged = None if request.keep == "improved" else Sample.of(returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
@@ -84,7 +85,7 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
                 write_dataset(
                     folder,
                     info,
-                    plan_chunks([recording.length] * recording.num_streams, request.seed),
+                    plan_chunks(recording.lengths.tolist(), request.seed),
                     source.transitions,
                     source.terminals(),
                     lambda rows: progress("writing", rows, info.num_transitions),
@@ -97,14 +98,14 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
 def train_curve(request: RunRequest, progress: Progress = lambda stage, done, total: None) -> LearningCurve:
     """Train a candidate and keep nothing but its learning curve, for the ranking; raises as ``build_run``."""
     environment, candidate = request.environment, request.candidate
-    _described(request)
+    described = _described(request)
     with (
         _failures_of(f"{candidate.algorithm} on {environment}"),
         contextlib.closing(_environments(environment, candidate.num_envs, request.seed)) as venv,
     ):
-        recorder = RecorderVecEnv(venv, -(-request.timesteps // candidate.num_envs))
+        recorder = RecorderVecEnv(venv, -(-request.timesteps // candidate.num_envs), described.max_episode_steps)
         _train(request, recorder, progress)
-        return LearningCurve.of(recorder.log.returns, recorder.log.ends)
+        return recorder.curve()
 
 
 def _described(request: RunRequest) -> EnvironmentSpec:
@@ -115,15 +116,16 @@ def _described(request: RunRequest) -> EnvironmentSpec:
     return described
 
 
-def _train(request: RunRequest, venv: VecEnv, progress: Progress) -> ReferencePolicy:
+def _train(request: RunRequest, recorder: RecorderVecEnv, progress: Progress) -> ReferencePolicy:
     torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
     return train_policy(
-        venv,
+        recorder,
         request.candidate,
         timesteps=request.timesteps,
         seed=request.seed,
         progress=lambda done: progress("training", min(done, request.timesteps), request.timesteps),
         device=request.device,
+        recorder=recorder,
     )
 
 
@@ -131,11 +133,11 @@ def _run_info(
     request: RunRequest,
     described: EnvironmentSpec,
     recording: Recording,
+    training_steps: int | None,
     curve: LearningCurve,
     deterministic: list[float],
     seconds: float,
 ) -> RunInfo:
-    ended = recording.terminated[: recording.length] | recording.truncated[: recording.length]
     return RunInfo(
         environment=described.id,
         run=request.name,
@@ -143,9 +145,10 @@ def _run_info(
         action_space=described.action_space,
         curve=curve,
         deterministic_returns=deterministic,
-        num_episodes=int(ended.sum()),
-        num_transitions=recording.length * recording.num_streams,
+        num_episodes=recording.num_episodes,
+        num_transitions=int(recording.lengths.sum()),
         num_streams=recording.num_streams,
+        training_steps=training_steps,
         algorithm=request.candidate.algorithm,
         hyperparameters=request.candidate.settings,
         source=request.candidate.source,

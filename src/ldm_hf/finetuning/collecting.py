@@ -132,13 +132,9 @@ def _info(
     environment: str, result: RolloutResult, protocol: Protocol, number: int, temperature: float, seconds: float
 ) -> RunInfo:
     described = spec(environment)
-    every = [
-        (sum(lengths[: index + 1]), value)
-        for lengths, returns in zip(result.lengths, result.returns, strict=True)
-        for index, value in enumerate(returns)
-    ]
-    ends, returns = zip(*sorted(every), strict=True)
-    curve = LearningCurve.of(returns, ends, least=1)
+    returns = [value for rollout in result.returns for value in rollout]
+    starts = [step for lengths in result.lengths for step in np.cumsum([0, *lengths[:-1]])]
+    curve = LearningCurve.of(returns, starts, least=1)
     # One policy made all of them: their first and their last are no 0 % and 100 % that anything could be scored by.
     curve = replace(curve, first=Sample.of(returns), last=Sample.of(returns))
     return RunInfo(
@@ -151,6 +147,7 @@ def _info(
         num_episodes=len(returns),
         num_transitions=sum(map(sum, result.lengths)),
         num_streams=protocol.rollouts,
+        training_steps=0,
         algorithm="LDM",
         hyperparameters={"temperature": temperature},
         source="a model's own rollouts; labels are the actions that it took",
