@@ -6,12 +6,11 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
-from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from conftest import CARTPOLE
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.curation import unfit
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv
+from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.dataset_builder.reference import train_policy
 from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.run import train_curve
@@ -40,43 +39,35 @@ class Chance(gymnasium.vector.VectorEnv):
         self.observations = np.zeros((num_envs, 1), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed[0])
+        super().reset(seed=seed)
         return self.observations, {}
 
     def step(self, actions):
         ended = self.np_random.random(self.num_envs) < np.where(actions, 1 / 3, 1 / 10)
-        final = np.empty(self.num_envs, object)
-        final[:] = list(self.observations)
-        info = {"final_obs": final, "_final_obs": ended, "final_info": {}} if ended.any() else {}
-        return self.observations, np.ones(self.num_envs), ended, np.zeros(self.num_envs, bool), info
+        return self.observations, np.ones(self.num_envs), ended, np.zeros(self.num_envs, bool), {}
 
 
-class Rewards(VecEnvWrapper):
+class Rewards(gymnasium.vector.VectorWrapper):
     """Other rewards in the same episodes."""
 
-    def __init__(self, venv, rewards):
-        super().__init__(venv)
+    def __init__(self, env, rewards):
+        super().__init__(env)
         self.rewards = rewards
 
-    def reset(self):
-        return self.venv.reset()
-
-    def step_wait(self):
-        observations, rewards, dones, infos = self.venv.step_wait()
-        return observations, self.rewards(rewards, dones), dones, infos
+    def step(self, actions):
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        return observations, self.rewards(rewards, terminated | truncated), terminated, truncated, info
 
 
 def improved(envs, act, transitions: int, limit: int, seed: int) -> list[bool]:
     """Whether a frozen policy is called improved by rewards of 1, of -1, and of 1 at the end of 30 % of episodes."""
     generator, number = np.random.default_rng(seed), envs.num_envs
-    venv = Sb3VecEnv(envs)
-    venv.seed(seed)
     steps = transitions // number
-    plus = RecorderVecEnv(venv, steps, limit)
-    minus = RecorderVecEnv(Rewards(plus, lambda rewards, _: -rewards), steps, limit)
-    sparse = Rewards(minus, lambda rewards, dones: (dones & (generator.random(number) < 0.3)).astype(np.float32))
-    recorders = [plus, minus, RecorderVecEnv(sparse, steps, limit)]
-    observations = recorders[-1].reset()
+    plus = Recorder(envs, steps, limit)
+    minus = Recorder(Rewards(plus, lambda rewards, _: -rewards), steps, limit)
+    sparse = Rewards(minus, lambda _, over: (over & (generator.random(number) < 0.3)).astype(float))
+    recorders = [plus, minus, Recorder(sparse, steps, limit)]
+    observations, _ = recorders[-1].reset(seed=seed)
     for _ in range(steps):
         observations, *_ = recorders[-1].step(act(observations, generator))
     for recorder in recorders:
@@ -124,7 +115,13 @@ def half_random(observations, generator):
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
 def test_a_frozen_policy_of_cartpole_is_not_called_improved(num_envs):
     runs = 150
-    found = np.mean([improved(make_vec(CARTPOLE, num_envs), half_random, 15_000, 500, seed) for seed in range(runs)], 0)
+    found = np.mean(
+        [
+            improved(make_vec(CARTPOLE, num_envs, autoreset_mode="SameStep"), half_random, 15_000, 500, seed)
+            for seed in range(runs)
+        ],
+        0,
+    )
     assert (found <= most(runs)).all(), found
 
 
@@ -147,11 +144,11 @@ class Corridor(gymnasium.Env):
 def test_a_learner_whose_rewards_are_negative_is_called_improved():
     """Its first episodes are the long ones."""
     num_envs = 8
-    venv = Sb3VecEnv(SyncVectorEnv([Corridor] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP))
-    venv.seed(0)
-    recorder = RecorderVecEnv(venv, 6144 // num_envs, 100)
+    recorder = Recorder(
+        SyncVectorEnv([Corridor] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP), 6144 // num_envs, 100
+    )
     candidate = Candidate("PPO", {"n_steps": 512 // num_envs, "learning_rate": 1e-3}, num_envs)
-    train_policy(recorder, candidate, timesteps=6144, seed=0, progress=lambda _: None, recorder=recorder)
+    train_policy(Sb3VecEnv(recorder), candidate, timesteps=6144, seed=0, progress=lambda _: None, recorder=recorder)
     curve = recorder.curve()
     assert unfit(curve, None) is None and curve.last.mean > -20 > -30 > curve.first.mean
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -14,13 +15,15 @@ from conftest import CARTPOLE, PENDULUM, small_disk
 from ldm_hf.dataset_builder import run as run_module
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
+from ldm_hf.dataset_builder.recorder import EpisodeLog, Recorder
+from ldm_hf.dataset_builder.recording import BlockFile, Recording
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import _Source, build_run
+from ldm_hf.dataset_builder.rows import RecordedRows
+from ldm_hf.dataset_builder.run import build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
-from ldm_hf.env_registry.flat import FlatObservations
+from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -52,13 +55,24 @@ class Counter(gymnasium.Env):
         return np.array([self.copy, self.episode, self.count], np.float32)
 
 
+def vector(makes, **options):
+    return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP, **options)
+
+
+def recorded(folder, makes, steps: int, limit: int) -> tuple[Recorder, Recording]:
+    envs = vector(makes)
+    recording = Recording(folder / "recording", steps, envs)
+    return Recorder(envs, steps, limit, recording), recording
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
     lengths = {0: [3, 2], 1: [1, 4]}
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths])
-    recording = Recording(tmp_path / "r", 54, venv)
-    recorder = RecorderVecEnv(venv, 50, 4, recording)
-    PPO("MlpPolicy", VecNormalize(recorder) if normalize else recorder, n_steps=64, batch_size=32, seed=0).learn(128)
+    recorder, recording = recorded(
+        tmp_path, [lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths], 50, 4
+    )
+    venv = Sb3VecEnv(recorder)
+    PPO("MlpPolicy", VecNormalize(venv) if normalize else venv, n_steps=64, batch_size=32, seed=0).learn(128)
     # 50 steps are the last of copy 0's tenth pair of episodes, and of copy 1's too: nothing is left to be finished.
     assert recording.lengths.tolist() == [50, 50] and not recorder.is_recording  # the algorithm went on
     for copy, cycle in lengths.items():
@@ -86,11 +100,13 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
 
 @pytest.mark.parametrize("item", [(), (3,), (20, 20, 3)])
 def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
-    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
+    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
     rows = np.random.default_rng(0).integers(0, 255, (25, 2, *item)).astype(np.int64)
     file = BlockFile(tmp_path / "b", np.int64, 2, item)
     for row in rows:
-        file.append(row)
+        file.put(np.zeros_like(row))  # what is put again before it is added counts
+        file.put(row)
+        file.advance()
     for start, stop in [(0, 25), (0, 7), (6, 8), (20, 25), (13, 14), (5, 5)]:
         np.testing.assert_array_equal(file.read(1, start, stop), rows[start:stop, 1])
     assert 0 < (tmp_path / "b").stat().st_size < rows.nbytes
@@ -99,11 +115,9 @@ def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
 
 def test_resets_within_an_episode_truncate_it(tmp_path):
     """ARS resets all copies when one of them has finished."""
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)])
-    recording = Recording(tmp_path / "r", 65, venv)
-    recorder = RecorderVecEnv(venv, 60, 5, recording)
+    recorder, recording = recorded(tmp_path, [lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)], 60, 5)
     train_policy(
-        recorder,
+        Sb3VecEnv(recorder),
         Candidate("ARS", {"n_delta": 2}, 3),
         timesteps=180,
         seed=0,
@@ -143,11 +157,10 @@ def test_episodes_that_were_begun_are_played_to_their_ends_and_nothing_is_learne
     monkeypatch.setattr(Counter, "action_space", actions)
     policies = {}
     for finished in (True, False):
-        venv = DummyVecEnv([lambda copy=copy: Counter(copy, [7 + copy]) for copy in range(candidate.num_envs)])
-        recording = Recording(tmp_path / str(finished), 60, venv)
-        recorder = RecorderVecEnv(venv, 50, 10, recording)
+        makes = [lambda copy=copy: Counter(copy, [7 + copy]) for copy in range(candidate.num_envs)]
+        recorder, recording = recorded(tmp_path / str(finished), makes, 50, 10)
         policies[finished] = train_policy(
-            recorder,
+            Sb3VecEnv(recorder),
             candidate,
             timesteps=50 * candidate.num_envs,
             seed=0,
@@ -167,9 +180,7 @@ def test_episodes_that_were_begun_are_played_to_their_ends_and_nothing_is_learne
 
 
 def test_episodes_that_outlast_the_limit_are_broken_off_and_their_environment_is_in_no_curve(tmp_path):
-    venv = DummyVecEnv([lambda: Counter(0, [10**9]), lambda: Counter(1, [2])])
-    recording = Recording(tmp_path / "r", 29, venv)
-    recorder = RecorderVecEnv(venv, 25, 4, recording)
+    recorder, recording = recorded(tmp_path, [lambda: Counter(0, [10**9]), lambda: Counter(1, [2])], 25, 4)
     recorder.reset()
     for _ in range(40):
         recorder.step(np.zeros((2, 1), np.float32))
@@ -179,15 +190,14 @@ def test_episodes_that_outlast_the_limit_are_broken_off_and_their_environment_is
 
 
 def test_training_that_ends_early_ends_the_recording(tmp_path):
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, [3 + copy]) for copy in range(2)])
-    recorder = RecorderVecEnv(venv, 100, 4, Recording(tmp_path / "r", 104, venv))
+    recorder, recording = recorded(tmp_path, [lambda copy=copy: Counter(copy, [3 + copy]) for copy in range(2)], 100, 4)
     recorder.reset()
     for _ in range(3):
         recorder.step(np.zeros((2, 1), np.float32))
     recorder.end_training()
     assert recorder.is_recording and recorder.training_steps == 3
     recorder.step(np.zeros((2, 1), np.float32))
-    assert not recorder.is_recording and recorder._recording.lengths.tolist() == [3, 4]
+    assert not recorder.is_recording and recording.lengths.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
@@ -277,21 +287,19 @@ def test_labels_are_the_final_policy_s_deterministic_actions(data):
         assert (chunk.actions != chunk.reference_actions).any()  # the training policy explored
 
 
-def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch):
-    venv = DummyVecEnv([lambda: Camera(True)] * 2)
-    recording = Recording(tmp_path / "r", 40, venv)
+def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path):
+    recorder, recording = recorded(tmp_path, [lambda: Camera(True)] * 2, 40, 0)
+    venv = Sb3VecEnv(recorder)
     policy = train_policy(
-        RecorderVecEnv(venv, 40, 0, recording),
+        venv,
         Candidate("PPO", {"n_steps": 16}, 2),
         timesteps=80,
         seed=0,
         progress=lambda _: None,
     )
     layouts = SlotLayout.of(venv.observation_space), SlotLayout.of(venv.action_space, role="action")
-    source = _Source(recording, policy, *layouts, FlatObservations(venv.observation_space))
-    at_once = source.transitions(ChunkRange(1, 3, 31))
-    monkeypatch.setattr("ldm_hf.dataset_builder.run._BATCH_BYTES", 5 * (40 * 40 * 3 + 2 * 4))
-    piecewise = source.transitions(ChunkRange(1, 3, 31))
+    at_once = RecordedRows(recording, *layouts, policy.act).transitions(ChunkRange(1, 3, 31))
+    piecewise = RecordedRows(recording, *layouts, policy.act, batch=5).transitions(ChunkRange(1, 3, 31))
     assert len(at_once) == 28 and at_once.images.shape == (28, 64, 64, 3)
     for name, values in vars(at_once).items():
         np.testing.assert_array_equal(getattr(piecewise, name), values, name)
@@ -357,14 +365,15 @@ def test_too_few_episodes_are_one_line(tmp_path):
 
 
 def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
-    venv = DummyVecEnv([lambda: Camera(False)])
+    envs = vector([lambda: Camera(False)])
     with pytest.raises(StorageError, match=r"needs room for [0-9,]+ bytes at least, and has"):
-        Recording(tmp_path / "r", 10**15, venv)
-    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 50_000)
-    recording = Recording(tmp_path / "s", 1000, venv)
+        Recording(tmp_path / "r", 10**15, envs)
+    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 50_000)
+    recording = Recording(tmp_path / "s", 1000, envs)
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
-    one = (pictures, np.zeros(1, np.int64), np.zeros(1), np.ones(1, bool))
     failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")
     with failure, small_disk(10_000):
         for _ in range(100):
-            recording.append(*one)
+            recording.observe(pictures)
+            recording.act(np.zeros(1, np.int64))
+            recording.append(np.zeros(1), *np.zeros((2, 1), bool), ())

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class
 from ldm_hf.dataset_builder.features import SmallPictureExtractor, needs_small_pictures
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv
+from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
@@ -159,7 +159,7 @@ def train_policy(
     seed: int,
     progress: Callable[[int], None],
     device: str = "cpu",
-    recorder: RecorderVecEnv | None = None,
+    recorder: Recorder | None = None,
 ) -> ReferencePolicy:
     """Train a candidate on environments and return its final policy.
 
@@ -194,7 +194,7 @@ def train_policy(
     return ReferencePolicy.of(model, candidate, normalizer)
 
 
-def _finish_episodes(model: BaseAlgorithm, recorder: RecorderVecEnv) -> None:
+def _finish_episodes(model: BaseAlgorithm, recorder: Recorder) -> None:
     """Collect experience as the algorithm does, and throw it away, until all episodes have ended."""
     callback = _WhileRecording(recorder)
     callback.init_callback(model)
@@ -256,7 +256,7 @@ class _Progress(BaseCallback):
 
 
 class _WhileRecording(BaseCallback):
-    def __init__(self, recorder: RecorderVecEnv):
+    def __init__(self, recorder: Recorder):
         super().__init__()
         self._recorder = recorder
 
