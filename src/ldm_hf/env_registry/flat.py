@@ -1,10 +1,11 @@
 """Observations as Stable-Baselines3 reads them: one array, or a ``Dict`` of arrays one level deep."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from ldm_hf.env_registry.isolated.space_tree import at, leaves
+from ldm_hf.env_registry.isolated.space_tree import at, has_bytes, is_byte_image, leaves
 from ldm_hf.errors import UnsupportedSpaceError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
@@ -19,7 +20,8 @@ def flat_space_json(space: dict[str, Any]) -> dict[str, Any]:
     """The space, given and returned as JSON, that values of another have after ``FlatObservations.flatten``.
 
     ``Dict`` and ``Tuple`` spaces become one ``Dict`` whose keys are the paths of the parts, joined by slashes; texts are
-    left out; numbers without an axis get one; ``Discrete`` values count from 0. No two parts have the same key.
+    left out; numbers without an axis get one; ``Discrete`` values count from 0; bytes that are too few for an image
+    become a vector, because Stable-Baselines3 takes them for one. No two parts have the same key.
 
     Raises:
         UnsupportedSpaceError: a part is none of these, or nothing is left.
@@ -80,6 +82,8 @@ def _leaf(space: dict[str, Any], name: str) -> dict[str, Any]:
         raise UnsupportedSpaceError(f"{name} is a MultiDiscrete space of several axes, or does not start at 0")
     if space["type"] == "Box" and not space["shape"]:
         return {**space, "shape": [1]}
+    if _is_no_image(space):
+        return {**space, "shape": [math.prod(space["shape"])]}
     if space["type"] == "Discrete":
         return {**space, "start": 0}
     return space
@@ -89,9 +93,15 @@ def _read_parts(space: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, part) for path, part in leaves(space) if part["type"] not in _UNREAD]
 
 
+def _is_no_image(space: dict[str, Any]) -> bool:
+    return has_bytes(space) and not is_byte_image(space)
+
+
 def _flatten_leaf(space: dict[str, Any], value: Any) -> Any:
     if space["type"] == "Box" and not space["shape"]:
         return np.asarray(value)[..., None]
+    if _is_no_image(space):
+        return np.asarray(value).reshape(*np.shape(value)[:-3], -1)
     if space["type"] == "Discrete" and space["start"]:
         return np.asarray(value) - space["start"]
     return np.asarray(value)

@@ -18,6 +18,11 @@ MAX_TEXT = 1024
 """Length of texts whose space does not say how long they are."""
 
 
+MAX_NUMBERS = 128  # that a model reads one by one (paper section 4.3)
+MIN_IMAGE_SIDE = 5
+MAX_IMAGE_CHANNELS = 16
+
+
 class SpaceError(Exception):
     """A space that cannot be described."""
 
@@ -91,6 +96,39 @@ def array_format(space):
     return None
 
 
+def image_axes(space):
+    """The axes of height, width and channels of a leaf that is an image, channels None where there are none; None of others.
+
+    An image is a ``Box`` with bounds, or a ``MultiBinary``, of more numbers than a model reads one by one, with two axes or
+    three, one of them short, that can be seen as a picture. What a model takes for an image is exactly this.
+    """
+    found = array_format(space)
+    if found is None or space["type"] not in ("Box", "MultiBinary") or int(np.prod(found[0])) <= MAX_NUMBERS:
+        return None
+    if space["type"] == "Box" and not all(_is_bounded(space[key]) for key in ("low", "high")):
+        return None
+    shape = found[0]
+    if len(shape) == 2 and min(shape) >= MIN_IMAGE_SIDE:
+        return 0, 1, None
+    if len(shape) == 3:
+        for height, width, channel in ((0, 1, 2), (1, 2, 0)):
+            if shape[channel] <= MAX_IMAGE_CHANNELS and min(shape[height], shape[width]) >= MIN_IMAGE_SIDE:
+                return height, width, channel
+    return None
+
+
+def is_byte_image(space):
+    """Whether a leaf is an image of three axes of uint8 from 0 to 255, such as Stable-Baselines3 reads by convolutions."""
+    return image_axes(space) is not None and has_bytes(space)
+
+
+def has_bytes(space):
+    """Whether a leaf has three axes of uint8 from 0 to 255: what Stable-Baselines3 takes for an image, however small."""
+    if space["type"] != "Box" or space["dtype"] != "uint8" or len(space["shape"]) != 3:
+        return False
+    return space["low"] == 0 and space["high"] == 255
+
+
 def at(value, path):
     """What stands at the path of a leaf in a value of a space, or in a batch of them."""
     for part in path:
@@ -110,6 +148,11 @@ def join(space, parts):
     if space["type"] == "Tuple":
         return tuple([join(part, parts) for part in space["spaces"]])
     return next(parts)
+
+
+def _is_bounded(bounds):
+    numbers = bounds if isinstance(bounds, list) else [bounds]
+    return all(math.isfinite(float(number)) for number in numbers)
 
 
 def _bounds(bounds, shape):
