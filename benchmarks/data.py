@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from harness import print_table, ratio, take_turns, write_json
 from step_costs import Noise
 
@@ -26,13 +26,13 @@ from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.executor import LocalExecutor
 from ldm_hf.dataset_builder.jobs import Job
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
+from ldm_hf.dataset_builder.recorder import Recorder
+from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import _Source
+from ldm_hf.dataset_builder.rows import RecordedRows
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
-from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import make_vec
 from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.modeling import LDMProcessor
@@ -47,21 +47,24 @@ PEERS = Path(__file__).parent / "peers"
 def recording(rounds: int, folder: Path) -> dict[str, float]:
     """Training with and without the recorder."""
     figures = {}
-    kinds: dict[str, tuple[Candidate, Callable[[], Sb3VecEnv], int]] = {
-        "cartpole_ppo": (pool()["PPO-short-rollouts"], lambda: Sb3VecEnv(make_vec("gymnasium/CartPole-v1", 8)), 24_576),
+    kinds: dict[str, tuple[Candidate, Callable[[], VectorEnv], int]] = {
+        "cartpole_ppo": (
+            pool()["PPO-short-rollouts"],
+            lambda: make_vec("gymnasium/CartPole-v1", 8, autoreset_mode="SameStep"),
+            24_576,
+        ),
         "pictures_a2c": (pool()["A2C-pictures"], lambda: _noise(16), 8000),
     }
     for name, (candidate, make, steps) in kinds.items():
 
         def train(recorded: bool, candidate: Candidate = candidate, make: Callable = make, steps: int = steps) -> float:
-            venv = make()
+            envs = make()
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                env = venv
                 if recorded:
                     rows = steps // candidate.num_envs
-                    env = RecorderVecEnv(venv, rows, Recording(Path(scratch) / "recording", rows, venv))
+                    envs = Recorder(envs, rows, 0, Recording(Path(scratch) / "recording", rows, envs))
                 start = time.perf_counter()
-                train_policy(env, candidate, timesteps=steps, seed=0, progress=lambda done: None)
+                train_policy(Sb3VecEnv(envs), candidate, timesteps=steps, seed=0, progress=lambda done: None)
                 return steps / (time.perf_counter() - start)
 
         contenders = {"bare": lambda _: train(False), "recorded": lambda _: train(True)}
@@ -77,16 +80,17 @@ def relabelling(seconds: float, folder: Path) -> dict[str, float]:
     """Observations a second that final policies label and lay out, one core."""
     figures = {}
     for algorithm in ("PPO", "SAC"):
-        venv = Sb3VecEnv(SyncVectorEnv([lambda: Noise(False, True)], autoreset_mode=AutoresetMode.SAME_STEP))
-        record = Recording(folder / f"relabelling-{algorithm}", 8192, venv)
-        recorder = RecorderVecEnv(venv, 8192, record)
+        envs = SyncVectorEnv([lambda: Noise(False, True)], autoreset_mode=AutoresetMode.SAME_STEP)
+        record = Recording(folder / f"relabelling-{algorithm}", 8192, envs)
+        recorder = Recorder(envs, 8192, 0, record)
+        venv = Sb3VecEnv(envs)
         recorder.reset()
         for _ in range(8192):
             recorder.step(np.zeros((1, 4), np.float32))
         policy = train_policy(venv, pool()[algorithm], timesteps=200, seed=0, progress=lambda done: None)
         assert isinstance(policy, ReferencePolicy)
         layouts = SlotLayout.of(venv.observation_space), SlotLayout.of(venv.action_space, role="action")
-        source = _Source(record, policy, *layouts, FlatObservations(venv.observation_space))
+        source = RecordedRows(record, *layouts, policy.act)
         figures[f"relabelling_{algorithm.lower()}_per_second"] = _rate(
             lambda source=source: len(source.transitions(ChunkRange(0, 0, 8192))), seconds
         )
@@ -153,9 +157,9 @@ def _run(executor: LocalExecutor, jobs: list[Job]) -> None:
         executor.messages()
 
 
-def _noise(number: int) -> Sb3VecEnv:
+def _noise(number: int) -> VectorEnv:
     makers = [lambda: gymnasium.wrappers.TimeLimit(Noise(True, False), 1000)] * number
-    return Sb3VecEnv(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def dataset_of_noise(folder: Path, transitions: int, images: bool) -> EnvironmentDataset:
@@ -191,6 +195,7 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
             len(episodes),
             len(whole),
             1,
+            None,
             "none",
             {},
             "",

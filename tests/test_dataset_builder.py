@@ -26,7 +26,7 @@ from ldm_hf.dataset_builder.records import RunRecord, describe_files
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.run import RunRequest, build_run
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
-from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
+from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import space_to_json
 from ldm_hf.modeling.transitions_ldm import Transitions
@@ -51,6 +51,7 @@ def some_info(observation_space: spaces.Space, action_space: spaces.Space, rows:
             1,
             rows,
             2,
+            None,
             "PPO",
             {},
             "",
@@ -115,6 +116,13 @@ def test_what_is_written_is_read(tmp_path_factory, space, slots, image, lengths,
             np.testing.assert_array_equal(getattr(found, name), value, name)
 
 
+def recorded(data) -> int:
+    """Transitions of CartPole: 512 steps of each of 4 copies, and the ends of the episodes that ran then."""
+    rows = open_dataset(data / "gymnasium/CartPole-v1/PPO-0").info.num_transitions
+    assert 2048 < rows <= 2048 + 4 * 499
+    return rows
+
+
 def test_plain_datasets_streams_it(data):
     program = f"""
 from datasets import load_dataset
@@ -125,7 +133,8 @@ print(len(rows), sorted(rows[0]), sum(len(row["observation"]) for row in rows))
     columns = (
         "['action', 'observation', 'reference_action', 'reward', 'run', 'step', 'stream', 'terminated', 'truncated']"
     )
-    assert done.stdout.strip() == f"2048 {columns} {4 * 2048}", done.stderr
+    rows = recorded(data)
+    assert done.stdout.strip() == f"{rows} {columns} {4 * rows}", done.stderr
 
 
 def test_plain_datasets_shows_pictures(tmp_path):
@@ -174,8 +183,10 @@ def test_folders_of_several_builds_are_read_as_one(data, tmp_path):
     update_repository(tmp_path / "a-short" / "gymnasium")
     assert [one.environment for one in open_datasets(tmp_path)] == [CARTPOLE, CLIFF, PENDULUM]
     (both,) = open_datasets(tmp_path, [CARTPOLE])
-    assert [(run.run, run.num_transitions) for run in both.runs] == [("PPO-0", 1024), ("PPO-0", 2048)]
-    assert both.num_transitions == 3072 and both.best_run().num_transitions == both.info.num_transitions
+    (short,) = open_datasets(tmp_path / "a-short")
+    lengths = [short.num_transitions, recorded(data)]
+    assert [(run.run, run.num_transitions) for run in both.runs] == [("PPO-0", length) for length in lengths]
+    assert both.num_transitions == sum(lengths) and both.best_run().num_transitions == both.info.num_transitions
 
 
 def test_manifest_and_card_list_the_environments(data):
@@ -183,7 +194,7 @@ def test_manifest_and_card_list_the_environments(data):
     assert [row["environment"] for row in rows] == [CARTPOLE, CLIFF, PENDULUM]
     assert rows[0]["files"][0]["bytes"] == (data / "gymnasium" / rows[0]["files"][0]["path"]).stat().st_size
     card = (data / "gymnasium" / "README.md").read_text()
-    assert "| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO-0 | 2,048 |" in card
+    assert f"| `gymnasium/CartPole-v1` | Box(4) | Discrete(2) | PPO-0 | {recorded(data):,} |" in card
     assert "- config_name: CliffWalking-v1\n  data_files: CliffWalking-v1/*/train-*.parquet\n" in card
     assert "under the licence of its library: MIT." in card and "provider inprocess" in card
     assert card.startswith("---\nlicense:\n- mit\ntask_categories:")
@@ -252,11 +263,11 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path):
     assert refusals > len(whole) / 11 / 2
 
 
-def test_a_file_that_its_manifest_does_not_describe_is_refused(copy):
+def test_a_file_that_its_manifest_does_not_describe_is_refused(copy, data):
     folder, repository = copy.parent, copy.parent.parent.parent
     update_repository(repository)
-    assert open_datasets(repository.parent, [CARTPOLE])[0].num_transitions == 2048
-    assert open_datasets(repository, [CARTPOLE])[0].num_transitions == 2048
+    assert open_datasets(repository.parent, [CARTPOLE])[0].num_transitions == recorded(data)
+    assert open_datasets(repository, [CARTPOLE])[0].num_transitions == recorded(data)
     table = pq.read_table(copy)
     info = {**json.loads(table.schema.metadata[METADATA_KEY]), "seed": 7}
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(info).encode()}), copy)
@@ -291,7 +302,10 @@ def test_runs_of_an_environment_are_read_as_one_dataset(data, tmp_path):
     curve = replace(record.info.curve, last=replace(record.info.curve.last, mean=999.0))
     info = replace(record.info, run="PPO-1", seed=1, curve=curve)
     source = open_dataset(data / "gymnasium/CartPole-v1/PPO-0")
-    chunks = plan_chunks([512] * 4, 0)
+    chunks = [
+        ChunkRange(stream, first, first + int(length))
+        for (stream, first), length in zip(source.places(), source.chunk_lengths, strict=True)
+    ]
     write_dataset(folder, info, chunks, lambda chunk: source.chunk(chunks.index(chunk)))
     replace(record, run="PPO-1", info=info, files=describe_files(folder)).write(folder)
     dropped = replace(record, run="A2C-0", dropped="because")
@@ -300,7 +314,7 @@ def test_runs_of_an_environment_are_read_as_one_dataset(data, tmp_path):
     update_repository(repository)
     [dataset] = open_datasets(tmp_path)
     assert [info.run for info in dataset.runs] == ["PPO-0", "PPO-1"] and dataset.info.last10 == 999.0
-    assert dataset.num_chunks == 8 and dataset.num_transitions == 2 * 2048
+    assert dataset.num_chunks == 8 and dataset.num_transitions == 2 * recorded(data)
     for index in range(4):
         np.testing.assert_array_equal(dataset.chunk(index).rewards, dataset.chunk(index + 4).rewards)
     runs = pq.read_table(repository / "runs.parquet").to_pylist()
@@ -311,6 +325,34 @@ def test_runs_of_an_environment_are_read_as_one_dataset(data, tmp_path):
     ]
     assert "| `gymnasium/CartPole-v1` | A2C-0 | because |" in (repository / "README.md").read_text()
     assert (repository / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_data_of_version_2_are_read_and_say_that_their_curve_is_by_ends(data, tmp_path):
+    shutil.copytree(data / "gymnasium/CartPole-v1/PPO-0", tmp_path / "gymnasium/CartPole-v1/PPO-0")
+    folder = tmp_path / "gymnasium/CartPole-v1/PPO-0"
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        info = as_version_2(json.loads(table.schema.metadata[METADATA_KEY]))
+        old = table.replace_schema_metadata({METADATA_KEY: json.dumps(info).encode()})
+        pq.write_table(old, path, row_group_size=len(table))
+    record = json.loads((folder / "run.json").read_text())
+    files = [vars(file) for file in describe_files(folder)]
+    (folder / "run.json").write_text(json.dumps({**record, "info": as_version_2(record["info"]), "files": files}))
+    update_repository(tmp_path / "gymnasium")
+    (dataset,) = open_datasets(tmp_path)
+    assert dataset.info.curve.order == "end" and dataset.info.training_steps is None
+    assert len(dataset.chunk(0)) == recorded(data) and len(dataset.terminals().steps) > 0
+    assert dataset.info.first10 == open_dataset(data / "gymnasium/CartPole-v1/PPO-0").info.first10
+    card = (tmp_path / "gymnasium" / "README.md").read_text()
+    assert "Those of `gymnasium/CartPole-v1`, PPO-0 are of episodes in the order of their ends" in " ".join(
+        card.split()
+    )
+    assert "in the order of their ends" not in " ".join((data / "gymnasium" / "README.md").read_text().split())
+
+
+def as_version_2(info):
+    curve = {name: value for name, value in info["curve"].items() if name != "order"}
+    return {name: value for name, value in info.items() if name != "training_steps"} | {"version": 2, "curve": curve}
 
 
 def test_thousands_of_environments_open_no_file_before_they_are_read(data, monkeypatch):
@@ -330,10 +372,10 @@ def test_other_parquet_files_and_versions_are_refused(copy):
     refused(copy, "no ldm_hf dataset")
     info = json.loads(table.schema.metadata[METADATA_KEY])
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps({**info, "version": 99}).encode()}), copy)
-    refused(copy, "format version 99; this version of ldm_hf reads 2")
+    refused(copy, "format version 99; this version of ldm_hf reads 2 and 3")
     pq.write_table(table.drop_columns(["reward"]), copy)
     refused(copy, "columns that do not fit")
     pq.write_table(table.slice(0, 1000), copy)  # of one stream and of the next
     refused(copy, "row 0: the 1000 rows from there are not consecutive steps of one stream")
     pq.write_table(table.slice(0, 512), copy)
-    refused(copy, "does not hold the 2048 transitions")
+    refused(copy, "does not hold the [0-9]+ transitions")

@@ -13,7 +13,7 @@ from conftest import run_ldm
 from ldm_hf.env_registry import providers
 from ldm_hf.env_registry.catalogue import catalogue_page
 from ldm_hf.env_registry.integrate import environments_of, validate_all
-from ldm_hf.env_registry.isolated import translation
+from ldm_hf.env_registry.isolated.space_tree import describe
 from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifests, read_manifest
 from ldm_hf.env_registry.registry import find_manifest
 from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
@@ -42,7 +42,7 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
 def test_workers_describe_spaces_as_models_do(space):
-    described = translation.describe_space(space)
+    described = describe(space)
     assert described == space_to_json(space) and json.loads(json.dumps(described)) == described
     assert space_from_json(described) == space
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -14,14 +15,16 @@ from conftest import CARTPOLE, PENDULUM, small_disk
 from ldm_hf.dataset_builder import run as run_module
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.recorder import BlockFile, EpisodeLog, RecorderVecEnv, Recording
+from ldm_hf.dataset_builder.recorder import EpisodeLog, Recorder
+from ldm_hf.dataset_builder.recording import BlockFile, Recording
 from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import _Source, build_run
+from ldm_hf.dataset_builder.rows import RecordedRows
+from ldm_hf.dataset_builder.run import build_run
 from ldm_hf.dataset_builder.writer import ChunkRange
-from ldm_hf.env_registry.flat import FlatObservations
+from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -53,14 +56,26 @@ class Counter(gymnasium.Env):
         return np.array([self.copy, self.episode, self.count], np.float32)
 
 
+def vector(makes, **options):
+    return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP, **options)
+
+
+def recorded(folder, makes, steps: int, limit: int) -> tuple[Recorder, Recording]:
+    envs = vector(makes)
+    recording = Recording(folder / "recording", steps, envs)
+    return Recorder(envs, steps, limit, recording), recording
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
     lengths = {0: [3, 2], 1: [1, 4]}
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths])
-    recording = Recording(tmp_path / "r", 50, venv)
-    recorder = RecorderVecEnv(venv, 50, recording)
-    PPO("MlpPolicy", VecNormalize(recorder) if normalize else recorder, n_steps=64, batch_size=32, seed=0).learn(128)
-    assert recording.is_full and recording.length == 50  # the capacity; the algorithm went on
+    recorder, recording = recorded(
+        tmp_path, [lambda copy=copy: Counter(copy, lengths[copy]) for copy in lengths], 50, 4
+    )
+    venv = Sb3VecEnv(recorder)
+    PPO("MlpPolicy", VecNormalize(venv) if normalize else venv, n_steps=64, batch_size=32, seed=0).learn(128)
+    # 50 steps are the last of copy 0's tenth pair of episodes, and of copy 1's too: nothing is left to be finished.
+    assert recording.lengths.tolist() == [50, 50] and not recorder.is_recording  # the algorithm went on
     for copy, cycle in lengths.items():
         seen, acted = recording.observation_batch(copy, 0, 50), recording.action_batch(copy, 0, 50)
         row = 0
@@ -74,8 +89,11 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
                 assert recording.truncated[row, copy] == (last and episode % 2 == 1)
                 assert abs(acted[row, 0]) <= 1
                 row += 1
-    # Episode e of a copy returns 100 e length + (0 + ... + length-1); the first four to end, by hand, ties by copy.
-    assert recorder.log.returns[:4] == [0, 3, 201, 406] and recorder.log.ends[:4] == [2, 6, 10, 10]
+    # Episode e of a copy returns 100 e length + (0 + ... + length-1). By their starts, 0 0 1 3 5 5 ..., ties by copy: those
+    # of copy 0 and 1, copy 1's second, copy 0's second, and so on. There are 40; the first tenth are four of them.
+    curve = recorder.curve()
+    assert curve.returns[:6] == [3, 0, 406, 201, 603, 200] and curve.transitions[:6] == [0, 0, 2, 6, 10, 10]
+    assert len(curve.returns) == 40 and curve.first.mean == (3 + 0 + 406 + 201) / 4
     # What each episode ended on: copy 1's first after 1 step, copy 0's first after 3, both seconds at step 5 of each copy.
     assert recording.terminals[:4] == [(1, 0), (0, 2), (0, 4), (1, 4)]
     assert recording.terminal_batch(0, 4).tolist() == [[1, 0, 1], [0, 0, 3], [0, 1, 2], [1, 1, 4]]
@@ -83,11 +101,13 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
 
 @pytest.mark.parametrize("item", [(), (3,), (20, 20, 3)])
 def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
-    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
+    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
     rows = np.random.default_rng(0).integers(0, 255, (25, 2, *item)).astype(np.int64)
     file = BlockFile(tmp_path / "b", np.int64, 2, item)
     for row in rows:
-        file.append(row)
+        file.put(np.zeros_like(row))  # what is put again before it is added counts
+        file.put(row)
+        file.advance()
     for start, stop in [(0, 25), (0, 7), (6, 8), (20, 25), (13, 14), (5, 5)]:
         np.testing.assert_array_equal(file.read(1, start, stop), rows[start:stop, 1])
     assert 0 < (tmp_path / "b").stat().st_size < rows.nbytes
@@ -96,18 +116,18 @@ def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
 
 def test_resets_within_an_episode_truncate_it(tmp_path):
     """ARS resets all copies when one of them has finished."""
-    venv = DummyVecEnv([lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)])
-    recording = Recording(tmp_path / "r", 60, venv)
-    recorder = RecorderVecEnv(venv, 60, recording)
+    recorder, recording = recorded(tmp_path, [lambda copy=copy: Counter(copy, [5 - copy]) for copy in range(3)], 60, 5)
     train_policy(
-        recorder,
+        Sb3VecEnv(recorder),
         Candidate("ARS", {"n_delta": 2}, 3),
         timesteps=180,
         seed=0,
         progress=lambda _: None,
+        recorder=recorder,
     )
+    assert recording.lengths.tolist() == [60] * 3 and not recorder.is_recording
     seen = np.stack([recording.observation_batch(copy, 0, 60) for copy in range(3)], 1)
-    done = recording.terminated | recording.truncated
+    done = (recording.terminated | recording.truncated)[:60]
     for copy in range(3):
         for (_, episode, count), (_, next_episode, next_count), over in zip(
             seen[:-1, copy], seen[1:, copy], done[:-1, copy], strict=True
@@ -115,17 +135,79 @@ def test_resets_within_an_episode_truncate_it(tmp_path):
             assert (next_episode > episode and next_count == 0) if over else next_episode == episode
             assert over or next_count == count + 1
     # Every evaluation lasts three steps, copy 2's episodes; those of the others never end by themselves.
-    returns = np.array(recorder.log.returns)
-    assert len(returns) == done[:, 2].sum() and done[:, 0].sum() == done[:, 2].sum() - 1
+    returns = np.array(recorder.curve().returns)
+    assert len(returns) == done[:, 2].sum() == 20 and (done[:, 0] == done[:, 2]).all()
     assert set(returns % 100) == {0 + 1 + 2}
+
+
+CANDIDATES = [
+    (Candidate("PPO", {"n_steps": 20, "use_sde": True}, 3, normalize=True), spaces.Box(-1, 1, (1,))),
+    (Candidate("A2C", {"n_steps": 5}, 3), spaces.Box(-1, 1, (1,))),
+    (Candidate("DQN", {"learning_starts": 10, "train_freq": 7}, 1), spaces.Discrete(2)),
+    (Candidate("SAC", {"learning_starts": 10}, 3), spaces.Box(-1, 1, (1,))),
+    (Candidate("TD3", {"learning_starts": 10, "action_noise": 0.3}, 1), spaces.Box(-1, 1, (1,))),
+    (Candidate("ARS", {"n_delta": 2}, 1, policy="LinearPolicy"), spaces.Discrete(2)),
+]
+
+
+@pytest.mark.parametrize(("candidate", "actions"), CANDIDATES, ids=[candidate.algorithm for candidate, _ in CANDIDATES])
+def test_episodes_that_were_begun_are_played_to_their_ends_and_nothing_is_learned_from_them(
+    tmp_path, candidate, actions, monkeypatch
+):
+    """Episodes last 7, 8 and 9 steps; 50 steps of each of 3 copies are trained on, or 50 of one."""
+    monkeypatch.setattr(Counter, "action_space", actions)
+    policies = {}
+    for finished in (True, False):
+        makes = [lambda copy=copy: Counter(copy, [7 + copy]) for copy in range(candidate.num_envs)]
+        recorder, recording = recorded(tmp_path / str(finished), makes, 50, 10)
+        policies[finished] = train_policy(
+            Sb3VecEnv(recorder),
+            candidate,
+            timesteps=50 * candidate.num_envs,
+            seed=0,
+            progress=lambda _: None,
+            recorder=recorder if finished else None,
+        )
+        if finished:
+            assert recorder.training_steps >= 50 and not recorder.is_recording
+            # The eighth episode of 7 steps ends with step 56, the seventh of 8 does too, the sixth of 9 with step 54.
+            assert recording.lengths.tolist() == [56, 56, 54][: candidate.num_envs]
+            for copy, length in enumerate(recording.lengths):
+                over = recording.terminated[:length, copy] | recording.truncated[:length, copy]
+                assert np.flatnonzero(over).tolist() == list(range(6 + copy, length, 7 + copy))
+            assert recording.num_episodes == sum([8, 7, 6][: candidate.num_envs])
+    observations = np.random.default_rng(0).uniform(0, 9, (40, 3)).astype(np.float32)
+    np.testing.assert_array_equal(policies[True].act(observations), policies[False].act(observations))
+
+
+def test_episodes_that_outlast_the_limit_are_broken_off_and_their_environment_is_in_no_curve(tmp_path):
+    recorder, recording = recorded(tmp_path, [lambda: Counter(0, [10**9]), lambda: Counter(1, [2])], 25, 4)
+    recorder.reset()
+    for _ in range(40):
+        recorder.step(np.zeros((2, 1), np.float32))
+    assert not recorder.is_recording and recording.lengths.tolist() == [29, 26]
+    assert np.flatnonzero(recording.truncated[:, 0]).tolist() == [28] and not recording.terminated[:, 0].any()
+    assert recorder.curve().returns == [1 + 200 * episode for episode in range(13)]  # of the other alone
+
+
+def test_training_that_ends_early_ends_the_recording(tmp_path):
+    recorder, recording = recorded(tmp_path, [lambda copy=copy: Counter(copy, [3 + copy]) for copy in range(2)], 100, 4)
+    recorder.reset()
+    for _ in range(3):
+        recorder.step(np.zeros((2, 1), np.float32))
+    recorder.end_training()
+    assert recorder.is_recording and recorder.training_steps == 3
+    recorder.step(np.zeros((2, 1), np.float32))
+    assert not recorder.is_recording and recording.lengths.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_return_that_is_not_finite_spoils_no_other(bad):
     log = EpisodeLog(1)
-    for reward, over in [(1, False), (2, True), (bad, False), (2, True), (3, False), (4, True)]:
+    for reward, over in [(1, False), (2, True), (bad, False), (2, True), *[(3, False), (4, True)] * 9]:
         log.step(np.array([reward], float), np.array([over]))
-    np.testing.assert_array_equal(log.returns, [3, bad, 7])
+    with pytest.raises(EnvironmentFailure, match="1 of 11 episodes have no finite return"):
+        log.curve()
 
 
 class Camera(gymnasium.Env):
@@ -206,21 +288,19 @@ def test_labels_are_the_final_policy_s_deterministic_actions(data):
         assert (chunk.actions != chunk.reference_actions).any()  # the training policy explored
 
 
-def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch):
-    venv = DummyVecEnv([lambda: Camera(True)] * 2)
-    recording = Recording(tmp_path / "r", 40, venv)
+def test_labels_do_not_depend_on_how_many_are_made_at_once(tmp_path):
+    recorder, recording = recorded(tmp_path, [lambda: Camera(True)] * 2, 40, 0)
+    venv = Sb3VecEnv(recorder)
     policy = train_policy(
-        RecorderVecEnv(venv, 40, recording),
+        venv,
         Candidate("PPO", {"n_steps": 16}, 2),
         timesteps=80,
         seed=0,
         progress=lambda _: None,
     )
     layouts = SlotLayout.of(venv.observation_space), SlotLayout.of(venv.action_space, role="action")
-    source = _Source(recording, policy, *layouts, FlatObservations(venv.observation_space))
-    at_once = source.transitions(ChunkRange(1, 3, 31))
-    monkeypatch.setattr("ldm_hf.dataset_builder.run._BATCH_BYTES", 5 * (40 * 40 * 3 + 2 * 4))
-    piecewise = source.transitions(ChunkRange(1, 3, 31))
+    at_once = RecordedRows(recording, *layouts, policy.act).transitions(ChunkRange(1, 3, 31))
+    piecewise = RecordedRows(recording, *layouts, policy.act, batch=5).transitions(ChunkRange(1, 3, 31))
     assert len(at_once) == 28 and at_once.images.shape == (28, 64, 64, 3)
     for name, values in vars(at_once).items():
         np.testing.assert_array_equal(getattr(piecewise, name), values, name)
@@ -230,10 +310,11 @@ def test_a_run_says_where_it_comes_from(data):
     info = open_dataset(data / "gymnasium/Pendulum-v1/PPO-0").info
     assert (info.environment, info.algorithm, info.seed, info.num_streams) == (PENDULUM, "PPO", 0, 4)
     assert info.hyperparameters == {"n_steps": 64, "use_sde": True, "num_envs": 4, "normalize": True}
-    assert info.num_transitions == 4096 and info.num_episodes == 20  # 1024 steps of each copy, 200 an episode
+    # 1024 steps of each of 4 copies, 200 an episode: five have ended, the sixth of each is played to its end.
+    assert (info.num_transitions, info.num_episodes, info.training_steps) == (4 * 1200, 24, 1024)
     assert len(info.deterministic_returns) == 10 and info.library_version == gymnasium.__version__
     assert info.provenance["provider"] == "inprocess" and info.licence == "MIT" and info.max_episode_steps == 200
-    assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 20
+    assert info.curve.transitions[-1] == 4 * 1000 and len(info.curve.returns) == 24 and info.curve.order == "start"
     assert set(info.packages) >= {"python", "torch", "stable_baselines3", "gymnasium"}
 
 
@@ -284,20 +365,21 @@ def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_too_few_episodes_are_one_line(tmp_path):
-    with pytest.raises(EnvironmentFailure, match=r"only . episodes ended"):
+    with pytest.raises(EnvironmentFailure, match=r"only 5 episodes; at least 10 are needed"):
         build_run(RunRequest(PENDULUM, Candidate("PPO", {"n_steps": 100}), 1000, 0), tmp_path)
     assert not list((tmp_path / "gymnasium/Pendulum-v1").iterdir())
 
 
 def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
-    venv = DummyVecEnv([lambda: Camera(False)])
+    envs = vector([lambda: Camera(False)])
     with pytest.raises(StorageError, match=r"needs room for [0-9,]+ bytes at least, and has"):
-        Recording(tmp_path / "r", 10**15, venv)
-    monkeypatch.setattr("ldm_hf.dataset_builder.recorder._BLOCK_BYTES", 50_000)
-    recording = Recording(tmp_path / "s", 1000, venv)
+        Recording(tmp_path / "r", 10**15, envs)
+    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 50_000)
+    recording = Recording(tmp_path / "s", 1000, envs)
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
-    one = (pictures, np.zeros(1, np.int64), np.zeros(1))
     failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")
     with failure, small_disk(10_000):
         for _ in range(100):
-            recording.append(*one)
+            recording.observe(pictures)
+            recording.act(np.zeros(1, np.int64))
+            recording.append(np.zeros(1), *np.zeros((2, 1), bool), ())

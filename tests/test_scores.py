@@ -18,7 +18,13 @@ from ldm_hf.evaluation.batches import batches, chosen
 from ldm_hf.evaluation.lineage import relation, training_data
 from ldm_hf.evaluation.references import check_reference, check_references
 from ldm_hf.evaluation.report import Summary
-from ldm_hf.evaluation.results import DETERMINISTIC_NOT_ABOVE_RANDOM, NO_IMPROVEMENT, NOT_ABOVE_RANDOM, judge
+from ldm_hf.evaluation.results import (
+    CURVE_BY_END,
+    DETERMINISTIC_NOT_ABOVE_RANDOM,
+    NO_IMPROVEMENT,
+    NOT_ABOVE_RANDOM,
+    judge,
+)
 from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
 from ldm_hf.evaluation.versions import differences, versions_here, versions_of_data
 from ldm_hf.modeling.spaces_ldm import space_to_json
@@ -41,6 +47,7 @@ def run_info(environment="lib/Env-v0", first=0.0, last=10.0, deterministic=(5.0,
         num_episodes=10,
         num_transitions=100,
         num_streams=1,
+        training_steps=10,
         algorithm="PPO",
         hyperparameters={},
         source="",
@@ -132,6 +139,8 @@ def test_other_flags():
     assert flat.flags == [NO_IMPROVEMENT] and flat.normalized_score is None
     stuck = judge(run_info(deterministic=(-1.0, -1.0)), [[1.0]], [[1]], Sample(0.0, 1.0, 10))
     assert stuck.flags == [DETERMINISTIC_NOT_ABOVE_RANDOM]
+    old = judge(run_info(curve=replace(run_info().curve, order="end")), [[5.0]], [[1]])
+    assert old.flags == [CURVE_BY_END] and old.normalized_score == 0.5
     assert stuck.deterministic_score is None and stuck.normalized_score == 0.1
 
 

@@ -30,6 +30,7 @@ MAX_ACTION_SLOTS = 28  # paper section 4.3: at most 28 action dimensions
 NUM_BINS = 1024  # paper section 4.3: size of the discretisation and of the discrete tables
 IMAGE_SIZE = 64  # paper section 4.3: images are resized to 64x64x3
 
+_KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple", "Text", "Sequence", "Graph", "OneOf")
 _MAX_TEXT = 1024
 _MAX_IMAGE_CHANNELS = 16
 _MIN_IMAGE_SIDE = 5
@@ -47,10 +48,13 @@ class InvalidValueError(ValueError):
 def space_to_json(space: Any) -> dict[str, Any]:
     """Describe a Gymnasium space (or an old Gym one: only names and attributes are read) as JSON data.
 
-    Infinite bounds become the strings ``"inf"`` and ``"-inf"``; bounds that are the same everywhere become one number.
-    Kinds that are none of Gymnasium's keep their name and ``repr``.
+    Infinite bounds become the strings ``"inf"`` and ``"-inf"``; bounds that are the same everywhere become one number. A
+    space whose class is derived from one of Gymnasium's is described as that. Others keep their name and ``repr``.
+
+    Raises:
+        UnsupportedSpaceError: a ``Dict`` has keys that are no strings.
     """
-    kind = type(space).__name__
+    kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in _KINDS), None)
     if kind == "Box":
         bounds = {"low": _bounds_to_json(space.low), "high": _bounds_to_json(space.high)}
         return {"type": kind, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **bounds}
@@ -61,28 +65,26 @@ def space_to_json(space: Any) -> dict[str, Any]:
         start = np.asarray(getattr(space, "start", np.zeros_like(nvec)))
         return {"type": kind, "nvec": nvec.tolist(), "start": start.tolist(), "dtype": np.dtype(space.dtype).name}
     if kind == "MultiBinary":
-        return {"type": kind, "n": space.n if isinstance(space.n, int) else list(space.shape)}
+        return {"type": kind, "n": int(space.n) if np.ndim(space.n) == 0 else [int(length) for length in space.n]}
     if kind == "Dict":
-        return {"type": kind, "spaces": {str(key): space_to_json(part) for key, part in sorted(space.spaces.items())}}
-    if kind == "Tuple":
+        for key in space.spaces:
+            if not isinstance(key, str):
+                raise UnsupportedSpaceError(f"a Dict space has the key {key!r}: keys must be strings")
+        return {"type": kind, "spaces": {key: space_to_json(part) for key, part in sorted(space.spaces.items())}}
+    if kind in ("Tuple", "OneOf"):
         return {"type": kind, "spaces": [space_to_json(part) for part in space.spaces]}
     if kind == "Text":
         characters = "".join(sorted(space.character_set))
         return {"type": kind, "min_length": space.min_length, "max_length": space.max_length, "charset": characters}
     if kind == "Sequence":
-        return {
-            "type": kind,
-            "space": space_to_json(space.feature_space),
-            "stack": bool(getattr(space, "stack", False)),
-        }
+        stack = bool(getattr(space, "stack", False))
+        return {"type": kind, "space": space_to_json(space.feature_space), "stack": stack}
     if kind == "Graph":
         edges = None if space.edge_space is None else space_to_json(space.edge_space)
         return {"type": kind, "node_space": space_to_json(space.node_space), "edge_space": edges}
-    if kind == "OneOf":
-        return {"type": kind, "spaces": [space_to_json(part) for part in space.spaces]}
     if isinstance(space.sample(), str):  # minigrid's missions: a space of its own that says nothing of its texts
         return {"type": "Text", "min_length": 0, "max_length": _MAX_TEXT, "charset": string.printable}
-    return {"type": kind, "repr": repr(space)}
+    return {"type": type(space).__name__, "repr": repr(space)}
 
 
 def space_from_json(data: dict[str, Any]) -> Any:

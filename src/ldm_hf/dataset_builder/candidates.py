@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 from ldm_hf.env_registry.flat import flat_space_json
+from ldm_hf.env_registry.isolated.space_tree import is_byte_image, leaves
 from ldm_hf.errors import ConfigError, UnsupportedSpaceError
-from ldm_hf.modeling.spaces_ldm import walk_space
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,23 +134,18 @@ class Candidate:
         parts = list(flat["spaces"].values()) if flat["type"] == "Dict" else [flat]
         if any(part["type"] == "Discrete" and part["n"] > _LARGEST_ONE_HOT for part in parts):
             return f"an observation has more than {_LARGEST_ONE_HOT} discrete values"
-        if self.observations == "pictures" and not any(is_picture(part) for part in parts):
+        if self.observations == "pictures" and not any(is_byte_image(part) for part in parts):
             return "it is made for pictures"
-        if self.algorithm == "ARS" and (flat["type"] == "Dict" or is_picture(flat)):
+        if self.algorithm == "ARS" and (flat["type"] == "Dict" or is_byte_image(flat)):
             return "ARS reads one vector"
         if self.algorithm == "ARS" and flat["type"] != "Box" and self.policy == "LinearPolicy":
             return "a linear policy reads a Box"
         return None
 
 
-def is_picture(space: dict[str, Any]) -> bool:
-    """Whether Stable-Baselines3 takes a space, given as JSON, for a picture: three axes of uint8 from 0 to 255."""
-    return space["type"] == "Box" and space["dtype"] == "uint8" and len(space["shape"]) == 3 and _is_byte_range(space)
-
-
 def observation_bytes(space: dict[str, Any]) -> int:
     """Size of one observation of a space, given as JSON, in the arrays of Stable-Baselines3."""
-    return sum(_part_bytes(part) for _, part in walk_space(space))
+    return sum(_part_bytes(part) for _, part in leaves(space))
 
 
 def _part_bytes(space: dict[str, Any]) -> int:
@@ -181,7 +176,3 @@ def choose_pool(names: tuple[str, ...] | None) -> dict[str, Candidate]:
     if unknown:
         raise ConfigError(f"no candidate is called {', '.join(unknown)}; there are {', '.join(pool())}")
     return {name: pool()[name] for name in names}
-
-
-def _is_byte_range(space: dict[str, Any]) -> bool:
-    return bool(space["low"] == 0 and space["high"] == 255)

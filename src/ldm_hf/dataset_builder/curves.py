@@ -11,6 +11,9 @@ from ldm_hf.errors import EnvironmentFailure
 SIGNIFICANCE = 0.05
 """Level of every one-tailed Welch's t-test."""
 
+BY_START, BY_END = "start", "end"
+"""The order in which a curve takes its episodes. Ends put short episodes first where several environments run at once."""
+
 MIN_EPISODES = 10
 _MAX_POINTS = 200  # of a curve that is kept for plots
 
@@ -53,52 +56,58 @@ class LearningCurve:
     """The training episodes of a run.
 
     Attributes:
-        first, last: returns of the first and of the last 10 % of the episodes (paper section 4.2).
-        transitions: of the points of the curve: transitions that were made when the episodes of a point had ended.
+        first, last: returns of the first and of the last 10 % of the episodes (paper section 4.2), by their start.
+        transitions: of the points of the curve: transitions that the run had made when the last episode of a point began.
         returns: of the points: mean return of a few consecutive episodes.
+        order: ``BY_START``; ``BY_END`` of data of format version 2, whose curves took episodes in the order of their ends,
+            and whose ``transitions`` are those that had been made at these ends.
     """
 
     first: Sample
     last: Sample
     transitions: list[int]
     returns: list[float]
+    order: str = BY_START
 
     @classmethod
     def of(
         cls,
         returns: Sequence[float] | np.ndarray,
-        ends: Sequence[int] | np.ndarray,
+        starts: Sequence[int] | np.ndarray,
         least: int = MIN_EPISODES,
     ) -> "LearningCurve":
-        """Summarise episodes in the order of their ends.
+        """Summarise episodes by their start: every episode that was begun, each played to its end.
+
+        The return of an episode depends on its length, so its length must not decide where it is counted, or whether.
 
         Args:
-            returns: of the episodes.
-            ends: how many transitions the run had made when each ended.
+            returns: of the episodes, in any order.
+            starts: how many transitions the run had made when each began; episodes that began together keep their order.
             least: episodes that are needed.
 
         Raises:
-            EnvironmentFailure: fewer episodes ended, too few to tell, or their returns are not finite.
+            EnvironmentFailure: there are fewer episodes, too few to tell, or their returns are not finite.
         """
-        values = np.asarray(returns, np.float64)
+        values, begun = np.asarray(returns, np.float64), np.asarray(starts, np.int64)
         if len(values) < least:
-            raise EnvironmentFailure(
-                f"only {len(values)} episodes ended; at least {least} are needed: train for longer"
-            )
+            raise EnvironmentFailure(f"only {len(values)} episodes; at least {least} are needed: train for longer")
         if not np.isfinite(values).all():
             raise EnvironmentFailure(
                 f"{np.sum(~np.isfinite(values))} of {len(values)} episodes have no finite return: nothing can be scored"
             )
+        order = np.argsort(begun, kind="stable")
+        values, begun = values[order], begun[order]
         share = max(1, len(values) // 10)
         edges = np.linspace(0, len(values), min(len(values), _MAX_POINTS) + 1).round().astype(int)
         return cls(
             Sample.of(values[:share]),
             Sample.of(values[-share:]),
-            np.asarray(ends, np.int64)[edges[1:] - 1].tolist(),
+            begun[edges[1:] - 1].tolist(),
             (np.add.reduceat(values, edges[:-1]) / np.diff(edges)).tolist(),
         )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LearningCurve":
         """Read what ``dataclasses.asdict`` gave."""
-        return cls(Sample(**data["first"]), Sample(**data["last"]), data["transitions"], data["returns"])
+        first, last = Sample(**data["first"]), Sample(**data["last"])
+        return cls(first, last, data["transitions"], data["returns"], data["order"])

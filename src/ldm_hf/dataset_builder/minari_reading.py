@@ -61,11 +61,12 @@ def from_minari(
         run=run,
         observation_space=spaces[0],
         action_space=spaces[1],
-        curve=_curve(returns, np.cumsum(lengths), *scores),
+        curve=_curve(returns, np.cumsum([0, *lengths[:-1]]), *scores),
         deterministic_returns=returns,
         num_episodes=len(returns),
         num_transitions=sum(lengths),
         num_streams=1,
+        training_steps=None,
         algorithm=str(dataset.storage.metadata.get("algorithm_name") or "unknown"),
         hyperparameters={},
         source=f"Minari dataset {dataset.spec.dataset_id}; labels are the recorded actions unless it says otherwise",
@@ -177,8 +178,8 @@ def _environment_of(dataset: Any) -> str:
     return known[0] if known else str(EnvironmentId(LIBRARY, name))
 
 
-def _curve(returns: list[float], ends: np.ndarray, low: float | None, high: float | None) -> LearningCurve:
-    curve = LearningCurve.of(returns, ends, least=1)
+def _curve(returns: list[float], starts: np.ndarray, low: float | None, high: float | None) -> LearningCurve:
+    curve = LearningCurve.of(returns, starts, least=1)
     if low is None or high is None:
         return curve
     return LearningCurve(Sample(float(low), 0.0, 1), Sample(float(high), 0.0, 1), curve.transitions, curve.returns)

@@ -17,7 +17,7 @@ from ldm_hf.dataset_builder.ranking import Rank, best, rank
 from ldm_hf.dataset_builder.records import RunRecord, read_records
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.schema import environment_folder
+from ldm_hf.dataset_builder.schema import SCHEMA_VERSION, environment_folder
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError
@@ -211,6 +211,7 @@ class Build:
             "budget": {**asdict(settings.budget), "shares": dict(settings.budget.shares)},
             "seed": settings.seed,
             "keep": settings.keep,
+            "format": SCHEMA_VERSION,  # runs are compared by their curves, which versions define differently
         }
         path = self._root / _SETTINGS
         if path.is_file():

@@ -11,12 +11,13 @@ from importlib import resources
 import numpy as np
 
 from ldm_hf.dataset_builder.budgets import Budget
-from ldm_hf.dataset_builder.candidates import Candidate, is_picture, observation_bytes
+from ldm_hf.dataset_builder.candidates import Candidate, observation_bytes
 from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.env_registry.isolated.space_tree import is_byte_image, leaves
 from ldm_hf.env_registry.registry import find_manifest, list_environments, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
-from ldm_hf.modeling.spaces_ldm import SlotLayout, walk_space
+from ldm_hf.modeling.spaces_ldm import SlotLayout
 
 _PICTURE_BYTES = 200  # a 64 x 64 picture in a file: 37 to 196 measured on three Atari games
 _PIXELS = 64 * 64
@@ -118,7 +119,7 @@ def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions:
     Costs were measured on vectors and on pictures of 64 x 64; for other pictures they are taken in proportion.
     """
     pixels = sum(
-        part["shape"][0] * part["shape"][1] for _, part in walk_space(environment.observation_space) if is_picture(part)
+        part["shape"][0] * part["shape"][1] for _, part in leaves(environment.observation_space) if is_byte_image(part)
     )
     costs = _costs()[candidate.name]
     picture = costs.get("picture", 0.0)
@@ -145,7 +146,7 @@ def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: 
 
 def has_picture(environment: EnvironmentSpec) -> bool:
     """Whether policies read a picture there."""
-    return any(is_picture(part) for _, part in walk_space(environment.observation_space))
+    return any(is_byte_image(part) for _, part in leaves(environment.observation_space))
 
 
 def _misfit(candidate: Candidate, environment: EnvironmentSpec, budget: Budget, *, ranked: bool) -> str | None:

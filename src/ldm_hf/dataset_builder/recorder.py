@@ -1,265 +1,187 @@
-"""Records every transition that a training run makes, raw, on disk."""
+"""Records every transition of the environments that a learner acts in, whoever learns: below whatever adapts them to it."""
 
-import contextlib
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
-import pyarrow as pa
-from gymnasium.spaces import Dict
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from gymnasium.vector import AutoresetMode
 
-from ldm_hf.errors import StorageError
-
-_PLAIN = "observation"  # name of the array of a space that is not a Dict
-_BLOCK_BYTES = 2**25  # of one array that wait in memory before they are compressed
-_BLOCK_ROWS = 4096
-_CODEC = "zstd"
-_LEVEL = 1
+from ldm_hf.dataset_builder.curves import LearningCurve
+from ldm_hf.dataset_builder.recording import Recording
+from ldm_hf.errors import ConfigError
 
 
 class EpisodeLog:
-    """Returns of the episodes that end in B environments, in the order of their ends.
-
-    Attributes:
-        returns: of the episodes that ended by themselves or by a time limit.
-        ends: how many transitions had been made when each of them ended.
-    """
+    """Returns of the episodes of B environments, and how many transitions had been made when each began."""
 
     def __init__(self, num_streams: int) -> None:
         """Begin with no episode."""
-        self.returns: list[float] = []
-        self.ends: list[int] = []
-        self._running = np.zeros(num_streams)
+        self._ended: list[list[tuple[int, float]]] = [[] for _ in range(num_streams)]
+        self._totals = np.zeros(num_streams)
+        self._starts = np.zeros(num_streams, np.int64)
+        self._broken_off = np.zeros(num_streams, bool)
         self._transitions = 0
 
-    def step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
-        """Add one step of all environments."""
-        self._running += rewards
+    @property
+    def running(self) -> np.ndarray:
+        """Which environments are within an episode, bool of shape (B,); one begins with its first step."""
+        return self._starts < self._transitions
+
+    def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
+        """Add one step of all environments; ``ended`` says which episodes it ended."""
+        self._totals += rewards
         self._transitions += len(rewards)
-        if dones.any():
-            self.returns += self._running[dones].tolist()
-            self.ends += [self._transitions] * int(dones.sum())
-            self._running[dones] = 0
+        if not ended.any():
+            return
+        for stream in np.flatnonzero(ended).tolist():
+            self._ended[stream].append((int(self._starts[stream]), float(self._totals[stream])))
+            self._totals[stream], self._starts[stream] = 0, self._transitions
 
-    def reset(self) -> None:
-        """Forget the episodes that run: the environments are being reset. Such episodes have no return."""
-        self._running[:] = 0
+    def break_off(self, streams: np.ndarray) -> None:
+        """Forget the running episodes of some environments, which will not be played to their ends."""
+        self._broken_off |= streams & self.running
+        self._totals[streams], self._starts[streams] = 0, self._transitions
 
+    def curve(self) -> LearningCurve:
+        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few.
 
-class BlockFile:
-    """An array of shape (T, B, ...) that grows row by row, kept on disk in compressed blocks of one column each."""
-
-    def __init__(self, path: Path, dtype: Any, num_columns: int, item: tuple[int, ...]) -> None:
-        """Make the file; it is gone with its folder."""
-        row_bytes = max(1, num_columns * int(np.prod(item)) * np.dtype(dtype).itemsize)
-        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes))
-        self._file = path.open("w+b")
-        self._block = np.empty((rows, num_columns, *item), dtype)
-        self._blocks: list[list[tuple[int, int]]] = []  # of each block: where its columns lie in the file
-        self._codec = pa.Codec(_CODEC, compression_level=_LEVEL)
-        self.length = 0
-
-    def append(self, row: Any) -> None:
-        """Add a row of shape (B, ...)."""
-        position = self.length % len(self._block)
-        self._block[position] = row
-        self.length += 1
-        if position == len(self._block) - 1:
-            self._blocks.append([self._write(self._block[:, column]) for column in range(self._block.shape[1])])
-
-    def read(self, column: int, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of one column, of shape (stop - start, ...)."""
-        rows = len(self._block)
-        parts = []
-        for block in range(start // rows, -(-stop // rows)):
-            first, last = max(start - block * rows, 0), min(stop - block * rows, rows)
-            whole = self._read(block, column) if block < len(self._blocks) else self._block[:, column]
-            parts.append(whole[first:last])
-        return np.concatenate(parts) if parts else self._block[:0, column]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _write(self, values: np.ndarray) -> tuple[int, int]:
-        offset = self._file.seek(0, 2)
-        return offset, self._file.write(self._codec.compress(np.ascontiguousarray(values)))
-
-    def _read(self, block: int, column: int) -> np.ndarray:
-        offset, size = self._blocks[block][column]
-        self._file.seek(offset)
-        shape = (len(self._block), *self._block.shape[2:])
-        nbytes = self._block[:, column].nbytes
-        data = self._codec.decompress(self._file.read(size), nbytes)
-        return np.frombuffer(data, self._block.dtype).reshape(shape)
+        An environment of which an episode was broken off is left out as a whole: its short episodes ended, its long ones
+        did not, and what is left says nothing of the policy.
+        """
+        every = [
+            (start, stream, total)
+            for stream, episodes in enumerate(self._ended)
+            if not self._broken_off[stream]
+            for start, total in episodes
+        ]
+        every.sort(key=lambda episode: episode[:2])
+        return LearningCurve.of([total for *_, total in every], [start for start, *_ in every])
 
 
-class Recording:
-    """T steps of B sub-environments on disk, in time order; row t is what was observed and done at t.
+class Recorder(gymnasium.vector.VectorWrapper):
+    """Records what environments give and are given: some steps, and the ends of the episodes begun in them.
+
+    It belongs directly above the environments, below anything that changes observations, actions or rewards, and changes
+    nothing itself.
 
     Attributes:
-        length: T so far.
-        rewards: raw, float32 of shape (capacity, B).
-        terminated, truncated: bool of shape (capacity, B); a time limit truncates, and so does a reset within an episode.
-        terminals: stream and row of each terminal observation, in the order of ``terminal_batch``.
-        resets: rows before which the algorithm reset all sub-environments.
-
-    Raises:
-        StorageError: the disk has no room for a recording of this capacity, or is full later on.
+        training_steps: steps that were made before ``end_training``; None before that.
     """
 
-    def __init__(self, folder: Path, capacity: int, venv: VecEnv):
-        space = venv.observation_space
-        self._nested = isinstance(space, Dict)
-        spaces = space.spaces if isinstance(space, Dict) else {_PLAIN: space}
-        actions = venv.action_space
-        assert actions.dtype is not None and actions.shape is not None
-        streams = venv.num_envs
-        folder.mkdir(parents=True)
-        self._folder = folder
-        self._check_room(capacity * streams * (actions.dtype.itemsize * int(np.prod(actions.shape)) + 16))
-        self._observations = {
-            key: BlockFile(folder / f"observation-{index}", part.dtype, streams, part.shape or ())
-            for index, (key, part) in enumerate(spaces.items())
-        }
-        self._terminals = {
-            key: BlockFile(folder / f"terminal-{index}", part.dtype, 1, part.shape or ())
-            for index, (key, part) in enumerate(spaces.items())
-        }
-        self._actions = BlockFile(folder / "action", actions.dtype, streams, actions.shape)
-        self.rewards = np.zeros((capacity, streams), np.float32)
-        self.terminated = np.zeros((capacity, streams), bool)
-        self.truncated = np.zeros((capacity, streams), bool)
-        self.terminals: list[tuple[int, int]] = []
-        self.resets: list[int] = []
-        self.capacity = capacity
-        self.length = 0
-
-    @property
-    def num_streams(self) -> int:
-        """Number of sub-environments."""
-        return self.rewards.shape[1]
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the capacity is reached."""
-        return self.length == self.capacity
-
-    def append(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
-        """Add one step of all sub-environments; there must be room for it.
+    def __init__(
+        self, env: gymnasium.vector.VectorEnv, steps: int, limit: int, recording: Recording | None = None
+    ) -> None:
+        """Record a vector environment.
 
         Args:
-            observations: that the actions were chosen on.
-            actions, rewards: of the step.
+            env: the environments.
+            steps: during which episodes are begun.
+            limit: steps after these by which every episode ends. Those that have not, for whatever reason, are broken off.
+            recording: where to; without one, only returns are kept.
+
+        Raises:
+            ConfigError: they do not reset in the step that ends an episode; in other modes, a row would be no transition.
         """
-        with self._full_disk():
-            for key, file in self._observations.items():
-                file.append(_part(observations, key))
-            self._actions.append(actions)
-        self.rewards[self.length] = rewards
-        self.length += 1
-
-    def end_episode(self, stream: int, truncated: bool, observation: Any) -> None:
-        """Say that the last step ended a sub-environment's episode, and on what observation."""
-        row = self.length - 1
-        (self.truncated if truncated else self.terminated)[row, stream] = True
-        self.terminals.append((stream, row))
-        with self._full_disk():
-            for key, file in self._terminals.items():
-                file.append(np.asarray(_part(observation, key))[None])
-
-    def cut_episodes(self) -> None:
-        """Truncate the episodes that run: the environments are being reset."""
-        if 0 < self.length < self.capacity:
-            last = self.length - 1
-            self.truncated[last] |= ~self.terminated[last]
-
-    def observation_batch(self, stream: int, start: int, stop: int) -> Any:
-        """Observations of one stream as a batched value of the space."""
-        return self._joined({key: file.read(stream, start, stop) for key, file in self._observations.items()})
-
-    def action_batch(self, stream: int, start: int, stop: int) -> np.ndarray:
-        """Actions of one stream, as the environment received them."""
-        return self._actions.read(stream, start, stop)
-
-    def terminal_batch(self, start: int, stop: int) -> Any:
-        """Observations that ended episodes, as a batched value of the space."""
-        return self._joined({key: file.read(0, start, stop) for key, file in self._terminals.items()})
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in (*self._observations.values(), *self._terminals.values(), self._actions):
-            file.close()
-
-    @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"{self._folder} cannot hold the recording: {error.strerror}; free some space or record less"
-            ) from error
-
-    def _joined(self, parts: dict[str, np.ndarray]) -> Any:
-        return parts if self._nested else parts[_PLAIN]
-
-    def _check_room(self, least: int) -> None:
-        free = shutil.disk_usage(self._folder).free
-        if free < least:
-            raise StorageError(
-                f"{self._folder} needs room for {least:,} bytes at least, and has {free:,}: free some or record less"
-            )
-
-
-class RecorderVecEnv(VecEnvWrapper):
-    """Records what passes between an algorithm and its environments, up to a number of steps.
-
-    It belongs directly above the environments, below anything that changes observations, actions or rewards.
-    """
-
-    def __init__(self, venv: VecEnv, steps: int, recording: Recording | None = None):
-        """Log episodes for a number of steps, and record them where a recording of that capacity is given."""
-        super().__init__(venv)
-        self.log = EpisodeLog(venv.num_envs)
-        self._left = steps
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ConfigError(f"only environments made with autoreset_mode='SameStep' are recorded, got {mode!r}")
+        self.training_steps: int | None = None
+        self._log = EpisodeLog(env.num_envs)
+        self._steps, self._last_start, self._limit = 0, steps, limit
+        self._recorded = np.ones(env.num_envs, bool)  # of which environments the next step is recorded
         self._recording = recording
-        self._observations: Any = None
-        self._actions: np.ndarray | None = None
 
-    def reset(self) -> Any:
-        """Reset all environments; some algorithms do so in the middle of episodes."""
-        self.log.reset()
+    @property
+    def is_recording(self) -> bool:
+        """Whether anything of the next step is recorded."""
+        return bool(self._recorded.any())
+
+    def curve(self) -> LearningCurve:
+        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are too few."""
+        return self._log.curve()
+
+    def end_training(self) -> None:
+        """Say that no more is learned; no episode begins from here on, and those that run should be played to their ends."""
+        self.training_steps = self._steps
+        if self._steps < self._last_start:
+            self._last_start = self._steps
+            self._recorded &= self._log.running
+
+    def break_off(self) -> None:
+        """Truncate the episodes that run and are recorded: they will not be played to their ends."""
+        streams = self._recorded & self._log.running
+        self._log.break_off(streams)
         if self._recording is not None:
-            self._recording.cut_episodes()
-            self._recording.resets.append(self._recording.length)
-        self._observations = self.venv.reset()
-        return self._observations
+            self._recording.break_off(streams)
+        if self._steps >= self._last_start:
+            self._recorded[:] = False
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Step all environments."""
-        self._actions = actions
-        self.venv.step_async(actions)
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments; some algorithms do so in the middle of episodes.
 
-    def step_wait(self) -> VecEnvStepReturn:
-        """Wait for the step and record it, with the observations that its actions were chosen on."""
-        observations, rewards, dones, infos = self.venv.step_wait()
-        if self._left:
-            self._left -= 1
-            self.log.step(rewards, dones)
-            if self._recording is not None and self._actions is not None:
-                self._recording.append(self._observations, self._actions, rewards)
-                for index in np.flatnonzero(dones).tolist():
-                    info = infos[index]
-                    cut_off = bool(info.get("TimeLimit.truncated", False))
-                    self._recording.end_episode(index, cut_off, info["terminal_observation"])
-        # After the end of an episode these are already those of the reset.
-        self._observations = observations
-        return observations, rewards, dones, infos
+        Raises:
+            ConfigError: some of them only, by ``options["reset_mask"]``.
+        """
+        if "reset_mask" in (options or {}):
+            raise ConfigError("environments that are recorded are reset all at once, without a reset_mask")
+        self.break_off()
+        observations, info = self.env.reset(seed=seed, options=options)
+        if self._recording is not None:
+            self._recording.reset(observations)
+        return observations, info
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step the environments, and record the step with the observations that its actions were chosen on."""
+        if self._recording is not None:
+            self._recording.act(actions)
+        observations, rewards, terminated, truncated, info = step = self.env.step(actions)
+        self._steps += 1
+        if not self.is_recording:
+            return step
+        over = terminated | truncated
+        self._log.step(rewards, over & self._recorded)
+        if self._recording is not None:
+            self._recording.append(rewards, terminated, truncated, info.get("final_obs", ()), self._recorded)
+            self._recording.observe(observations)  # after the end of an episode already those of the reset
+        if self._steps >= self._last_start:
+            self._recorded &= ~over
+        if self._steps >= self._last_start + self._limit:
+            self.break_off()
+        return step
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each environment."""
+        return self.env.get_attr(name)  # type: ignore[attr-defined]
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of each environment."""
+        self.env.set_attr(name, values)  # type: ignore[attr-defined]
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of each environment."""
+        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
 
 
-def _part(observations: Any, key: str) -> Any:
-    return observations[key] if isinstance(observations, dict) else observations
+class EpisodeRecorder(gymnasium.Wrapper):
+    """Records a single environment whose episodes are all played to their ends, as evaluation does."""
+
+    def __init__(self, env: gymnasium.Env, recording: Recording) -> None:
+        """Record into a recording of this environment."""
+        super().__init__(env)
+        self._recording = recording
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**options)
+        self._recording.observe(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment, and record the step."""
+        self._recording.act(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        ends = np.array([terminated], bool), np.array([truncated], bool)
+        self._recording.append(np.array([reward], float), *ends, [observation])
+        self._recording.observe(observation)
+        return observation, reward, terminated, truncated, info

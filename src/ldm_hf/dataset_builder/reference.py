@@ -14,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class
 from ldm_hf.dataset_builder.features import SmallPictureExtractor, needs_small_pictures
+from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
@@ -155,8 +159,12 @@ def train_policy(
     seed: int,
     progress: Callable[[int], None],
     device: str = "cpu",
+    recorder: Recorder | None = None,
 ) -> ReferencePolicy:
     """Train a candidate on environments and return its final policy.
+
+    Episodes that a recorder still waits for are played to their ends after the last update: by the final policy, which acts
+    as it did in training, exploration included, and learns nothing from them.
 
     Args:
         venv: the environments; their number is the candidate's.
@@ -165,6 +173,7 @@ def train_policy(
         seed: of everything random; the same seed gives the same policy on one thread.
         progress: called at every step with the number of transitions so far.
         device: that trains it; the policy is returned on the CPU.
+        recorder: what records the environments.
     """
     normalizer = _normalizer(venv, candidate) if candidate.normalize else None
     env = normalizer or venv
@@ -176,8 +185,30 @@ def train_policy(
         **_arguments(candidate, venv, timesteps),
     )
     model.learn(timesteps, callback=_Progress(progress))
+    if recorder is not None:
+        recorder.end_training()
+        if normalizer is not None:
+            normalizer.training = False
+        _finish_episodes(model, recorder)
     model.policy.to("cpu")
     return ReferencePolicy.of(model, candidate, normalizer)
+
+
+def _finish_episodes(model: BaseAlgorithm, recorder: Recorder) -> None:
+    """Collect experience as the algorithm does, and throw it away, until all episodes have ended."""
+    callback = _WhileRecording(recorder)
+    callback.init_callback(model)
+    env = model.env
+    assert env is not None
+    while recorder.is_recording:
+        if isinstance(model, OnPolicyAlgorithm):
+            model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+        elif isinstance(model, OffPolicyAlgorithm):
+            assert isinstance(model.train_freq, TrainFreq) and model.replay_buffer is not None
+            explored = model.action_noise, model.learning_starts
+            model.collect_rollouts(env, callback, model.train_freq, model.replay_buffer, *explored)
+        else:  # ARS plays whole episodes between two updates; those that its last reset left behind have no more to show
+            recorder.break_off()
 
 
 def _normalizer(venv: VecEnv, candidate: Candidate) -> VecNormalize:
@@ -222,6 +253,15 @@ class _Progress(BaseCallback):
     def _on_step(self) -> bool:
         self._report(self.num_timesteps)
         return True
+
+
+class _WhileRecording(BaseCallback):
+    def __init__(self, recorder: Recorder):
+        super().__init__()
+        self._recorder = recorder
+
+    def _on_step(self) -> bool:
+        return self._recorder.is_recording
 
 
 def _policy_name(space: Any) -> str:

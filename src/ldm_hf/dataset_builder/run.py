@@ -3,23 +3,25 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor
 
 from ldm_hf.dataset_builder.candidates import observation_bytes
 from ldm_hf.dataset_builder.curation import unfit
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.recorder import RecorderVecEnv, Recording
+from ldm_hf.dataset_builder.recorder import Recorder
+from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.request import Progress, RunRequest
-from ldm_hf.dataset_builder.schema import BY_STREAM, CHUNK_LENGTH, POLICY_FOLDER, RunInfo
-from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.rows import RecordedRows
+from ldm_hf.dataset_builder.schema import BY_STREAM, POLICY_FOLDER, RunInfo
+from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.sb3 import Sb3VecEnv
@@ -27,7 +29,6 @@ from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from_json, space_to_json
-from ldm_hf.modeling.transitions_ldm import Transitions
 
 DETERMINISTIC_EPISODES = 10
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
@@ -62,29 +63,31 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
     with scratch_folder(request.folder(root)) as scratch:
         with (
             _failures_of(f"{candidate.algorithm} on {environment}"),
-            contextlib.closing(_environments(environment, candidate.num_envs, request.seed)) as venv,
+            contextlib.closing(_environments(environment, candidate.num_envs)) as envs,
         ):
-            steps = -(-request.timesteps // candidate.num_envs)
-            recording = Recording(scratch / "recording", steps, venv)
-            recorder = RecorderVecEnv(venv, steps, recording)
+            recording = Recording(scratch / "recording", _steps(request), envs)
+            recorder = Recorder(envs, _steps(request), described.max_episode_steps, recording)
             policy = _train(request, recorder, progress)
         with contextlib.closing(recording), replacing(request.folder(root)) as folder:
             policy.save(folder / POLICY_FOLDER)
             reloaded = ReferencePolicy.load(folder / POLICY_FOLDER)
-            curve = LearningCurve.of(recorder.log.returns, recorder.log.ends)
+            curve = recorder.curve()
             progress("scoring", 0, 1)
             with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
                 returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, curve, returns)
+            info = _run_info(request, described, recording, recorder.training_steps, curve, returns)
             judged = None if request.keep == "improved" else Sample.of(returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
                 flat = FlatObservations(space_from_json(described.observation_space))
-                source = _Source(recording, reloaded, observation, action, flat)
+                batch = max(1, _BATCH_BYTES // observation_bytes(space_to_json(flat.space)))
+                source = RecordedRows(
+                    recording, observation, action, lambda seen: reloaded.act(flat.flatten(seen)), batch
+                )
                 write_dataset(
                     folder,
                     info,
-                    plan_chunks([recording.length] * recording.num_streams, request.seed),
+                    plan_chunks(recording.lengths.tolist(), request.seed),
                     source.transitions,
                     source.terminals(),
                     lambda rows: progress("writing", rows, info.num_transitions),
@@ -99,14 +102,14 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
 def train_curve(request: RunRequest, progress: Progress = lambda stage, done, total: None) -> LearningCurve:
     """Train a candidate and keep nothing but its learning curve, for the ranking; raises as ``build_run``."""
     environment, candidate = request.environment, request.candidate
-    _described(request)
+    described = _described(request)
     with (
         _failures_of(f"{candidate.algorithm} on {environment}"),
-        contextlib.closing(_environments(environment, candidate.num_envs, request.seed)) as venv,
+        contextlib.closing(_environments(environment, candidate.num_envs)) as envs,
     ):
-        recorder = RecorderVecEnv(venv, -(-request.timesteps // candidate.num_envs))
+        recorder = Recorder(envs, _steps(request), described.max_episode_steps)
         _train(request, recorder, progress)
-        return LearningCurve.of(recorder.log.returns, recorder.log.ends)
+        return recorder.curve()
 
 
 def _described(request: RunRequest) -> EnvironmentSpec:
@@ -117,8 +120,15 @@ def _described(request: RunRequest) -> EnvironmentSpec:
     return described
 
 
-def _train(request: RunRequest, venv: VecEnv, progress: Progress) -> ReferencePolicy:
+def _steps(request: RunRequest) -> int:
+    """Of each environment."""
+    return -(-request.timesteps // request.candidate.num_envs)
+
+
+def _train(request: RunRequest, recorder: Recorder, progress: Progress) -> ReferencePolicy:
     torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
+    venv = Sb3VecEnv(recorder)
+    venv.seed(request.seed)
     return train_policy(
         venv,
         request.candidate,
@@ -126,6 +136,7 @@ def _train(request: RunRequest, venv: VecEnv, progress: Progress) -> ReferencePo
         seed=request.seed,
         progress=lambda done: progress("training", min(done, request.timesteps), request.timesteps),
         device=request.device,
+        recorder=recorder,
     )
 
 
@@ -133,10 +144,10 @@ def _run_info(
     request: RunRequest,
     described: EnvironmentSpec,
     recording: Recording,
+    training_steps: int | None,
     curve: LearningCurve,
     deterministic: list[float],
 ) -> RunInfo:
-    ended = recording.terminated[: recording.length] | recording.truncated[: recording.length]
     return RunInfo(
         environment=described.id,
         run=request.name,
@@ -144,9 +155,10 @@ def _run_info(
         action_space=described.action_space,
         curve=curve,
         deterministic_returns=deterministic,
-        num_episodes=int(ended.sum()),
-        num_transitions=recording.length * recording.num_streams,
+        num_episodes=recording.num_episodes,
+        num_transitions=int(recording.lengths.sum()),
         num_streams=recording.num_streams,
+        training_steps=training_steps,
         algorithm=request.candidate.algorithm,
         hyperparameters=request.candidate.settings,
         source=request.candidate.source,
@@ -162,7 +174,8 @@ def _run_info(
 
 def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) -> list[float]:
     """Returns of ``DETERMINISTIC_EPISODES`` episodes of a policy, none favoured for being short."""
-    venv = VecMonitor(_environments(environment, DETERMINISTIC_EPISODES // 2, _SCORING_SEED + 1000 * seed))
+    venv = VecMonitor(Sb3VecEnv(_environments(environment, DETERMINISTIC_EPISODES // 2)))
+    venv.seed(_SCORING_SEED + 1000 * seed)
     try:
         # evaluate_policy gives every environment the same number of episodes.
         returns, _ = evaluate_policy(policy, venv, DETERMINISTIC_EPISODES, return_episode_rewards=True)
@@ -171,53 +184,9 @@ def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) 
     return np.asarray(returns, float).tolist()
 
 
-def _environments(environment: str, number: int, seed: int) -> VecEnv:
+def _environments(environment: str, number: int) -> VectorEnv:
     # A worker that dies after hours is replaced: its episodes are truncated, the run goes on.
-    venv = Sb3VecEnv(make_vec(environment, number, restart=True))
-    venv.seed(seed)
-    return venv
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is written of a run: its recording, labelled by its final policy, as slots."""
-
-    recording: Recording
-    policy: ReferencePolicy
-    observation: SlotLayout
-    action: SlotLayout
-    flat: FlatObservations
-
-    def transitions(self, chunk: ChunkRange) -> Transitions:
-        """The transitions of a chunk, with their reference actions."""
-        recording, rows = self.recording, slice(chunk.start, chunk.stop)
-        size = max(1, _BATCH_BYTES // observation_bytes(space_to_json(self.flat.space)))
-        slots, images, references = [], [], []
-        for start in range(chunk.start, chunk.stop, size):
-            batch = recording.observation_batch(chunk.stream, start, min(start + size, chunk.stop))
-            observed, picture = self.observation.flatten(self.flat.restore(batch), batched=True)
-            slots.append(observed)
-            images += [] if picture is None else [picture]
-            references.append(self.action.flatten(self.policy.act(batch), batched=True)[0])
-        actions = recording.action_batch(chunk.stream, chunk.start, chunk.stop)
-        return Transitions(
-            np.concatenate(slots),
-            np.concatenate(images) if images else None,
-            self.action.flatten(actions, batched=True)[0],
-            recording.rewards[rows, chunk.stream],
-            recording.terminated[rows, chunk.stream],
-            recording.truncated[rows, chunk.stream],
-            np.concatenate(references),
-        )
-
-    def terminals(self) -> Iterator[Terminals]:
-        """The observations that ended episodes, a few thousand at a time."""
-        places = np.array(self.recording.terminals, np.int64).reshape(-1, 2)
-        for start in range(0, len(places), CHUNK_LENGTH):
-            part = places[start : start + CHUNK_LENGTH]
-            batch = self.recording.terminal_batch(start, start + len(part))
-            slots, images = self.observation.flatten(self.flat.restore(batch), batched=True)
-            yield Terminals(part[:, 0], part[:, 1], slots, images)
+    return make_vec(environment, number, autoreset_mode="SameStep", restart=True)
 
 
 @contextlib.contextmanager

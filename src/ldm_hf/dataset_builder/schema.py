@@ -1,4 +1,4 @@
-"""The on-disk format, version 2: what a dataset file holds. ``docs/dataset_format.md`` is its specification."""
+"""The on-disk format, version 3: what a dataset file holds. ``docs/dataset_format.md`` is its specification."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from ldm_hf.dataset_builder import image_column
-from ldm_hf.dataset_builder.curves import LearningCurve
+from ldm_hf.dataset_builder.curves import BY_END, LearningCurve
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_OLDEST_VERSION = 2
 METADATA_KEY = b"ldm_hf"
 """Key of the Parquet schema metadata under which a file keeps its ``RunInfo`` as JSON."""
 
@@ -47,6 +48,9 @@ class RunInfo:
         curve: the training episodes.
         deterministic_returns: episodes of the final policy acting deterministically, as the labels do.
         num_episodes, num_transitions, num_streams: recorded episodes that ended, rows, sub-environments.
+        training_steps: steps of each stream that were made while the policy was trained. Rows from there on were played by
+            the final policy, which finished the episodes that ran and learned nothing from them; 0 if no policy learned
+            from any row. None if it is not known, as of data of format version 2, where there are no such rows.
         algorithm: class name in Stable-Baselines3 or SB3-Contrib.
         hyperparameters: what differs from that class's defaults, the number of environments and normalisation included.
         source: where this configuration comes from.
@@ -68,6 +72,7 @@ class RunInfo:
     num_episodes: int
     num_transitions: int
     num_streams: int
+    training_steps: int | None
     algorithm: str
     hyperparameters: dict[str, Any]
     source: str
@@ -81,12 +86,12 @@ class RunInfo:
 
     @property
     def first10(self) -> float:
-        """Mean return of the first 10 % of the training episodes: 0 % of the normalised score."""
+        """Mean return of the first 10 % of the training episodes, by their start: 0 % of the normalised score."""
         return self.curve.first.mean
 
     @property
     def last10(self) -> float:
-        """Mean return of the last 10 % of the training episodes: 100 % of the normalised score."""
+        """Mean return of the last 10 % of the training episodes, by their start: 100 % of the normalised score."""
         return self.curve.last.mean
 
     @property
@@ -101,7 +106,7 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: object) -> "RunInfo":
-        """Read what ``to_json`` wrote.
+        """Read what ``to_json`` wrote, also that of format version 2, whose curve says that it is ordered by ends.
 
         Raises:
             DatasetFormatError: the text is no such JSON, or of another version; the message begins with ``where``.
@@ -111,20 +116,16 @@ class RunInfo:
             version = values.pop("version")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DatasetFormatError(f"{where} has metadata that cannot be read: {error}") from error
-        if version != SCHEMA_VERSION:
+        if version not in (_OLDEST_VERSION, SCHEMA_VERSION):
             raise DatasetFormatError(
-                f"{where} has format version {version}; this version of ldm_hf reads {SCHEMA_VERSION}"
+                f"{where} has format version {version}; this version of ldm_hf reads {_OLDEST_VERSION} and {SCHEMA_VERSION}"
             )
         values.pop("seconds", None)  # which files kept once, together with no time limit
         try:
-            return cls(
-                **{
-                    "max_episode_steps": None,
-                    "seeding": None,
-                    **values,
-                    "curve": LearningCurve.from_json(values["curve"]),
-                }
-            )
+            if version == _OLDEST_VERSION:
+                values = {**values, "training_steps": None, "curve": {**values["curve"], "order": BY_END}}
+            unknown = {"max_episode_steps": None, "seeding": None}
+            return cls(**{**unknown, **values, "curve": LearningCurve.from_json(values["curve"])})
         except (TypeError, KeyError) as error:
             raise DatasetFormatError(f"{where} has incomplete metadata: {error}") from error
 

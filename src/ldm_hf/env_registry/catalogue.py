@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from ldm_hf.env_registry.isolated.protocol import leaves
+from ldm_hf.env_registry.isolated.space_tree import leaves
 from ldm_hf.env_registry.manifest import Manifest, library_folders, read_manifest
 from ldm_hf.env_registry.report import EnvironmentReport, Report, read_report
 

@@ -10,7 +10,8 @@ from gymnasium.vector.utils import batch_space
 
 from ldm_hf.env_registry.fleet import Fleet, Step
 from ldm_hf.env_registry.infos import row_info, vector_info
-from ldm_hf.env_registry.remote import RemoteSettings, join, split
+from ldm_hf.env_registry.isolated.space_tree import join, split
+from ldm_hf.env_registry.remote import RemoteSettings
 from ldm_hf.errors import ConfigError
 
 

@@ -25,7 +25,7 @@ from ldm_hf.errors import EnvironmentFailure
 START_TIMEOUT = 300.0
 """Seconds that starting a worker, importing its library and making its environments may take, each."""
 
-_WORKER_FILES = ("worker.py", "batch.py", "translation.py", "protocol.py")
+_WORKER_FILES = ("worker.py", "batch.py", "translation.py", "protocol.py", "space_tree.py")
 _LIFELINE_TIMEOUT = 2.0  # seconds within which the supervisor tells how its child ended
 _FOLDER_PREFIX = "ldm-worker-"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.env_registry.infos import Columns, check
-from ldm_hf.env_registry.isolated.protocol import array_format, leaves
+from ldm_hf.env_registry.isolated.space_tree import array_format, leaves
 from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 

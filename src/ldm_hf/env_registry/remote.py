@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 
 from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
-from ldm_hf.env_registry.isolated.protocol import SharedBatch, array_format, leaves
+from ldm_hf.env_registry.isolated.protocol import SharedBatch
+from ldm_hf.env_registry.isolated.space_tree import array_format, join, leaves, split
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
@@ -195,26 +196,6 @@ def _check_description(description: dict[str, Any]) -> None:
     for key in ("max_episode_steps", "time_limit_is_default"):
         if key not in description:
             raise ValueError(f"{key} is missing")
-
-
-def split(space: dict[str, Any], value: Any) -> list[Any]:
-    """The leaves of a value of a space (one, or a batch), in the order of ``protocol.leaves``."""
-    found = []
-    for path, _ in leaves(space):
-        part = value
-        for key in path:
-            part = part[key]
-        found.append(part)
-    return found
-
-
-def join(space: dict[str, Any], parts: Iterator[Any]) -> Any:
-    """The value whose leaves these are."""
-    if space["type"] == "Dict":
-        return {key: join(part, parts) for key, part in sorted(space["spaces"].items())}
-    if space["type"] == "Tuple":
-        return tuple(join(part, parts) for part in space["spaces"])
-    return next(parts)
 
 
 def decode(space: dict[str, Any], value: Any) -> Any:

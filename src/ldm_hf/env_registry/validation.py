@@ -10,8 +10,9 @@ import numpy as np
 
 from ldm_hf.env_registry.client import RemoteEnv
 from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.env_registry.isolated.space_tree import split
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
-from ldm_hf.env_registry.remote import RemoteSettings, split
+from ldm_hf.env_registry.remote import RemoteSettings
 from ldm_hf.env_registry.report import EnvironmentReport
 from ldm_hf.errors import EnvironmentFailure, LDMError
 from ldm_hf.modeling.spaces_ldm import SlotLayout, UnsupportedSpaceError

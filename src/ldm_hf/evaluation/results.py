@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.curves import Sample, significantly_higher
+from ldm_hf.dataset_builder.curves import BY_END, Sample, significantly_higher
 from ldm_hf.evaluation.scores import mean_interval, normalized_score
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
 
@@ -20,6 +20,7 @@ RELATIONS = (TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN)
 
 NO_IMPROVEMENT = "the reference did not improve"
 NOT_ABOVE_RANDOM = "the reference is no better than random"
+CURVE_BY_END = "0 % and 100 % are of episodes in the order of their ends, which favours short ones at the start"
 SEEN_SEED = "an evaluation seed was used to make the data"
 DETERMINISTIC_NOT_ABOVE_RANDOM = "the deterministic reference is no better than random"
 
@@ -32,7 +33,7 @@ class EnvironmentResult:
         id: of the environment.
         normalized_score: 0 at ``first10``, 1 at ``last10`` (paper section 5.1); None where ``flags`` say why.
         mean_return: of the model, over all episodes; None where it failed.
-        first10, last10: mean return of the first and last 10 % of the reference run's training episodes.
+        first10, last10: mean return of the first and last 10 % of the reference run's training episodes, by their start.
         deterministic_return: of the reference policy, acting as the labels do; None where that was not measured.
         returns: of every episode, by rollout.
         lengths: their steps.
@@ -108,7 +109,7 @@ def judge(
         **known: further attributes of the result.
     """
     deterministic = None if math.isnan(info.deterministic_return) else info.deterministic_return
-    flags = reference_flags(info, random)
+    flags = reference_flags(info, random) + [CURVE_BY_END] * (info.curve.order == BY_END)
     above_random = NOT_ABOVE_RANDOM not in flags
     mean = interval = score = deterministic_score = random_score = score_interval = None
     if failure is None:

@@ -167,6 +167,7 @@ def _choose(runs: Sequence[EnvironmentDataset], count: int, root: Path, say: Cal
         run=f"{info.run}-best-{count}",
         num_episodes=count,
         num_transitions=len(transitions),
+        training_steps=None,  # the episodes of several streams, one after another
         source=f"{info.source}; of it, the {count} episodes of highest return of {len(episodes)}",
     )
     write_run(root, written, [transitions], terminals)

@@ -4,7 +4,8 @@ Python 3.7 with numpy alone must run this file.
 """
 
 import numpy as np
-from protocol import FLOATS, SharedBatch, array_format, leaves
+from protocol import FLOATS, SharedBatch
+from space_tree import array_format, at, join, leaves
 from translation import Environment, TranslationError
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -24,6 +25,7 @@ class Batch:
         self.steps = 0
         self._ended = [True] * num_envs  # A batch that was never reset starts with a reset where steps make them.
         self._space = first.action_space
+        self._action_leaves = leaves(first.action_space)
         self._observation_leaves = [(path, leaf, array_format(leaf)) for path, leaf in leaves(first.observation_space)]
         self._limits = [_limits(leaf, shape_and_dtype) for _, leaf, shape_and_dtype in self._observation_leaves]
         self._inline = any(shape_and_dtype is None for _, _, shape_and_dtype in self._observation_leaves)
@@ -115,24 +117,18 @@ class Batch:
         shared = [None if array is None else array.copy() for array in self.shared.actions]
         if len(shared) == 1 and shared[0] is not None and self._space["type"] not in ("Dict", "Tuple"):
             return shared[0].tolist() if self._space["type"] == "Discrete" else list(shared[0])
-        return [self._action(self._space, index, iter(shared), inline) for index in range(len(self.environments))]
+        return [join(self._space, self._parts(shared, index, inline)) for index in range(len(self.environments))]
 
-    def _action(self, space, index, arrays, inline):
-        kind = space["type"]
-        if kind == "Dict":
-            return {key: self._action(part, index, arrays, inline) for key, part in sorted(space["spaces"].items())}
-        if kind == "Tuple":
-            return tuple(self._action(part, index, arrays, inline) for part in space["spaces"])
-        array = next(arrays)
-        if array is None:
-            return inline[index].pop(0)
-        return int(array[index]) if kind == "Discrete" else array[index]
+    def _parts(self, shared, index, inline):
+        for array, (_, leaf) in zip(shared, self._action_leaves):
+            if array is None:
+                yield inline[index].pop(0)
+            else:
+                yield int(array[index]) if leaf["type"] == "Discrete" else array[index]
 
     def _write(self, arrays, index, observation, inline):
         for array, (path, _, shape_and_dtype) in zip(arrays, self._observation_leaves):
-            value = observation
-            for part in path:
-                value = value[part]
+            value = at(observation, path)
             if shape_and_dtype is None:
                 inline.setdefault(index, []).append(plain(value, strict=True))
                 continue

@@ -17,6 +17,11 @@ import time
 import msgpack
 import numpy as np
 
+try:
+    from space_tree import array_format, leaves  # in an isolated installation, where the files lie beside each other
+except ImportError:
+    from ldm_hf.env_registry.isolated.space_tree import array_format, leaves
+
 MAX_MESSAGE_BYTES = 256 << 20
 """A longer message is taken for garbage."""
 
@@ -157,31 +162,6 @@ def receive_descriptor(channel):
     if not ancillary:
         raise ChannelClosed()
     return struct.unpack("i", ancillary[0][2][:4])[0]
-
-
-def leaves(space, path=()):
-    """The parts of a space's JSON description that are neither ``Dict`` nor ``Tuple``, as (path, description), in order."""
-    if space["type"] == "Dict":
-        found = [leaves(part, path + (key,)) for key, part in sorted(space["spaces"].items())]
-    elif space["type"] == "Tuple":
-        found = [leaves(part, path + (index,)) for index, part in enumerate(space["spaces"])]
-    else:
-        return [(path, space)]
-    return [leaf for part in found for leaf in part]
-
-
-def array_format(space):
-    """Shape and dtype of the values of a leaf, or None where they have no fixed size."""
-    kind = space["type"]
-    if kind == "Box":
-        return tuple(space["shape"]), np.dtype(space["dtype"])
-    if kind == "Discrete":
-        return (), np.dtype(np.int64)
-    if kind == "MultiDiscrete":
-        return np.shape(space["nvec"]), np.dtype(space["dtype"])
-    if kind == "MultiBinary":
-        return (tuple(space["n"]) if isinstance(space["n"], list) else (space["n"],)), np.dtype(np.int8)
-    return None
 
 
 class SharedBatch:

@@ -17,15 +17,19 @@ import importlib
 import inspect
 import math
 import random
-import string
 import sys
 
 import numpy as np
 
-KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple", "Text", "Sequence", "Graph", "OneOf")
-
-MAX_TEXT = 1024
-"""Length of texts whose space does not say how long they are."""
+try:
+    from space_tree import (
+        KINDS,
+        SpaceError,
+        describe,
+        leaves,
+    )  # in an isolated installation: the files lie side by side
+except ImportError:
+    from ldm_hf.env_registry.isolated.space_tree import KINDS, SpaceError, describe, leaves
 
 
 class TranslationError(Exception):
@@ -85,49 +89,15 @@ def construct(recipe):
     raise TranslationError("no registry knows {!r}".format(recipe["name"]))
 
 
-def describe_space(space):
-    """A space as JSON data, the same as ``ldm_hf.modeling.spaces_ldm.space_to_json`` gives."""
-    kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in KINDS), None)
-    if kind is None and isinstance(space.sample(), str):  # minigrid's missions
-        return {"type": "Text", "min_length": 0, "max_length": MAX_TEXT, "charset": string.printable}
-    if kind == "Box":
-        bounds = {"low": _bounds(space.low, space.shape), "high": _bounds(space.high, space.shape)}
-        return dict({"type": kind, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}, **bounds)
-    if kind == "Discrete":
-        return {"type": kind, "n": int(space.n), "start": int(getattr(space, "start", 0))}
-    if kind == "MultiDiscrete":
-        nvec = np.asarray(space.nvec)
-        start = np.asarray(getattr(space, "start", np.zeros_like(nvec)))
-        return {"type": kind, "nvec": nvec.tolist(), "start": start.tolist(), "dtype": np.dtype(space.dtype).name}
-    if kind == "MultiBinary":
-        return {"type": kind, "n": int(space.n) if np.ndim(space.n) == 0 else [int(length) for length in space.n]}
-    if kind == "Dict":
-        return {"type": kind, "spaces": {str(key): describe_space(part) for key, part in sorted(space.spaces.items())}}
-    if kind == "Tuple":
-        return {"type": kind, "spaces": [describe_space(part) for part in space.spaces]}
-    if kind == "Text":
-        characters = "".join(sorted(space.character_set))
-        return {"type": kind, "min_length": space.min_length, "max_length": space.max_length, "charset": characters}
-    if kind == "Sequence":
-        return {
-            "type": kind,
-            "space": describe_space(space.feature_space),
-            "stack": bool(getattr(space, "stack", False)),
-        }
-    if kind == "Graph":
-        edges = None if space.edge_space is None else describe_space(space.edge_space)
-        return {"type": kind, "node_space": describe_space(space.node_space), "edge_space": edges}
-    if kind == "OneOf":
-        return {"type": kind, "spaces": [describe_space(part) for part in space.spaces]}
-    raise TranslationError(f"a space of type {type(space).__name__} is none of Gymnasium's")
-
-
-def _bounds(bounds, shape):
-    values = np.broadcast_to(np.asarray(bounds), shape).ravel()
-    numbers = [
-        str(value) if isinstance(value, float) and not math.isfinite(value) else value for value in values.tolist()
-    ]
-    return numbers[0] if numbers and all(number == numbers[0] for number in numbers) else numbers
+def _described(space):
+    try:
+        described = describe(space)
+    except SpaceError as error:
+        raise TranslationError(str(error)) from error
+    for _, leaf in leaves(described):
+        if leaf["type"] not in KINDS:
+            raise TranslationError("a space of type {} is none of Gymnasium's".format(leaf["type"]))
+    return described
 
 
 class Environment:
@@ -144,8 +114,8 @@ class Environment:
     def __init__(self, recipe):
         """Make the environment of a recipe (a map: name, kwargs, entry_point, render_mode, time limits, reward weights)."""
         self.env = construct(recipe)
-        self.observation_space = describe_space(self.env.observation_space)
-        self.action_space = describe_space(self.env.action_space)
+        self.observation_space = _described(self.env.observation_space)
+        self.action_space = _described(self.env.action_space)
         self.max_episode_steps, self.time_limit_is_default = self._limit_time(recipe)
         self.api = None
         self.statistics = {"nonfinite_rewards": 0, "vector_rewards": 0}
