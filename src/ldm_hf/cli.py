@@ -79,9 +79,11 @@ def train(
     require("`ldm train`", "train")
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
+    from ldm_hf.training.preflight import check_machine
 
     exit_with_owner()
     loaded = TrainingConfig.load(config, [*(settings or []), *([f"stage={stage}"] if stage else [])])
+    check_machine(loaded)  # before the seconds that torch takes to be imported
     folder: Path | None
     if loaded.stage == "experts":
         folder = _train_experts(loaded, jobs, executor, address, gpus)

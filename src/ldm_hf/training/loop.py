@@ -21,6 +21,7 @@ from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.parallel import accumulating, asked_to_end, distribute, ignore_termination, make_accelerator
+from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.scoring import score_model
 from ldm_hf.training.stages import load_model
 
@@ -41,6 +42,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     Raises:
         LDMError: settings, datasets or checkpoints that cannot be used.
     """
+    check_machine(config)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
@@ -57,8 +59,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizer, checkpoint)
     if accelerator.is_main_process:
         config.save(Path(config.output) / "training.yaml")
-    if config.log_with != "none":
-        accelerator.init_trackers("ldm")
+    _start_trackers(accelerator, config)
     finished = _run(accelerator, model, optimizer, processor, mixture, config, start, progress)
     output, precision = Path(config.output), config.save_precision
     folder = save_finished(accelerator, model, processor, output, precision) if finished else None
@@ -136,6 +137,16 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+def _start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    if config.log_with == "none":
+        return
+    try:
+        accelerator.init_trackers("ldm")
+    except Exception as error:  # Each tracker has its own: no account, no server, ...
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"log_with={config.log_with} cannot be started: {reason}; or set log_with=none") from error
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
