@@ -5,18 +5,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
-from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm, run_ldm_here
+from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm, run_ldm_here
 from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.errors import DatasetFormatError, TrainingDivergedError
+from ldm_hf.errors import ConfigError, DatasetFormatError, TrainingDivergedError
 from ldm_hf.modeling import LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import train
 from ldm_hf.training.mixture import Mixture
-from test_checks import rewrite, setting
+from test_checks import describe, rewrite, setting
 from test_training import toy_settings, write_settings
 
 DIVERGING = {"learning_rate": 1e30, "max_grad_norm": 1e30, "steps": 20, "checkpoint_every": 1, "keep_checkpoints": 1}
@@ -140,3 +142,59 @@ def test_a_blank_sequence_has_the_shape_of_the_one_that_it_stands_for(data, proc
         for name, value in vars(found).items():
             if isinstance(value, np.ndarray):
                 assert getattr(blank, name).shape == value.shape, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed 0 and is 1"),
+        ({"batch_size": 8}, "batch_size 4 and is 8"),
+        ({"context_length": 8}, "context_length 16 and is 8"),
+        ({"weights": "size"}, "weights uniform and is size"),
+        ({"sequences_per_chunk": 2}, "sequences_per_chunk 1 and is 2"),
+        ({"betas": [0.8, 0.999]}, "betas [0.9, 0.999] and is [0.8, 0.999]"),
+        ({"environments": [CARTPOLE]}, f"3 environments and is to have 1, without {CLIFF}, {PENDULUM}"),
+        ({"model_overrides": {**TOY_MODEL, "mu": 50.0}}, "mu of the model 100.0 and is 50.0"),
+        ({"model_overrides": {**TOY_MODEL, "num_bins": 512}}, "num_bins of the model 1024 and is 512"),
+        ({"model": "nano", "lora_rank": 2}, "lora_rank null and is 2"),
+    ],
+)
+def test_other_settings_that_change_what_weights_or_order_mean_are_refused_by_name(data, run, changes, message):
+    before = (run / "training.yaml").read_bytes()
+    with pytest.raises(ConfigError) as refused:
+        train(settings(data, run, steps=2, **changes))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert "Set back what differs to go on, or set another output" in str(refused.value)
+    assert (run / "training.yaml").read_bytes() == before
+
+
+def test_other_data_of_the_same_environments_are_refused(data, run, tmp_path):
+    moved = shutil.copytree(data, tmp_path / "elsewhere")
+    train(settings(moved, run, steps=2))  # the same data in another place
+    [file] = (moved / CARTPOLE).glob("*/train-00000-of-00001.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table, file, row_group_size=256)  # other chunks, in another order of sequences
+    describe(file.parent)
+    with pytest.raises(ConfigError, match=f"other data of {CARTPOLE}"):
+        train(settings(moved, run, steps=3))
+
+
+def test_settings_that_may_change_are_recorded(data, run):
+    free = {"num_workers": 1, "micro_batch_size": 2, "log_every": 2, "cache_gib": 0.1}
+    train(settings(data, run, steps=2, learning_rate=1e-4, **free))
+    record = json.loads((run / "checkpoint-00000002/training.json").read_text())
+    assert [(entry["from_step"], entry["settings"]["learning_rate"]) for entry in record["history"]] == [
+        (0, 2.5e-4),
+        (1, 1e-4),
+    ]
+
+
+def test_a_checkpoint_of_before_goes_on_and_forgets_no_environment(data, run):
+    path = run / "checkpoint-00000001/training.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: record[name] for name in ("format", "step", "num_processes")}))
+    train(settings(data, run, steps=2, environments=[CARTPOLE]))
+    assert AutoConfig.from_pretrained(run / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
+    assert json.loads((run / "checkpoint-00000002/training.json").read_text())["bound"]["batch_size"] == 4
+    with pytest.raises(ConfigError, match=r"mu of the model 100\.0 and is 50\.0"):
+        train(settings(data, run, steps=3, model_overrides={**TOY_MODEL, "mu": 50.0}))

@@ -3,7 +3,7 @@
 A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`` can load, plus
 
 - ``optimizer.safetensors``: ``<parameter name>.<state name>`` tensors;
-- ``training.json``: format version, step, number of processes;
+- ``training.json``: format version, step, number of processes, and the settings (``resume.py``);
 - ``random.safetensors``: the random state of each process, ``<rank>.<device type>``;
 - ``adapter.safetensors``, where adapters are trained: they go on from these, and the model has them merged.
 
@@ -14,7 +14,7 @@ renamed, so a folder with the final name is always whole. Nothing is pickled.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,7 @@ def save_checkpoint(
     output: Path,
     step: int,
     keep: int,
+    made_with: Mapping[str, Any],
 ) -> Path:
     """Write the checkpoint of ``step`` optimizer steps; every process calls this. Older ones beyond ``keep`` go.
 
@@ -71,7 +72,7 @@ def save_checkpoint(
     weights: dict[str, Any] = get_model_state_dict(model, options=_ON_MAIN)
     states: Any = get_optimizer_state_dict(model, optimizer, options=_ON_MAIN).get("state", {})
     random = dict(gather_object(_random_state(accelerator)))
-    record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes}
+    record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes, **made_with}
     tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
     def write() -> None:

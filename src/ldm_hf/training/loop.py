@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ from ldm_hf.training.parallel import (
     on_any_process,
 )
 from ldm_hf.training.preflight import check_machine
+from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
 from ldm_hf.training.stages import load_model
 
@@ -57,9 +59,11 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     whole, processor = load_model(config)
     datasets = open_datasets(config.data, config.environments, cached=not config.stream)
     mixture = make_mixture(datasets, config, whole, processor)
+    bound = bound_settings(config, datasets, mixture.context_length)
     checkpoint = latest_checkpoint(accelerator, Path(config.output))
-    known = whole.config.environments or []
-    whole.config.environments = sorted({*known, *(dataset.environment for dataset in datasets)})
+    history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
+    known = {*(whole.config.environments or []), *seen}
+    whole.config.environments = sorted(known | {dataset.environment for dataset in datasets})
     if config.lora_rank:
         adapt(whole, config.lora_rank)
     model = distribute(accelerator, whole, config)
@@ -69,9 +73,10 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
         config.save(Path(config.output) / "training.yaml")
         (Path(config.output) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
     _start_trackers(accelerator, config)
+    record = made_with(accelerator, config, bound, start, history)
     folder, failure = None, None
     try:
-        if _run(accelerator, model, optimizer, processor, mixture, config, start, progress):
+        if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress):
             folder = save_finished(accelerator, model, processor, Path(config.output), config.save_precision)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
@@ -92,6 +97,7 @@ def _run(
     mixture: Mixture,
     config: TrainingConfig,
     start: int,
+    record: Mapping[str, Any],
     progress: Callable[[int], None] | None,
 ) -> bool:
     """The steps that are left; False if SIGTERM ended them before the last."""
@@ -124,7 +130,7 @@ def _run(
                     if any(failures):
                         raise divergence(accelerator, mixture, config, step, failures, saved)
                     keep = config.keep_checkpoints
-                    save_checkpoint(accelerator, model, optimizer, processor, output, done, keep)
+                    save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
                     saved = done
                 if stopping:
                     log.say(
