@@ -105,9 +105,11 @@ def test_documented_programs_that_stream_from_the_hub_always_end_well(hub, tmp_p
     )
     example = (root / "examples/stream_dataset.py").read_text()
     for program in (snippet, example):
-        assert "runs/quickstart/data/gymnasium" in program
+        assert "runs/quickstart/data" in program
         for _ in range(10):
-            done = run_program(hub, tmp_path, program.replace("runs/quickstart/data/gymnasium", NAME), token="")
+            done = run_program(
+                hub, tmp_path, program.replace("runs/quickstart/data", f"hf://datasets/{NAME}"), token=""
+            )
             assert done.returncode == 0 and "terminate called" not in done.stderr, (done.returncode, done.stderr)
 
 
