@@ -1,15 +1,15 @@
-"""Stream a dataset with plain `datasets`: python examples/stream_dataset.py [REPOSITORY] [CONFIG]."""
+"""Stream a dataset, from a folder or from the Hub: python examples/stream_dataset.py [DATA] [ENVIRONMENT]."""
 
 import sys
 
-from datasets import load_dataset
+from ldm_hf.dataset_builder.reader import open_datasets
 
 
-def main(repository: str = "runs/quickstart/data/gymnasium", config: str = "CartPole-v1") -> None:
-    dataset = load_dataset(repository, config, split="train", streaming=True)
-    batch = next(iter(dataset.with_format("arrow").iter(batch_size=1000)))
-    agreement = sum(map(list.__eq__, batch["action"].to_pylist(), batch["reference_action"].to_pylist()))
-    print(f"{batch.num_rows} transitions, columns {', '.join(batch.column_names)}")
+def main(data: str = "runs/quickstart/data", environment: str = "gymnasium/CartPole-v1") -> None:
+    (dataset,) = open_datasets(data, [environment], cached=False)
+    chunk = dataset.chunk(0)  # alone: of the Hub's file, only the bytes of this chunk are fetched
+    agreement = (chunk.actions == chunk.reference_actions).all(axis=1).sum()
+    print(f"{len(chunk)} consecutive transitions of {dataset.num_transitions}, observations {chunk.observations.shape}")
     print(f"the recorded action was the reference action in {agreement} of them")
 
 

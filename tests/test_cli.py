@@ -251,11 +251,55 @@ def test_the_example_that_acts_runs(workspace, monkeypatch, capsys):
     assert "episode 2: return" in capsys.readouterr().out
 
 
-def test_the_example_that_streams_runs(workspace):
-    """In a process of its own: streaming readers of `datasets` may abort while the interpreter ends."""
-    command = [sys.executable, str(REPOSITORY / "examples/stream_dataset.py")]
-    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
-    assert "1000 transitions" in done.stdout, done.stderr
+def readme_snippet(heading: str) -> str:
+    """The first block of Python under a heading of the README."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return text.split(f"\n## {heading}\n")[1].split("```python\n")[1].split("```")[0]
+
+
+STREAMING = {
+    "example": [str(REPOSITORY / "examples/stream_dataset.py")],
+    "readme": ["-c", readme_snippet("Stream a dataset")],
+}
+# Files as Python's, as those of the Hub are, that answer late, as a Hub far away does: a thread of Arrow's that reads one is
+# still at it when Python ends, which aborts the process.
+LATE = """
+import io, threading, time
+from ldm_hf.dataset_builder.storage import FolderStorage
+
+class Late(io.FileIO):
+    def read(self, size=-1):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)
+        return super().read(size)
+
+FolderStorage.open = lambda self, path: Late(str(self._folder / path))
+"""
+
+
+def streamed(workspace, name: str, preamble: str = "") -> None:
+    """Run a documented program in a process of its own, to the end of that."""
+    command = STREAMING[name]
+    if preamble:
+        program = command[1] if command[0] == "-c" else Path(command[0]).read_text(encoding="utf-8")
+        command = ["-c", preamble + program]
+    done = subprocess.run([sys.executable, *command], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "terminate called" not in done.stderr, (done.returncode, done.stderr)
+    assert ("consecutive transitions" in done.stdout) if name == "example" else done.stdout.count("\n") == 3
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_programs_that_stream_end_well(workspace, name):
+    """Readers that are left in the middle abort, at times, while the interpreter ends."""
+    streamed(workspace, name, LATE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preamble", ["", LATE])
+@pytest.mark.parametrize("name", STREAMING)
+def test_programs_that_stream_always_end_well(workspace, name, preamble):
+    for _ in range(20):
+        streamed(workspace, name, preamble)
 
 
 def test_children_end_with_their_owner(tmp_path):

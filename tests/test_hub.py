@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +93,24 @@ print(json.dumps([{{name: len(part) for name, part in rows.items()}}, first["run
     hub.requests.clear()
     assert publish(hub, tmp_path, corpus).returncode == 0
     assert not puts(hub) and not commits(hub)
+
+
+@pytest.mark.slow
+def test_documented_programs_that_stream_from_the_hub_always_end_well(hub, tmp_path, corpus):
+    """A program that is left while pyarrow still reads aborts, at times, when Python ends."""
+    assert publish(hub, tmp_path, corpus).returncode == 0
+    root = Path(__file__).parent.parent
+    snippet = (
+        (root / "README.md").read_text().split("\n## Stream a dataset\n")[1].split("```python\n")[1].split("```")[0]
+    )
+    example = (root / "examples/stream_dataset.py").read_text()
+    for program in (snippet, example):
+        assert "runs/quickstart/data" in program
+        for _ in range(10):
+            done = run_program(
+                hub, tmp_path, program.replace("runs/quickstart/data", f"hf://datasets/{NAME}"), token=""
+            )
+            assert done.returncode == 0 and "terminate called" not in done.stderr, (done.returncode, done.stderr)
 
 
 def test_an_interrupted_upload_goes_on_with_what_is_missing(hub, tmp_path, corpus):

@@ -15,6 +15,7 @@ from ldm_hf.env_commands import environments
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation_commands import evaluate, print_report, references, report, rollout
 from ldm_hf.finetuning_commands import finetune
+from ldm_hf.processes import is_first_to_say
 
 app = typer.Typer(
     help="Large Decision Models: collect data from any Gymnasium environment, train one policy on it, judge it, use it.",
@@ -75,13 +76,15 @@ def train(
     address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
     gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for each expert.")] = 0.0,
 ) -> None:
-    """Train a model on datasets, going on from the newest checkpoint. `accelerate launch -m ldm_hf.training` is the same."""
+    """Train a model on datasets, going on from the newest checkpoint. `ldm launch` does on several processes."""
     require("`ldm train`", "train")
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
+    from ldm_hf.training.preflight import check_machine
 
     exit_with_owner()
     loaded = TrainingConfig.load(config, [*(settings or []), *([f"stage={stage}"] if stage else [])])
+    check_machine(loaded)  # before the seconds that torch takes to be imported
     folder: Path | None
     if loaded.stage == "experts":
         folder = _train_experts(loaded, jobs, executor, address, gpus)
@@ -93,6 +96,21 @@ def train(
         raise typer.Exit(128 + signal.SIGTERM)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"The model is in {folder}/", err=True)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def launch(context: typer.Context) -> None:
+    """Train on several devices: `accelerate launch` with all its options; what fails ends in one line and its status.
+
+    For example: ldm launch --num_processes 8 --multi_gpu -m ldm_hf.training --config FILE
+    """
+    require("`ldm launch`", "train")
+    from ldm_hf.training.launch import launch as run
+
+    raise typer.Exit(run(context.args))
 
 
 def _train_experts(config: Any, jobs: int | None, executor: str, address: str, gpus: float) -> Path | None:
@@ -122,7 +140,8 @@ def run_command(command: Callable[..., Any]) -> None:
     try:
         command()
     except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        if is_first_to_say(str(error)):
+            typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "LDMError",
     "MissingDependencyError",
     "StorageError",
+    "TrainingDivergedError",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
 ]
@@ -56,6 +57,10 @@ class CheckpointError(LDMError, RuntimeError):
 
 class ConfigError(LDMError, ValueError):
     """A setting that cannot be used; the message names the setting, the value and what is allowed."""
+
+
+class TrainingDivergedError(LDMError, ArithmeticError):
+    """A training step after which loss, gradient or weights are not finite; the message names step and sequences."""
 
 
 class StorageError(LDMError, OSError):

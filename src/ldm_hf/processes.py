@@ -1,11 +1,13 @@
 """Processes and their ends: SIGTERM, and children that never outlive the command that started them, even if it is killed."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -50,6 +52,24 @@ def exit_with_owner(owner: int | None = None) -> None:
     pid = owner if owner is not None else int(os.environ.get(_OWNER, "0"))
     if pid:
         threading.Thread(target=_wait_and_exit, args=(pid,), daemon=True).start()
+
+
+def is_first_to_say(line: str) -> bool:
+    """Whether no other process of a launch on this machine has said a line; without a launcher that counts, always.
+
+    Processes that train together fail together, and one line is enough. One that fails alone says why itself.
+    """
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <folder of the launch>/<rank>/error.json
+    if own is None:
+        return True
+    said = Path(own).parent.parent / f"said-{hashlib.sha256(line.encode()).hexdigest()[:16]}"
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:

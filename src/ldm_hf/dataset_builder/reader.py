@@ -89,9 +89,7 @@ class EnvironmentDataset:
             DatasetFormatError: the file is missing, damaged, foreign, or another than the manifest says.
             HubError: it cannot be had from the Hub.
         """
-        number = int(np.searchsorted(self._last_chunks, index, side="right"))
-        file = self._files[number]
-        group = index - int(self._last_chunks[number]) + len(file.chunks)
+        file, group = self._place(index)
         footer = checked_footer(file)
         try:
             table = file.storage.read(file.path, functools.partial(read_row_group, footer=footer, group=group))
@@ -109,6 +107,21 @@ class EnvironmentDataset:
             column_of(table, "truncated").to_numpy(zero_copy_only=False),
             vectors_of(table, "reference_action"),
         )
+
+    def file(self, index: int) -> str:
+        """The file of a chunk, as messages name it."""
+        return self._place(index)[0].where
+
+    def rows(self, index: int) -> range:
+        """The rows of its file that a chunk has."""
+        file, group = self._place(index)
+        first = sum(file.chunks[:group])
+        return range(first, first + file.chunks[group])
+
+    def _place(self, index: int) -> tuple[DataFile, int]:
+        number = int(np.searchsorted(self._last_chunks, index, side="right"))
+        file = self._files[number]
+        return file, index - int(self._last_chunks[number]) + len(file.chunks)
 
     def places(self) -> list[tuple[int, int]]:
         """Stream and first step of each chunk; raises as ``chunk``."""

@@ -3,7 +3,7 @@
 A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`` can load, plus
 
 - ``optimizer.safetensors``: ``<parameter name>.<state name>`` tensors;
-- ``training.json``: format version, step, number of processes;
+- ``training.json``: format version, step, number of processes, and the settings (``resume.py``);
 - ``random.safetensors``: the random state of each process, ``<rank>.<device type>``;
 - ``adapter.safetensors``, where adapters are trained: they go on from these, and the model has them merged.
 
@@ -14,7 +14,7 @@ renamed, so a folder with the final name is always whole. Nothing is pickled.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,20 +59,24 @@ def save_checkpoint(
     output: Path,
     step: int,
     keep: int,
+    made_with: Mapping[str, Any],
 ) -> Path:
     """Write the checkpoint of ``step`` optimizer steps; every process calls this. Older ones beyond ``keep`` go.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk, say); checkpoints that were there before still are.
+        CheckpointError: it cannot be written (a full disk, say), or a weight or a state of the optimizer is not finite;
+            checkpoints that were there before still are.
     """
     path = output / f"{_PREFIX}{step:08d}"
     temporary = path.with_name(f"{path.name}.partial")
-    weights = get_model_state_dict(model, options=_ON_MAIN)
+    weights: dict[str, Any] = get_model_state_dict(model, options=_ON_MAIN)
     states: Any = get_optimizer_state_dict(model, optimizer, options=_ON_MAIN).get("state", {})
     random = dict(gather_object(_random_state(accelerator)))
-    record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes}
+    record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes, **made_with}
+    tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
     def write() -> None:
+        _check_finite({**weights, **tensors})
         remove(temporary)
         temporary.mkdir(parents=True)
         try:
@@ -80,7 +84,6 @@ def save_checkpoint(
             save_model(unwrapped.config, plain_weights(unwrapped, weights), processor, temporary)
             if is_adapted(unwrapped):
                 save_file(adapter_weights(weights), temporary / _ADAPTER_FILE)
-            tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
             save_file(tensors, temporary / "optimizer.safetensors")
             save_file(random, temporary / "random.safetensors")
             (temporary / "training.json").write_text(json.dumps(record, indent=1))
@@ -90,7 +93,7 @@ def save_checkpoint(
         for old in sorted(output.glob(f"{_PREFIX}[0-9]*[0-9]"), key=_step_of)[:-keep]:
             shutil.rmtree(old)
 
-    _on_main(accelerator, write, f"{path} cannot be written: {{}}; earlier checkpoints are untouched")
+    on_main(accelerator, write, f"{path} cannot be written: {{}}; earlier checkpoints are untouched")
     return path
 
 
@@ -108,15 +111,13 @@ def load_checkpoint(
     adapted = is_adapted(unwrapped)  # What is frozen is as training found it, and there already.
 
     def read() -> tuple[dict[str, Any], ...]:
-        record = json.loads((path / "training.json").read_text())
-        if record.get("format") != FORMAT:
-            raise ValueError(f"it has checkpoint format {record.get('format')!r}, and this version reads {FORMAT}")
+        record = read_record(path)
         weights = load_file(path / (_ADAPTER_FILE if adapted else "model.safetensors"))
         _check_shapes(weights, _stored(unwrapped))
         states = _by_parameter(load_file(path / "optimizer.safetensors"))
         return record, weights, states, load_file(path / "random.safetensors")
 
-    found = _on_main(accelerator, read, f"{path} cannot be continued from: {{}}; delete it to use an older one")
+    found = on_main(accelerator, read, f"{path} cannot be continued from: {{}}; delete it to use an older one")
     record, weights, states, random = found or ({}, {}, {}, {})
     several = accelerator.num_processes > 1
     whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several)
@@ -128,6 +129,14 @@ def load_checkpoint(
     if record["num_processes"] == accelerator.num_processes:
         _set_random_state(accelerator, random)
     return record["step"]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``training.json`` of a checkpoint says; raises ``OSError`` or ``ValueError`` if it is none of this format."""
+    record = json.loads((path / "training.json").read_text(encoding="utf-8"))
+    if record.get("format") != FORMAT:
+        raise ValueError(f"it has checkpoint format {record.get('format')!r}, and this version reads {FORMAT}")
+    return record
 
 
 def save_model(config: LDMConfig, weights: dict[str, Any], processor: LDMProcessor, folder: Path) -> None:
@@ -148,12 +157,13 @@ def save_finished(
     float32, which is what they are loaded as.
 
     Raises:
-        CheckpointError: it cannot be written; the run's checkpoints are untouched.
+        CheckpointError: it cannot be written, or a weight is not finite; the run's checkpoints are untouched.
     """
     folder = output / "model"
-    weights = get_model_state_dict(model, options=_ON_MAIN)
+    weights: dict[str, Any] = get_model_state_dict(model, options=_ON_MAIN)
 
     def write() -> None:
+        _check_finite(weights)
         unwrapped = accelerator.unwrap_model(model)
         if is_adapted(unwrapped):
             with replacing(output / "adapter") as temporary:
@@ -164,11 +174,11 @@ def save_finished(
                 plain = {name: tensor.half() for name, tensor in plain.items()}
             save_model(unwrapped.config, plain, processor, temporary)
 
-    _on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
+    on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
     return folder
 
 
-def _on_main(accelerator: Accelerator, work: Callable[[], Result], message: str) -> Result | None:
+def on_main(accelerator: Accelerator, work: Callable[[], Result], message: str) -> Result | None:
     """Do something on the main process. If it fails, all processes do, instead of waiting for it for ever."""
     result, error, reasons = None, None, [""]
     if accelerator.is_main_process:
@@ -180,6 +190,12 @@ def _on_main(accelerator: Accelerator, work: Callable[[], Result], message: str)
     if reason:
         raise CheckpointError(message.format(reason)) from error
     return result
+
+
+def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite: training diverged")
 
 
 def _stored(model: LDMModel) -> dict[str, torch.nn.Parameter]:

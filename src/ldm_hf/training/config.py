@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from ldm_hf.errors import ConfigError
+from ldm_hf.files import replacing
 
 _AT_LEAST_ONE = (
     "steps",
@@ -27,7 +29,14 @@ _AT_LEAST_ONE = (
     "num_experts",
     "gradient_batches",
 )
+_AT_LEAST_ZERO = ("warmup_steps", "num_workers", "weight_decay", "cache_gib", "seed")
+_ABOVE_ZERO = ("learning_rate", "epsilon", "max_grad_norm")
+_MAY_BE_INFINITE = ("max_grad_norm",)  # then gradients are not clipped
+_LARGEST_SEED = 2**32 - 1  # of numpy's generators
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
+"""Those that Accelerate has, by the name of the package that each needs."""
 _CHOICES = {
+    "log_with": ("none", "all", *TRACKERS),
     "precision": ("auto", "bf16", "fp32"),
     "save_precision": ("fp32", "fp16"),
     "sharding": ("none", "fsdp2"),
@@ -39,6 +48,9 @@ _CHOICES = {
 @dataclass(frozen=True)
 class TrainingConfig:
     """Everything that decides what a training run computes.
+
+    Making one checks each setting by itself and raises ``ConfigError``; what depends on the machine is checked when a run
+    starts (``preflight.py``), and what a checkpoint was made with when a run goes on from it (``resume.py``).
 
     Attributes:
         data: folder of datasets, as ``ldm build`` writes them, or of several such folders, ``hf://datasets/<namespace>/<name>``,
@@ -62,7 +74,7 @@ class TrainingConfig:
         weight_decay: of AdamW, for matrices only.
         warmup_steps: steps of linear warm-up.
         decay_fraction: share of the steps, at the end, in which the learning rate falls linearly to zero.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; with infinity (``.inf``) they are not.
         precision: ``auto`` is bf16 on accelerators that have it and float32 elsewhere; or ``bf16``, ``fp32``.
         save_precision: of the numbers in the file of the finished model, which is loaded in float32 all the same: ``fp16``
             halves it. Checkpoints are always whole.
@@ -78,7 +90,8 @@ class TrainingConfig:
         evaluate_every: steps between two rollouts of the model in training; by default there are none.
         evaluate_environments: ids to roll out in; by default those trained on.
         evaluate_episodes: episodes in each of them.
-        log_with: an Accelerate tracker: ``tensorboard``, ``wandb``, ..., or ``none``.
+        log_with: an Accelerate tracker, which must be installed: ``tensorboard``, ``wandb``, ..., ``all`` that are, or
+            ``none``.
         stage: what is trained (docs/experts.md): ``backbone`` all that the model has; ``experts`` attaches experts to
             ``model`` and trains each on its group of environments; ``routers`` only those of ``model``, on all of them.
         num_experts: experts that the stage ``experts`` attaches.
@@ -127,25 +140,57 @@ class TrainingConfig:
     gradient_batches: int = 10
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name, kind in typing.get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
+        self._check_numbers()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 wanted = f"{', '.join(choices[:-1])} or {choices[-1]}"
                 raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-        if self.context_length is not None and self.context_length < 2:
-            raise ConfigError(f"context_length must be at least 2, got {self.context_length}")
-        if not 0 <= self.decay_fraction <= 1:
-            raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
+        for name in ("data", "output", "model", "environments", "evaluate_environments", "weights"):
+            value = getattr(self, name)
+            if value is not None and (not value or (isinstance(value, list) and "" in value)):
+                raise ConfigError(f"{name} must not be empty, got {value!r}")
         if isinstance(self.weights, str) and self.weights not in ("uniform", "size"):
             raise ConfigError(f"weights must be uniform, size or a number for each id, got {self.weights!r}")
-        if self.stage != "backbone" and self.lora_rank is not None:
+        self._check_stage()
+
+    def _check_numbers(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind is float and (math.isnan(value) or (math.isinf(value) and name not in _MAY_BE_INFINITE)):
+                raise ConfigError(f"{name} must be a finite number, got {value}")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in _AT_LEAST_ZERO:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in _ABOVE_ZERO:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be greater than 0, got {getattr(self, name)}")
+        if self.seed > _LARGEST_SEED:
+            raise ConfigError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must be from 0 to below 1, got {list(self.betas)}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
+        if self.context_length is not None and self.context_length < 2:
+            raise ConfigError(f"context_length must be at least 2, got {self.context_length}")
+        if not isinstance(self.weights, str):
+            for environment, weight in self.weights.items():
+                if not 0 < weight < math.inf:
+                    raise ConfigError(f"weights must be positive, got {weight} for {environment}")
+
+    def _check_stage(self) -> None:
+        if self.stage == "backbone":
+            return
+        if self.lora_rank is not None:
             raise ConfigError(
                 f"lora_rank is for the stage backbone: the stage {self.stage} chooses itself what is trained"
             )
-        if self.stage != "backbone" and Path(self.model).resolve() == (Path(self.output) / "model").resolve():
+        if Path(self.model).resolve() == (Path(self.output) / "model").resolve():
             raise ConfigError(
                 f"stage {self.stage} would replace {self.model}, which it goes on from; set another output"
             )
@@ -181,19 +226,22 @@ class TrainingConfig:
         fields = typing.get_type_hints(cls)
         for name in values:
             if name not in fields:
-                near = difflib.get_close_matches(name, fields, 1)
+                near = difflib.get_close_matches(str(name), fields, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
                 raise ConfigError(f"{where} sets {name!r}, which is no setting{hint}")
         missing = [name for name in ("data", "output") if name not in values]
         if missing:
             raise ConfigError(f"{where} must set {' and '.join(missing)}")
-        return cls(**{name: _typed(name, value, fields[name]) for name, value in values.items()})
+        return cls(**values)
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML that ``load`` reads."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = dataclasses.asdict(self)
-        path.write_text(yaml.safe_dump({**values, "betas": list(self.betas)}, sort_keys=False))
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(self.as_mapping(), sort_keys=False))
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The settings as JSON and YAML hold them."""
+        return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -203,14 +251,18 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"a setting reads name=value, got {setting!r}")
-        values[name.strip()] = yaml.safe_load(text)
+        try:
+            values[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{name.strip()} cannot be read as YAML, got {text!r}: {reason}") from error
     return values
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read as YAML settings: {reason}") from error
     if not isinstance(values, dict):
@@ -221,16 +273,34 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _typed(name: str, value: Any, expected: Any) -> Any:
     """The value as the field's type, where nothing is lost by it: 1 for 1.0, "2.5e-4" (which YAML reads as text)."""
     options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if isinstance(value, Path):
+        value = str(value)
     for option in options:
-        plain = typing.get_origin(option) or option
+        plain, parts = typing.get_origin(option) or option, typing.get_args(option)
         if plain is float and isinstance(value, int | str) and not isinstance(value, bool):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
-        if plain is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
-            return tuple(_typed(name, part, kind) for part, kind in zip(value, typing.get_args(option), strict=True))
-        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
-            return value
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+        if plain is tuple and isinstance(value, list | tuple) and len(value) == len(parts):
+            return tuple(_typed(name, part, kind) for part, kind in zip(value, parts, strict=True))
+        if isinstance(value, plain) and plain is not tuple and not (plain is int and isinstance(value, bool)):
+            return _with_typed_parts(name, value, parts)
+    wanted = " or ".join("nothing" if option is types.NoneType else _name_of(option) for option in options)
     raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _with_typed_parts(name: str, value: Any, kinds: Sequence[Any]) -> Any:
+    """A list or a mapping, each of whose parts is of its type; any other value as it is."""
+    if isinstance(value, list):
+        return [_typed(f"each of {name}", part, kinds[0]) for part in value]
+    if isinstance(value, dict):
+        named = {_typed(f"each name in {name}", key, kinds[0]): part for key, part in value.items()}
+        if kinds[1] is Any:
+            return named
+        return {key: _typed(f"{name} of {key}", part, kinds[1]) for key, part in named.items()}
+    return value
+
+
+def _name_of(kind: Any) -> str:
+    return str(kind) if typing.get_origin(kind) else kind.__name__

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ldm_hf.progress import progress_bar
@@ -107,13 +106,12 @@ class TrainingLog:
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
         own = torch.tensor([[loss, self._waited, peak]], dtype=torch.float32, device=device)
         every = self._accelerator.gather(own)
-        norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
         speed = self._transitions / elapsed
         values = {
             # Gradients, and so losses, are the mean over processes of what each made of its share.
             "loss": float(every[:, 0].mean()) / (done - self._last_step),
             "learning_rate": learning_rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": float(self._norm),
             "transitions_per_second": speed,
             "transitions_per_second_per_device": speed / self._accelerator.num_processes,
             "wait_fraction": float(every[:, 1].max()) / elapsed,  # the slowest holds up all

@@ -1,26 +1,36 @@
 """The training loop: next-action cross-entropy on the mixture, on any number of processes (paper section 4.4)."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object, set_seed
+from torch.distributed.tensor import DTensor
 from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, InvalidValueError, LDMError
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import Termination
+from ldm_hf.training.batches import Batch, Failure, make_batches
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.divergence import RECORD, divergence
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
-from ldm_hf.training.mixture import Mixture, SequenceNumbers
-from ldm_hf.training.parallel import accumulating, asked_to_end, distribute, ignore_termination, make_accelerator
+from ldm_hf.training.mixture import Mixture
+from ldm_hf.training.parallel import (
+    accumulating,
+    all_finite,
+    distribute,
+    make_accelerator,
+    on_any_process,
+)
+from ldm_hf.training.preflight import check_machine
+from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
 from ldm_hf.training.stages import load_model
 
@@ -40,32 +50,42 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
 
     Raises:
         LDMError: settings, datasets or checkpoints that cannot be used.
+        TrainingDivergedError: loss, gradient or weights were not finite after a step; the last checkpoint is kept.
     """
+    check_machine(config)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
     whole, processor = load_model(config)
     datasets = open_datasets(config.data, config.environments, cached=not config.stream)
-    known = whole.config.environments or []
-    whole.config.environments = sorted({*known, *(dataset.environment for dataset in datasets)})
     mixture = make_mixture(datasets, config, whole, processor)
+    bound = bound_settings(config, datasets, mixture.context_length)
+    checkpoint = latest_checkpoint(accelerator, Path(config.output))
+    history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
+    known = {*(whole.config.environments or []), *seen}
+    whole.config.environments = sorted(known | {dataset.environment for dataset in datasets})
     if config.lora_rank:
         adapt(whole, config.lora_rank)
     model = distribute(accelerator, whole, config)
     optimizer = _optimizer(model, config)
-    checkpoint = latest_checkpoint(accelerator, Path(config.output))
     start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizer, checkpoint)
     if accelerator.is_main_process:
         config.save(Path(config.output) / "training.yaml")
-    if config.log_with != "none":
-        accelerator.init_trackers("ldm")
-    finished = _run(accelerator, model, optimizer, processor, mixture, config, start, progress)
-    output, precision = Path(config.output), config.save_precision
-    folder = save_finished(accelerator, model, processor, output, precision) if finished else None
+        (Path(config.output) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
+    _start_trackers(accelerator, config)
+    record = made_with(accelerator, config, bound, start, history)
+    folder, failure = None, None
+    try:
+        if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress):
+            folder = save_finished(accelerator, model, processor, Path(config.output), config.save_precision)
+    except (LDMError, InvalidValueError) as error:  # as on all processes
+        failure = error.with_traceback(None)  # which holds the model
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
     del model, optimizer
     accelerator.free_memory()
     accelerator.end_training()
+    if failure is not None:
+        raise failure
     return folder
 
 
@@ -77,27 +97,41 @@ def _run(
     mixture: Mixture,
     config: TrainingConfig,
     start: int,
+    record: Mapping[str, Any],
     progress: Callable[[int], None] | None,
 ) -> bool:
     """The steps that are left; False if SIGTERM ended them before the last."""
-    output = Path(config.output)
+    output, saved = Path(config.output), start or None
     references = _references(config)
-    batches = _batches(mixture, processor, config, accelerator, start)
     termination = Termination()
     model.train()
-    with contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log, termination.heard():
+    with (
+        contextlib.closing(make_batches(mixture, processor, config, accelerator, start)) as batches,
+        contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log,
+        termination.heard(),
+    ):
         for step in range(start, config.steps):
             done, rate = step + 1, learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             first = step * config.batch_size
             transitions = sum(map(mixture.length, range(first, first + config.batch_size)))
-            norm = _step(accelerator, model, optimizer, batches, transitions, config, log)
+            norm, failed, batch, error = _step(accelerator, model, optimizer, batches, transitions, config, log)
+            *failures, unread, asked = on_any_process(accelerator, failed, error is not None, termination.asked)
+            if unread:
+                raise next(each for each in gather_object([error]) if each is not None)
+            if any(failures):
+                raise divergence(accelerator, mixture, config, step, failures, saved)
             log.step(done, rate, norm, transitions)
-            stopping = asked_to_end(termination, accelerator) and done < config.steps
+            stopping = asked and done < config.steps
             with log.paused():
                 if done % config.checkpoint_every == 0 or done == config.steps or stopping:
-                    save_checkpoint(accelerator, model, optimizer, processor, output, done, config.keep_checkpoints)
+                    failures = on_any_process(accelerator, _cannot_go_on(model, batch))
+                    if any(failures):
+                        raise divergence(accelerator, mixture, config, step, failures, saved)
+                    keep = config.keep_checkpoints
+                    save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
+                    saved = done
                 if stopping:
                     log.say(
                         f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it goes on"
@@ -115,16 +149,23 @@ def _step(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Any],
+    batches: Iterator[Batch],
     transitions: int,
     config: TrainingConfig,
     log: TrainingLog,
-) -> torch.Tensor:
-    """One optimizer step on a batch of so many transitions over all processes; returns the norm of the gradient."""
-    pieces = config.pieces(accelerator.num_processes)
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Failure | None]:
+    """One optimizer step on a batch of so many transitions over all processes.
+
+    Returns:
+        The norm of the gradient; whether loss, gradient norm and weights are not finite on this process, bool of shape (3,);
+        the last piece of the batch; and why some of it cannot be read, which makes the step worthless.
+    """
+    error: Failure | None = None
+    pieces, total = config.pieces(accelerator.num_processes), torch.zeros((), device=accelerator.device)
     for piece in range(pieces):
         with log.waiting():
-            batch = next(batches)
+            batch, failure = next(batches)
+        error = error or failure
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with contextlib.nullcontext() if piece == pieces - 1 else accumulating(model):
             # The mean over processes, which gradients become, of losses that are divided by a process's share of the
@@ -132,10 +173,37 @@ def _step(
             loss = model(**batch, num_items_in_batch=transitions / accelerator.num_processes, return_dict=True).loss
             loss.backward()
         log.add_loss(loss)
+        total = total + loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     optimizer.step()
     optimizer.zero_grad()
-    return norm
+    # After the step, which may itself overflow: nobody asks before, so that the device is waited for once a step.
+    finite = [total.isfinite(), norm.isfinite(), all_finite(optimizer)]
+    return norm, ~torch.stack(finite), batch, error
+
+
+@torch.no_grad()
+def _cannot_go_on(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Whether the loss that the weights have by now is not finite, bool of shape (1,).
+
+    Weights may be so large after a step that nothing is finite in the next: a checkpoint of them must not be written, nor
+    take the place of the last one from which training can go on.
+    """
+    model.eval()  # draws nothing from the random state that checkpoints keep
+    loss = model(**batch, return_dict=True).loss
+    model.train()
+    return ~loss.isfinite().reshape(1)
+
+
+def _start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    if config.log_with == "none":
+        return
+    try:
+        accelerator.init_trackers("ldm")
+    except Exception as error:  # Each tracker has its own: no account, no server, ...
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"log_with={config.log_with} cannot be started: {reason}; or set log_with=none") from error
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -180,26 +248,3 @@ def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Ad
         {"params": vectors, "weight_decay": 0.0},  # biases and norms
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
-
-
-def _batches(
-    mixture: Mixture, processor: LDMProcessor, config: TrainingConfig, accelerator: Accelerator, start: int
-) -> Iterator[Any]:
-    # The loader is not prepared by Accelerate: the numbers already belong to this process alone.
-    numbers = SequenceNumbers(
-        range(start, config.steps),
-        config.batch_size,
-        config.pieces(accelerator.num_processes),
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    loader = DataLoader(
-        mixture,
-        batch_sampler=numbers,
-        collate_fn=processor.collate,
-        num_workers=config.num_workers,
-        worker_init_fn=ignore_termination,
-        generator=torch.Generator(),  # or it would draw from the random state that checkpoints keep
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    return iter(loader)

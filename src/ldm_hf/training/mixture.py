@@ -5,11 +5,13 @@ number of loader workers, and another number of processes goes on where the last
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from ldm_hf.dataset_builder.checks import ValueChecks
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence
@@ -17,6 +19,22 @@ from ldm_hf.modeling.transitions_ldm import Transitions
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
 _SCHEDULE, _CHUNKS, _OFFSET = range(3)  # separate random streams
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a sequence comes from.
+
+    Attributes:
+        environment: its id.
+        file: the data file, as messages name it.
+        first_row, last_row: of that file, counted from 0.
+    """
+
+    environment: str
+    file: str
+    first_row: int
+    last_row: int
 
 
 class Mixture(Dataset[TokenSequence]):
@@ -56,15 +74,37 @@ class Mixture(Dataset[TokenSequence]):
             (processor.observation_layout(data.observation_space), processor.action_layout(data.action_space))
             for data in self._datasets
         ]
+        self._checks = [ValueChecks(*layouts) for layouts in self._layouts]
         self._turns = _turns_of_a_round(_weights(self._datasets, weights))
         self._cache = _ChunkCache(cache_bytes)
         self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
+    @property
+    def context_length(self) -> int:
+        """Transitions of a sequence, where its chunk has so many."""
+        return self._context_length
+
     def __getitem__(self, number: int) -> TokenSequence:
         environment, chunk, start = self.locate(number)
-        transitions = self._cache.get(self._datasets[environment], environment, chunk)
+        transitions = self._cache.get((environment, chunk), self._read)
         return self._processor.align(transitions[start : start + self._context_length], *self._layouts[environment])
+
+    def blank(self, number: int) -> TokenSequence:
+        """A sequence of zeros that has the shape of sequence ``number``, made without reading it."""
+        observation, action = self._layouts[self.locate(number)[0]]
+        length, side = self.length(number), observation.image_size
+        actions, never = np.zeros((length, action.num_slots), np.float32), np.zeros(length, bool)
+        blank = Transitions(
+            np.zeros((length, observation.num_slots), np.float32),
+            None if observation.image is None else np.zeros((length, side, side, 3), np.uint8),
+            actions,
+            np.zeros(length, np.float32),
+            never,
+            never,
+            actions,
+        )
+        return self._processor.align(blank, observation, action)
 
     def locate(self, number: int) -> tuple[int, int, int]:
         """Where sequence ``number`` comes from: environment index, chunk index, first transition in the chunk."""
@@ -72,10 +112,26 @@ class Mixture(Dataset[TokenSequence]):
         length = int(self._datasets[environment].chunk_lengths[chunk])
         return environment, chunk, self._start(environment, visit, number % self._per_chunk, length)
 
+    def source(self, number: int) -> Source:
+        """The rows of a file that sequence ``number`` is made of, known without reading it."""
+        index, chunk, start = self.locate(number)
+        data = self._datasets[index]
+        rows = data.rows(chunk)[start : start + self._context_length]
+        return Source(data.environment, data.file(chunk), rows.start, rows.stop - 1)
+
     def length(self, number: int) -> int:
         """Transitions of sequence ``number``, known without reading it."""
         environment, _, chunk = self._visit(number)
         return min(self._context_length, int(self._datasets[environment].chunk_lengths[chunk]))
+
+    def _read(self, key: tuple[int, int]) -> Transitions:
+        """A chunk by environment and number; raises ``DatasetFormatError`` if a value in it cannot be right."""
+        environment, chunk = key
+        data = self._datasets[environment]
+        transitions = data.chunk(chunk)
+        where = f"{data.environment}: {data.file(chunk)}"
+        self._checks[environment].require(transitions, where, data.rows(chunk).start)
+        return transitions
 
     def _visit(self, number: int) -> tuple[int, int, int]:
         """The environment of a sequence, how often it was visited before, and the chunk of this visit."""
@@ -149,12 +205,11 @@ class _ChunkCache:
         self._used = 0
         self._chunks: OrderedDict[tuple[int, int], tuple[Transitions, int]] = OrderedDict()
 
-    def get(self, data: EnvironmentDataset, environment: int, chunk: int) -> Transitions:
-        key = (environment, chunk)
+    def get(self, key: tuple[int, int], read: Callable[[tuple[int, int]], Transitions]) -> Transitions:
         if key in self._chunks:
             self._chunks.move_to_end(key)
             return self._chunks[key][0]
-        transitions = data.chunk(chunk)
+        transitions = read(key)
         size = sum(part.nbytes for part in vars(transitions).values() if part is not None)
         self._chunks[key] = (transitions, size)
         self._used += size

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel
-from ldm_hf.processes import Termination
 from ldm_hf.training.config import TrainingConfig
 
 _PATIENCE = timedelta(hours=1)
@@ -98,10 +99,21 @@ def accumulating(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def asked_to_end(termination: Termination, accelerator: Accelerator) -> bool:
-    """Whether any process was; all must call this together."""
-    flag = torch.tensor(float(termination.asked), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+def on_any_process(accelerator: Accelerator, flags: torch.Tensor, *more: bool) -> list[bool]:
+    """Whether any process has each of some flags, bool of shape (F,) on its device, and of some more of the host's.
+
+    All processes call this together. It is the one place where a step waits for the device.
+    """
+    every = torch.cat([flags, torch.tensor(more, dtype=torch.bool).to(accelerator.device, non_blocking=True)])
+    return [bool(count) for count in accelerator.reduce(every.float(), "sum").tolist()]
+
+
+def all_finite(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Whether what this process has of the trained parameters is finite, a bool on their device."""
+    trained = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in trained]
+    # The largest magnitude: a sum of squares would overflow before a weight does. A share of a small weight may be empty.
+    return get_total_norm([tensor for tensor in local if tensor.numel()], norm_type=float("inf")).isfinite()
 
 
 def ignore_termination(_worker: int) -> None:

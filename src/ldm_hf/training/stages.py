@@ -35,6 +35,11 @@ def load_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
         _train_only(model, is_router)
     elif config.model in LDMConfig.presets():
         model, processor = _new_model(config)
+    elif config.model_overrides:
+        raise ConfigError(
+            f"model_overrides is for presets ({', '.join(LDMConfig.presets())}), and model is {config.model}, whose own "
+            "configuration is used; leave it out"
+        )
     else:
         model, processor = _trained_model(config)
     return model, processor

@@ -1,0 +1,67 @@
+"""The batches of one process: the mixture through a loader."""
+
+import functools
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from ldm_hf.errors import InvalidValueError, LDMError
+from ldm_hf.modeling import LDMProcessor
+from ldm_hf.modeling.processing_ldm import TokenSequence
+from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.mixture import Mixture, SequenceNumbers
+from ldm_hf.training.parallel import ignore_termination
+
+Failure = LDMError | InvalidValueError
+Batch = tuple[dict[str, torch.Tensor], Failure | None]
+
+
+def make_batches(
+    mixture: Mixture, processor: LDMProcessor, config: TrainingConfig, accelerator: Accelerator, start: int
+) -> Generator[Batch]:
+    """The batches of this process from step ``start`` on, one for each piece of a step; close the iterator at the end.
+
+    Where a sequence cannot be read, the error that says why comes with its batch, in which the sequence is blank: the
+    other processes wait for the gradient of this one, and learn of it at the end of the step.
+    """
+    # The loader is not prepared by Accelerate: the numbers already belong to this process alone.
+    numbers = SequenceNumbers(
+        range(start, config.steps),
+        config.batch_size,
+        config.pieces(accelerator.num_processes),
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    loader = DataLoader(
+        _Reporting(mixture),
+        batch_sampler=numbers,
+        collate_fn=functools.partial(_collate, processor),
+        num_workers=config.num_workers,
+        worker_init_fn=ignore_termination,
+        generator=torch.Generator(),  # or it would draw from the random state that checkpoints keep
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    # Closed, this generator lets go of the loader's iterator, which ends the workers. They ignore SIGTERM: a process that
+    # ended before them, for an error that holds its frames, would wait for them for ever.
+    yield from loader
+
+
+class _Reporting(Dataset[tuple[TokenSequence, Failure | None]]):
+    """The sequences of a mixture, each with the reason if it cannot be read: raised by a worker, it would be a traceback."""
+
+    def __init__(self, mixture: Mixture):
+        self._mixture = mixture
+
+    def __getitem__(self, number: int) -> tuple[TokenSequence, Failure | None]:
+        try:
+            return self._mixture[number], None
+        except (LDMError, InvalidValueError) as error:
+            return self._mixture.blank(number), error.with_traceback(None)
+
+
+def _collate(processor: LDMProcessor, sequences: Sequence[tuple[TokenSequence, Failure | None]]) -> Any:
+    errors = [error for _, error in sequences if error is not None]
+    return dict(processor.collate([sequence for sequence, _ in sequences])), next(iter(errors), None)

@@ -1,0 +1,55 @@
+"""What can be said of a run before anything is opened: what this machine lacks for it. Needs neither torch nor data."""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from ldm_hf.errors import ConfigError
+from ldm_hf.training.config import TRACKERS, TrainingConfig
+
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX")
+}  # any of them; other trackers need the package of their name
+
+
+def check_machine(config: TrainingConfig) -> None:
+    """See that trackers and adapters are installed, the batch can be shared out, and ``output`` can be written.
+
+    Raises:
+        ConfigError: one of them is not so; the message says what to install or to set.
+    """
+    if config.log_with == "all":
+        if not any(map(_is_installed, TRACKERS)):
+            raise ConfigError("log_with=all finds no tracker installed: pip install tensorboard, or set log_with=none")
+    elif config.log_with != "none" and not _is_installed(config.log_with):
+        raise ConfigError(
+            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}, or set "
+            "log_with=none"
+        )
+    if config.lora_rank is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError("lora_rank needs peft: pip install 'ldm_hf[finetune]'")
+    if config.stage != "experts":  # whose jobs are processes of their own
+        config.pieces(int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":  # It alone writes.
+        _check_output(Path(config.output))
+
+
+def _is_installed(tracker: str) -> bool:
+    return any(importlib.util.find_spec(package) for package in _PACKAGES.get(tracker, (tracker,)))
+
+
+def _check_output(output: Path) -> None:
+    """Try to write to the folder, or to the one in which it would be made; nothing is left behind."""
+    folder = output.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(f"output {output} cannot be a folder: {folder} is a file; set another output")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output {output} cannot be written: {folder}: {error.strerror}; set another output"
+        ) from error
