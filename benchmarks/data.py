@@ -48,7 +48,7 @@ def recording(rounds: int, folder: Path) -> dict[str, float]:
     """Training with and without the recorder."""
     figures = {}
     kinds: dict[str, tuple[Candidate, Callable[[], Sb3VecEnv], int]] = {
-        "cartpole_ppo": (pool()["PPO-short-rollouts"], lambda: Sb3VecEnv(make_vec("gymnasium/CartPole-v1", 8)), 24_576),
+        "cartpole_ppo": (pool()["PPO-short-rollouts"], _cartpoles, 24_576),
         "pictures_a2c": (pool()["A2C-pictures"], lambda: _noise(16), 8000),
     }
     for name, (candidate, make, steps) in kinds.items():
@@ -151,6 +151,10 @@ def _run(executor: LocalExecutor, jobs: list[Job]) -> None:
             executor.submit(waiting.pop(0))
         ended += len(executor.wait(5.0))
         executor.messages()
+
+
+def _cartpoles() -> Sb3VecEnv:
+    return Sb3VecEnv(make_vec("gymnasium/CartPole-v1", 8, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
 def _noise(number: int) -> Sb3VecEnv:

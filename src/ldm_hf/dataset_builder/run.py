@@ -171,7 +171,7 @@ def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) 
 
 def _environments(environment: str, number: int, seed: int) -> VecEnv:
     # A worker that dies after hours is replaced: its episodes are truncated, the run goes on.
-    venv = Sb3VecEnv(make_vec(environment, number, restart=True))
+    venv = Sb3VecEnv(make_vec(environment, number, autoreset_mode="SameStep", restart=True))
     venv.seed(seed)
     return venv
 

@@ -111,10 +111,14 @@ class WorkerBatch:
             raise
 
     def reset(
-        self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: Sequence[bool] | None = None
+        self,
+        seeds: Sequence[int | None],
+        options: Sequence[dict[str, Any] | None],
+        mask: Sequence[bool] | None = None,
     ) -> dict[str, Any]:
         """Reset the environments of the mask, or all; the observations are in ``shared``."""
-        request = {"seeds": list(seeds), "options": options, "mask": None if mask is None else [bool(m) for m in mask]}
+        flags = None if mask is None else [bool(flag) for flag in mask]
+        request = {"seeds": list(seeds), "options": list(options), "mask": flags}
         return self._worker.ask(self.settings.step_timeout, do="reset", **request)
 
     def write_actions(self, actions: Sequence[Any]) -> list[list[Any]] | None:
@@ -150,6 +154,16 @@ class WorkerBatch:
             self._worker.send(self.settings.step_timeout, do="step")
         else:
             self._worker.send(self.settings.step_timeout, do="step", actions=inline)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker is gone."""
+        return self._worker.ended
+
+    def check_number(self) -> None:
+        """Raise ``ValueError`` unless ``shared`` holds what answers the last request."""
+        if self.shared.number[0] != self._worker.number:
+            raise ValueError(f"its numbers are those of request {self.shared.number[0]}, not {self._worker.number}")
 
     def receive_step(self) -> dict[str, Any]:
         """Wait for the step's end; its numbers are in ``shared``, infos in what is returned."""
@@ -192,9 +206,9 @@ def _check_description(description: dict[str, Any]) -> None:
         raise ValueError("render modes are not names")
     if fps is not None and not isinstance(fps, int | float):
         raise ValueError("frames per second are not a number")
-    for key in ("max_episode_steps", "time_limit_is_default"):
-        if key not in description:
-            raise ValueError(f"{key} is missing")
+    for key, kind in (("max_episode_steps", int), ("time_limit_is_default", bool)):
+        if type(description[key]) is not kind:
+            raise ValueError(f"{key} is a {type(description[key]).__name__}")
 
 
 def split(space: dict[str, Any], value: Any) -> list[Any]:
