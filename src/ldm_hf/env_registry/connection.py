@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from ldm_hf.errors import EnvironmentFailure
 START_TIMEOUT = 300.0
 """Seconds that starting a worker, importing its library and making its environments may take, each."""
 
-_WORKER_FILES = ("worker.py", "batch.py", "attributes.py", "fitting.py", "translation.py", "protocol.py")
+_WORKER_FILES = (
+    "worker.py",
+    "batch.py",
+    "attributes.py",
+    "fitting.py",
+    "installed.py",
+    "translation.py",
+    "protocol.py",
+)
 _LIFELINE_TIMEOUT = 2.0  # seconds within which the supervisor tells how its child ended
 _FOLDER_PREFIX = "ldm-worker-"
 
@@ -176,9 +184,28 @@ def discover(provider: IsolatedProvider, *, start_timeout: float = START_TIMEOUT
     Raises:
         EnvironmentFailure: the library cannot be imported.
     """
-    worker = Worker(provider, provider.manifest.slug, Limits(), start_timeout)
+    return _ask_once(provider, "discover", start_timeout)
+
+
+def installed(provider: IsolatedProvider, *, start_timeout: float = START_TIMEOUT) -> tuple[list[str], list[Any]]:
+    """What is installed beside a library: lines of ``pip freeze``, and what packages say, see ``isolated/installed.py``.
+
+    Raises:
+        EnvironmentFailure: that cannot be asked.
+    """
+    library = provider.manifest
+    asked = type(provider)(replace(library, modules=(), register=()))  # nothing of the library runs for this
+    answer = _ask_once(asked, "installed", start_timeout)
+    frozen, distributions = answer.get("frozen"), answer.get("distributions")
+    if not isinstance(distributions, list) or not isinstance(frozen, list):
+        raise EnvironmentFailure(f"{library.slug}: its packages cannot be listed")
+    return [str(line) for line in frozen], distributions
+
+
+def _ask_once(provider: IsolatedProvider, do: str, timeout: float) -> dict[str, Any]:
+    worker = Worker(provider, provider.manifest.slug, Limits(), timeout)
     try:
-        return worker.ask(start_timeout, do="discover")
+        return worker.ask(timeout, do=do)
     finally:
         worker.close()
 

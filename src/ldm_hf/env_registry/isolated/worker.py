@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 
+import installed
 import msgpack
 import protocol
 import translation
@@ -87,6 +88,10 @@ class Server:
                     }
                 )
         return {"environments": found, "python": sys.version.split()[0]}
+
+    def do_installed(self):
+        """Every package with its version, and what it says of itself."""
+        return {"frozen": installed.frozen(), "distributions": installed.distributions()}
 
     def do_make(self, recipe, num_envs, autoreset, spin):
         """Make environments; the memory for their numbers follows."""
