@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.container import DockerProvider
 from ldm_hf.env_registry.inprocess import InProcessProvider
+from ldm_hf.env_registry.manifest import EntryPoint
 from ldm_hf.env_registry.remote import RemoteSettings
 from test_docker import HOSTILE, PROBLEM, REQUIRED
 from test_remote_env import ODD, TESTS, Here
@@ -58,3 +59,16 @@ def make_vec(
     kwargs = settings.pop("kwargs", {})
     fixed = {"entry_point": "", "default_limit": False, "max_episode_steps": None}
     return chosen.make_vec(name, num_envs, vectorization="sync", autoreset_mode=mode, **{**fixed, **settings, **kwargs})
+
+
+def make_functions(
+    bridge: str, functions: str, num_envs: int, mode: AutoresetMode, render_mode: str | None
+) -> gymnasium.vector.VectorEnv:
+    """The environments that pickled functions make, one each: what Gymnasium's own tests define."""
+    chosen = provider(bridge)
+    entry = EntryPoint("functions", "ldm_behaved:unpickled", kwargs={"functions": functions})
+    chosen.manifest = dataclasses.replace(chosen.manifest, entry_points=(entry,))
+    if bridge != "inprocess":
+        return RemoteVectorEnv(RemoteSettings(chosen, "functions", render_mode), num_envs, autoreset_mode=mode)
+    fixed = {"entry_point": "", "default_limit": False, "max_episode_steps": None, "render_mode": render_mode}
+    return chosen.make_vec("functions", num_envs, vectorization="sync", autoreset_mode=mode, **fixed)

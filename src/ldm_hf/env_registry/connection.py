@@ -29,6 +29,7 @@ _WORKER_FILES = (
     "worker.py",
     "batch.py",
     "attributes.py",
+    "decoding.py",
     "fitting.py",
     "installed.py",
     "translation.py",

@@ -12,8 +12,9 @@ import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 
 from ldm_hf.env_registry.infos import Columns, check
+from ldm_hf.env_registry.isolated.decoding import decode
 from ldm_hf.env_registry.isolated.protocol import array_format, leaves
-from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch, decode
+from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 
 FAILURE_KEY = "worker_failure"

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
-from ldm_hf.env_registry.isolated.protocol import SharedBatch, array_format, leaves
+from ldm_hf.env_registry.isolated.protocol import SharedBatch, leaves
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
@@ -146,6 +145,8 @@ class WorkerBatch:
                 np.copyto(shared, array, casting="same_kind")
             except TypeError as error:
                 raise InvalidValueError(f"{self.settings.id}: actions are of another kind: {error}") from None
+            if shared.dtype.kind in "iu" and shared.dtype != array.dtype and not np.array_equal(shared, array):
+                raise InvalidValueError(f"{self.settings.id}: actions do not fit {shared.dtype}: {array.ravel()[:8]}")
         return inline
 
     def send_step(self, inline: list[list[Any]] | None) -> None:
@@ -229,23 +230,3 @@ def join(space: dict[str, Any], parts: Iterator[Any]) -> Any:
     if space["type"] == "Tuple":
         return tuple(join(part, parts) for part in space["spaces"])
     return next(parts)
-
-
-def decode(space: dict[str, Any], value: Any) -> Any:
-    """A value of no fixed size, as the worker sent it, as a value of its space."""
-    kind = space["type"]
-    if kind == "Text":
-        return str(value)
-    if kind == "Sequence":
-        if space["stack"]:
-            return decode(space["space"], value)
-        return tuple(decode(space["space"], part) for part in value)
-    if kind == "Graph":
-        return gymnasium.spaces.GraphInstance(*value)
-    if kind == "OneOf":
-        return np.int64(value[0]), decode(space["spaces"][value[0]], value[1])
-    if kind in ("Dict", "Tuple"):
-        return join(
-            space, (decode(part, found) for (_, part), found in zip(leaves(space), split(space, value), strict=False))
-        )
-    return np.asarray(value, array_format(space)[1])

@@ -5,6 +5,7 @@ Python 3.7 with numpy alone must run this file.
 
 import numpy as np
 from attributes import get_attribute, set_attribute
+from decoding import decode
 from fitting import fit
 from protocol import FLOATS, SharedBatch, array_format, leaves
 from translation import Environment, TranslationError, rendering
@@ -137,7 +138,7 @@ class Batch:
             return tuple(self._action(part, index, arrays, inline) for part in space["spaces"])
         array = next(arrays)
         if array is None:
-            return inline[index].pop(0)
+            return decode(space, inline[index].pop(0))
         return int(array[index]) if kind == "Discrete" else array[index]
 
     def _write(self, arrays, index, observation, inline):
