@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import tarfile
+import unittest.mock
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,6 +24,8 @@ from gymnasium.vector import AutoresetMode
 FOLDER = Path(sys.prefix) / "gymnasium-tests" / importlib.metadata.version("gymnasium")
 _ARCHIVE = "https://github.com/Farama-Foundation/Gymnasium/archive/refs/tags/v{}.tar.gz"
 BRIDGE = "LDM_TESTED_BRIDGE"
+
+_SYNC = gymnasium.vector.SyncVectorEnv  # which the provider of this process makes
 
 DESELECTED = {
     "they are about methods that a worker's client lacks: reset_async, reset_wait, close(terminate), step_wait(timeout)": [
@@ -91,7 +94,8 @@ def vectorised(
     first.close()
     if render_mode == "rgb_array_list":  # The wrapper that collects is inside the function.
         render_mode = None
-    return make_functions(os.environ[BRIDGE], pickled, len(env_fns), AutoresetMode(autoreset_mode), render_mode)
+    with unittest.mock.patch("gymnasium.vector.SyncVectorEnv", _SYNC):
+        return make_functions(os.environ[BRIDGE], pickled, len(env_fns), AutoresetMode(autoreset_mode), render_mode)
 
 
 def pytest_configure(config):
