@@ -28,6 +28,8 @@ def test_attributes_are_found_and_set_behind_wrappers(bridge):
     assert envs.call("gravity") == (1, 2, 3)
     envs.set_attr("steps", (7, 8, 9))
     assert envs.step(np.zeros(3, int))[0][:, 0].tolist() == [1008, 1009, 1010]  # the environment's own attribute
+    envs.set_attr("fresh", 5)  # which an environment may ask for: not one of a wrapper
+    assert envs.get_attr("fresh") == (5,) * 3
     with pytest.raises(ValueError, match="2"):
         envs.set_attr("gravity", [1, 2])
     with pytest.raises((AttributeError, EnvironmentFailure), match="no attribute 'nothing'"):

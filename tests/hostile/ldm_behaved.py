@@ -1,6 +1,7 @@
 """Environments that do nothing wrong, to see whether what they do arrives: fixtures of the tests of the bridge."""
 
 import base64
+import collections
 import pickle
 
 import gymnasium
@@ -69,12 +70,11 @@ class Giver(gymnasium.Env):
 for _kind in (Clock, Masked, Giver):
     gymnasium.register(f"Behaved/{_kind.__name__}-v0", entry_point=_kind, max_episode_steps=500)
 
-_unpickled = 0
+_unpickled = collections.Counter()
 
 
 def unpickled(functions, render_mode=None):
     """The next environment of a list of functions that make one each, which a test of Gymnasium's sent."""
-    global _unpickled  # noqa: PLW0603 - one for each environment of the worker
-    _unpickled += 1
+    _unpickled[functions] += 1
     made = pickle.loads(base64.b64decode(functions))
-    return made[(_unpickled - 1) % len(made)]()
+    return made[(_unpickled[functions] - 1) % len(made)]()

@@ -139,6 +139,10 @@ class FittedObservation(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs
         observation, *rest = self.env.step(action)
         return self._fit(observation), *rest
 
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute of the environment, which would not see one of this wrapper."""
+        return self.env.set_wrapper_attr(name, value, force=force)
+
     def _fit(self, observation: Any) -> Any:
         try:
             return _fitted(self.observation_space, observation, "observation")
@@ -194,6 +198,14 @@ class TranslatedEnv(gymnasium.Env):
     def render(self) -> Any:
         """An image as uint8 of shape (height, width, 3), a text or a list of these, as the render mode says; or None."""
         return self._environment.render()
+
+    @property
+    def np_random_seed(self) -> int:
+        """Seed of the library's environment, where it tells; otherwise that of the last reset."""
+        try:
+            return get_attribute(self._environment.env, "np_random_seed")
+        except AttributeError:
+            return super().np_random_seed
 
     def has_wrapper_attr(self, name: str) -> bool:
         """Whether this, the library's environment or what its wrappers wrap has an attribute."""
