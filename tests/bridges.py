@@ -66,6 +66,10 @@ def make_functions(
 ) -> gymnasium.vector.VectorEnv:
     """The environments that pickled functions make, one each: what Gymnasium's own tests define."""
     chosen = provider(bridge)
+    if bridge == "docker":  # The functions' modules import pytest, and some of them render.
+        needed = (*HOSTILE.requirements, f"gymnasium[classic-control]=={gymnasium.__version__}", "pytest")
+        chosen = DockerProvider(dataclasses.replace(HOSTILE, slug="gymnasium-tests", requirements=needed))
+        chosen.build()
     entry = EntryPoint("functions", "ldm_behaved:unpickled", kwargs={"functions": functions})
     chosen.manifest = dataclasses.replace(chosen.manifest, entry_points=(entry,))
     if bridge != "inprocess":

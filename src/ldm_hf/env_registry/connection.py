@@ -64,6 +64,7 @@ class Worker:
         provider: where it runs.
         subject: what it runs, for messages: an environment's id or a library's slug.
         number: of the request that was sent last; they count from 1.
+        ended: whether the process was ended from here, or its end was noticed.
     """
 
     def __init__(self, provider: IsolatedProvider, subject: str, limits: Limits, start_timeout: float) -> None:
@@ -74,16 +75,12 @@ class Worker:
         """
         self.provider, self.subject = provider, subject
         self.number = self._answered = 0
+        self.ended = False
         self._resources = _start(provider, subject, limits, start_timeout)
         # Closing the lifeline ends the worker; this does so even when nobody calls `close`.
         self._release = weakref.finalize(self, self._resources.release)
         manifest = provider.manifest
         self.ask(start_timeout, do="load", modules=list(manifest.modules), register=list(manifest.register))
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process was ended from here, or its end was noticed."""
-        return not self._release.alive
 
     def ask(self, timeout: float, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer.
@@ -162,14 +159,17 @@ class Worker:
                 with contextlib.suppress(EnvironmentFailure):
                     self.ask(_LIFELINE_TIMEOUT, do="close")
             finally:
+                self.ended = True
                 self._release()
 
     def _give_up(self, reason: str) -> WorkerEnd:
+        self.ended = True
         self._release()
         return WorkerEnd(f"{self.subject}: {reason}; its worker was ended")
 
     def _end(self, doing: str) -> WorkerEnd:
         """The error for a worker that ended by itself."""
+        self.ended = True
         how = _last_words(self._resources.lifeline) or self._resources.process.poll() or "closed its connection"
         self._release()
         return WorkerEnd(f"{self.subject}: the worker {how} during {doing}")

@@ -55,7 +55,7 @@ class Channel:
         self.socket = connection
         self.socket.setblocking(False)
         self._received = []  # pieces of messages, as they came
-        self._leaving = (memoryview(b""), [])  # the last message, and how many bytes of it each call has sent
+        self._leaving = None  # a message on its way out, and how many bytes of it each call has sent
         self._packer = msgpack.Packer(default=_encode_array, use_bin_type=True)  # kept: making one allocates much
         self._rest, self._next_rest = 0, 1
         self._poll = select.poll()
@@ -70,8 +70,9 @@ class Channel:
         """
         body = self._packer.pack(message)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._flush(deadline)  # what is left of a message whose sender was interrupted
-        self._leaving = (memoryview(_LENGTH.pack(len(body)) + body), [])
+        if self._leaving is not None:  # The sender of the message before was interrupted.
+            self._flush(deadline)
+        self._leaving = (_LENGTH.pack(len(body)) + body, [])
         self._flush(deadline)
 
     def receive(self, timeout=None, spin=0.0):
@@ -118,9 +119,14 @@ class Channel:
 
     def _flush(self, deadline):
         data, sent = self._leaving
-        while sum(sent) < len(data):
+        while True:
+            rest = memoryview(data)[sum(sent) :] if sent else data
+            if not rest:
+                break
             try:
-                sent.extend(map(self.socket.send, (data[sum(sent) :],)))
+                sent.extend(map(self.socket.send, (rest,)))
+                if sent[0] == len(data):
+                    break
             except BlockingIOError:
                 left = None if deadline is None else deadline - time.monotonic()
                 writable = select.select([], [self.socket], [], left)[1] if left is None or left > 0 else []
@@ -128,6 +134,7 @@ class Channel:
                     raise ChannelTimeout() from None
             except OSError as error:
                 raise ChannelClosed() from error
+        self._leaving = None
 
     def _sleep(self, left):
         if left is not None and left <= 0:
@@ -231,7 +238,8 @@ class SharedBatch:
         first, second, third = np.cumsum(self._parts)
         self.actions, self.observations = arrays[:first], arrays[first:second]
         self.final_observations = arrays[second:third]
-        self.rewards, self.ends, self.number = arrays[third], arrays[third + 1], arrays[third + 2]
+        self.rewards, self.ends = arrays[third], arrays[third + 1]
+        self.number = memoryview(arrays[third + 2])  # of which a number is read in a fraction of the time
 
     def _add(self, shape, dtype):
         self._formats.append((shape, dtype, self.nbytes))
