@@ -19,7 +19,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-from contenders import Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
+from contenders import SAME_STEP, Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
 from harness import print_table, ratio, take_turns, write_json
 
 from ldm_hf.env_registry.client import RemoteVectorEnv
@@ -50,7 +50,8 @@ def makers(name: str, num_envs: int, workers: int, providers: dict[str, Isolated
     """The contenders of one comparison, by name, as functions that make them."""
 
     def remote(provider: IsolatedProvider, num_workers: int, kind: type[Vector] = Vector) -> Vector:
-        return kind(RemoteVectorEnv(RemoteSettings(provider, name), num_envs, num_workers=num_workers))
+        settings = RemoteSettings(provider, name)
+        return kind(RemoteVectorEnv(settings, num_envs, num_workers=num_workers, autoreset_mode=SAME_STEP))
 
     several = num_envs >= SEVERAL_FROM and workers > 1
     made: dict[str, Maker] = {"sync": lambda: sync(name, num_envs), "async": lambda: asynchronous(name, num_envs)}

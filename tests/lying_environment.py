@@ -28,13 +28,26 @@ STEPS = {
     "infos_none": {"infos": {"a": None}},
     "infos_scalar": {"infos": {"a": [np.zeros(()), [True]]}},
     "infos_key": {"infos": {b"a": [[1], [True]]}},
-    "floats_number": {"infos": {"": 7}},
-    "floats_shape": {"infos": {"": [["a"], np.zeros((5, 5))]}},
-    "floats_names": {"infos": {"": [[["a"]], np.zeros((1, 1))]}},
+    "infos_flags": {"infos": {"a": [[1], [[True, False]]]}},
+    "floats_number": {"infos": {b"": 7}},
+    "floats_shape": {"infos": {b"": [["a"], np.zeros((5, 5))]}},
+    "floats_names": {"infos": {b"": [[["a"]], np.zeros((1, 1))]}},
     "final_infos": {"final_infos": 3},
     "inline": {"inline": 3},
 }
-FRAMES = {"frames_missing": {}, "frames_number": {"frames": 3}, "frames_none": {"frames": []}}
+NUMBERS = {
+    "number_none": {"number": None},
+    "number_flag": {"number": True},
+    "number_before": {"number": 1},
+    "number_after": {"number": 99},
+}
+FRAMES = {
+    "frames_missing": {},
+    "frames_number": {"frames": 3},
+    "frames_none": {"frames": []},
+    "frames_floats": {"frames": [np.zeros((4, 4, 3))]},
+    "frames_nested": {"frames": [[[None]]]},
+}
 
 
 class Lying(gymnasium.Env):
@@ -49,10 +62,12 @@ class Lying(gymnasium.Env):
             if "observation_space" in message:
                 message = {**message, **DESCRIPTIONS.get(lie, {})}
             elif "frames" in message:
-                message = FRAMES.get(lie, message)
+                message = {**FRAMES[lie], "number": message["number"]} if lie in FRAMES else message
             elif self.steps:
                 message = {**message, **STEPS.get(lie, {})}
-                message = {"error": "\x1b[2Jgone\nsecond line"} if lie == "error" else message
+                if lie == "error":
+                    message = {"error": "\x1b[2Jgone\nsecond line", "number": message["number"]}
+                message.update(NUMBERS.get(lie, {}))
             send(channel, message, timeout)
 
         protocol.Channel.send = lying_send

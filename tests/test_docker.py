@@ -37,8 +37,8 @@ HOSTILE = Manifest(
     slug="hostile",
     requirements=(str(Path(__file__).parent / "hostile"),),
     python="3.11",
-    modules=("ldm_hostile",),
-    packages=("ldm_hostile",),
+    modules=("ldm_hostile", "ldm_behaved"),
+    packages=("ldm_hostile", "ldm_behaved"),
     licence="Apache-2.0",
     homepage="",
     environment={TOKEN_VARIABLE: TOKEN},
@@ -153,7 +153,10 @@ def test_a_container_has_no_privileges(provider):
 @pytest.mark.parametrize("harm", ["segfault", "hang", "garbage", "raise_error"])
 def test_a_failing_environment_is_replaced_and_the_others_go_on(provider, harm):
     envs = RemoteVectorEnv(
-        settings(provider, harm, kwargs={"only": 1}, step_timeout=2.0, restart=True), 3, num_workers=3
+        settings(provider, harm, kwargs={"only": 1}, step_timeout=2.0, restart=True),
+        3,
+        num_workers=3,
+        autoreset_mode="SameStep",
     )
     envs.reset(seed=0)
     actions = np.zeros(3, int)

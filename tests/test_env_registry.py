@@ -130,8 +130,11 @@ def test_a_missing_package_names_the_command_that_helps():
             ldm_hf.make(environment, provider="inprocess")
 
 
-def test_vector_environments_reset_in_the_step_that_ends_an_episode():
-    envs = ldm_hf.make_vec("gymnasium/CartPole-v1", 3, max_episode_steps=2)
+def test_vector_environments_reset_as_gymnasium_s_do_or_in_the_step_that_ends_an_episode():
+    envs = ldm_hf.make_vec("gymnasium/CartPole-v1", 3)
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    envs.close()
+    envs = ldm_hf.make_vec("gymnasium/CartPole-v1", 3, max_episode_steps=2, autoreset_mode="SameStep")
     assert envs.num_envs == 3 and envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     envs.reset(seed=0)
     envs.step(np.zeros(3, int))

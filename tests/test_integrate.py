@@ -8,17 +8,21 @@ import gymnasium
 import numpy as np
 import pytest
 
+import canary
 import ldm_hf
-from conftest import run_ldm
+from conftest import run_ldm, run_ldm_here
 from ldm_hf.env_registry import providers
 from ldm_hf.env_registry.catalogue import catalogue_page
+from ldm_hf.env_registry.connection import installed
+from ldm_hf.env_registry.container import DockerProvider, engine, engine_problem
+from ldm_hf.env_registry.distribution import find_distribution, lock_of
 from ldm_hf.env_registry.integrate import environments_of, validate_all
 from ldm_hf.env_registry.isolated.space_tree import describe
 from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifests, read_manifest
 from ldm_hf.env_registry.registry import find_manifest
 from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
 from ldm_hf.env_registry.validation import NUM_STEPS, validate
-from ldm_hf.env_registry.venv import VenvProvider
+from ldm_hf.env_registry.venv import VenvProvider, build_variables
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 from test_remote_env import ODD, TESTS, Here
@@ -250,6 +254,104 @@ def test_reports_are_written_whole_and_a_user_s_own_win(tmp_path, monkeypatch):
     (folder / "procgen.json").write_text("{")
     with pytest.raises(ConfigError, match=r"procgen\.json is not a validation report"):
         load_report("procgen")
+
+
+def test_installers_see_no_variable_of_the_user_s_but_what_finds_and_builds_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "PIP_CONFIG_FILE", "PIP_CACHE_DIR", "UV_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    secrets = (
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "SSH_AUTH_SOCK",
+        "PYTHONPATH",
+        "UV_PUBLISH_TOKEN",
+        "PIP_KEYRING",
+        "XPATH",
+    )
+    needed = {"HTTPS_PROXY": "http://proxy:1", "no_proxy": "localhost", "PIP_INDEX_URL": "https://index", "CC": "gcc"}
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    for name, value in {**needed, "UV_DEFAULT_INDEX": "https://index", "LC_ALL": "C.UTF-8"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".config/pip").mkdir(parents=True)
+    (tmp_path / ".config/pip/pip.conf").touch()
+    variables = build_variables(tmp_path / "scratch")
+    assert "secret" not in variables.values() and needed.items() <= variables.items()
+    assert variables["UV_DEFAULT_INDEX"] == "https://index" and variables["LC_ALL"] == "C.UTF-8"
+    assert variables["HOME"] == str(tmp_path / "scratch") and variables["UV_CACHE_DIR"] == str(tmp_path / ".cache/uv")
+    assert variables["PIP_CONFIG_FILE"] == str(tmp_path / ".config/pip/pip.conf")
+    assert "UV_CONFIG_FILE" not in variables  # there is none
+
+
+def test_a_lock_holds_packages_and_what_the_user_named(tmp_path):
+    named = replace(ODD, requirements=(str(tmp_path), "gym"), lock=())
+    source_of = VenvProvider(named).source_of
+    frozen = [
+        "# a comment",
+        "numpy==2.1.0",
+        "torch==2.6.0+cpu",
+        "pip==25",
+        f"mine @ file://{tmp_path}",
+        "-e git+https://x",
+    ]
+    frozen.append("gym @ git+https://github.com/openai/gym@0123456")
+    lock = lock_of(named, frozen, source_of)
+    assert lock == ("numpy==2.1.0", "torch==2.6.0", f"mine @ file://{tmp_path}", frozen[-1])
+    inside = DockerProvider(named)
+    assert lock_of(named, [f"mine @ file:///build/sources/0/{tmp_path.name}"], inside.source_of) == lock[2:3]
+    # What is installed says so itself: it could name any file, whose contents would be copied into the next image.
+    for line in (
+        "mine @ file:///etc",
+        "mine @ file:///build/sources/1/x",
+        "--index-url=https://evil",
+        "a==1 --hash=x",
+        "a",
+    ):
+        for provider in (VenvProvider(named), inside):
+            with pytest.raises(EnvironmentFailure, match="odd installed what cannot be locked"):
+                lock_of(named, [line], provider.source_of)
+
+
+def test_an_installation_describes_its_packages():
+    frozen, distributions = installed(Here(ODD))
+    assert f"gymnasium=={gymnasium.__version__}" in frozen
+    manifest = replace(ODD, requirements=("Gymnasium[mujoco]>=1",))
+    found = find_distribution(manifest, (), distributions)
+    assert (found.name, found.version, found.licence) == ("gymnasium", gymnasium.__version__, "MIT")
+    assert found.modules == ("gymnasium",) and found.homepage.startswith("https://")
+    with pytest.raises(ConfigError, match="installed no package 'odd'"):
+        find_distribution(ODD, (), distributions)
+    with pytest.raises(EnvironmentFailure, match="cannot be read"):
+        find_distribution(ODD, (), [{"name": "odd", "version": "1", "headers": 3, "modules": []}])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["venv", "docker"])
+def test_an_installer_sees_no_secret_and_in_a_container_no_host(provider, tmp_path, monkeypatch):
+    if provider == "docker" and engine_problem() is not None:
+        pytest.skip(f"no containers here: {engine_problem()}")
+    monkeypatch.setenv("LDM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MY_TOKEN", "a secret of the user")
+    before = set(engine().images.list(name="ldm-hf/canary")) if provider == "docker" else set()
+    source = canary.write(tmp_path / "ldm-canary", tmp_path / "marked")
+    done = run_ldm_here(
+        "env", "add", source, "gymnasium", "--slug", "canary", "--provider", provider, "--python", "3.11"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 environments validated, 0 failed" in done.stdout
+    # A virtual environment keeps no privileges apart: its installer writes where the user may.
+    assert (tmp_path / "marked" / "marker").exists() == (provider == "venv")
+    env = ldm_hf.make("canary/Canary-v0", provider=provider)
+    seen = env.get_wrapper_attr("seen")()
+    env.close()
+    assert "PATH" in seen and "a secret of the user" not in seen.values()
+    assert seen["HOME"] != str(Path.home()) or provider == "docker"  # whose root has a home of the same name
+    manifest = load_manifests()["canary"]
+    assert f"ldm-canary @ file://{source}" in manifest.lock and manifest.modules == ("ldm_canary",)
+    if provider == "docker":
+        DockerProvider(manifest).remove()
+        assert set(engine().images.list(name="ldm-hf/canary")) == before  # nor is that left which was resolved in
 
 
 @pytest.mark.slow

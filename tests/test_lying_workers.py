@@ -44,13 +44,19 @@ def test_lies_are_typed_errors(lie, vector):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("lie", lies("NUMBERS"))
+def test_an_answer_to_another_request_is_a_typed_error(lie):
+    with pytest.raises(EnvironmentFailure, match=r"step was answered by garbage \(answer number"):
+        use(lie, vector=True)
+
+
 def test_errors_of_a_worker_are_one_line_without_control_characters():
     with pytest.raises(EnvironmentFailure, match=r"step failed: \[2Jgone second line$"):
         use("error", vector=False)
 
 
 def test_a_worker_that_lies_is_replaced():
-    env = RemoteVectorEnv(settings("infos_number", restart=True), 2, num_workers=2)
+    env = RemoteVectorEnv(settings("infos_number", restart=True), 2, num_workers=2, autoreset_mode="SameStep")
     env.reset(seed=0)
     _, _, _, truncated, info = env.step(np.zeros(2, int))
     assert truncated.tolist() == [True, True]

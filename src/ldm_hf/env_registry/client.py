@@ -1,10 +1,13 @@
 """Environments in isolated workers as Gymnasium's own classes."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
@@ -12,6 +15,7 @@ from ldm_hf.env_registry.fleet import Fleet, Step
 from ldm_hf.env_registry.infos import row_info, vector_info
 from ldm_hf.env_registry.isolated.space_tree import join, split
 from ldm_hf.env_registry.remote import RemoteSettings
+from ldm_hf.env_registry.spec import gymnasium_spec
 from ldm_hf.errors import ConfigError
 
 
@@ -34,28 +38,49 @@ class RemoteEnv(gymnasium.Env):
         self._fleet = Fleet(settings, 1, 1, AutoresetMode.DISABLED.value)
         self.observation_space, self.action_space = self._fleet.observation_space, self._fleet.action_space
         self.metadata = _metadata(self._fleet)
+        self.spec = _spec(self._fleet)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, in a new worker if the last one failed."""
         super().reset(seed=seed)
-        step = self._fleet.reset([seed], options, None)
+        step = self._fleet.reset([seed], [options or None], None)
         return self._observation(step), row_info(step.infos[0][0], 0)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action.
 
         Raises:
-            EnvironmentFailure: the worker failed, or the environment raised an exception; the next reset replaces it.
+            EnvironmentFailure: the worker failed, or the environment raised an exception; the next reset replaces it. Or
+                the call before was interrupted, by ``KeyboardInterrupt`` for one: then a reset must come first.
             InvalidValueError: the action does not have the shape of the action space.
         """
-        self._fleet.send_step([[part] for part in split(self._fleet.description["action_space"], action)])
-        step = self._fleet.receive_step()
+        step = self._fleet.step([[part] for part in split(self._fleet.description["action_space"], action)])
         terminated, truncated = step.ends[:, 0].tolist()
         return self._observation(step), float(step.rewards[0]), terminated, truncated, row_info(step.infos[0][0], 0)
 
     def render(self) -> Any:
-        """The frame as uint8 of shape (height, width, 3), or None where the environment gives none."""
-        return self._fleet.ask("render")[0]["frames"][0]
+        """The frame as uint8 of shape (height, width, 3), a list of frames or a text, as the render mode says; or None."""
+        return self._fleet.render()[0]
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether this, the environment in the worker or what its wrappers wrap has an attribute."""
+        return hasattr(self, name) or self._fleet.ask("has", name=name) != ["nothing"]
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """An attribute of this or of the environment in the worker; of a method there, a function that calls it."""
+        if hasattr(self, name):
+            return getattr(self, name)
+        (kind,) = self._fleet.ask("has", name=name)
+        if kind == "nothing":
+            raise AttributeError(f"{self.settings.id} has no attribute {name!r}")
+        return functools.partial(self._call, name) if kind == "method" else self._call(name)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute of the environment in the worker; without ``force``, only if it has that already."""
+        if not force and self._fleet.ask("has", name=name) == ["nothing"]:
+            return False
+        self._fleet.ask_rows("set", [0], [value], name=name)
+        return True
 
     def close(self) -> None:
         """End the worker."""
@@ -67,7 +92,10 @@ class RemoteEnv(gymnasium.Env):
 
     def diagnostics(self) -> dict[str, Any]:
         """Counts of what is out of order, see ``RemoteVectorEnv.diagnostics``."""
-        return diagnostics(self._fleet)
+        return self._fleet.diagnostics()
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._fleet.ask_rows("call", [0], name=name, args=list(args), kwargs=kwargs)[0]
 
     def _observation(self, step: Step) -> Any:
         return join(self._fleet.description["observation_space"], iter([part[0] for part in step.observations]))
@@ -95,7 +123,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         num_envs: int,
         *,
         num_workers: int = 1,
-        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         """Start the workers and make the environments.
 
@@ -104,25 +132,37 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
             EnvironmentFailure: a worker did not start; the message says why.
         """
         self.settings, self.num_envs, self.num_workers = settings, num_envs, num_workers
-        self.autoreset_mode, self.render_mode = autoreset_mode, settings.render_mode
-        self._fleet = Fleet(settings, num_envs, num_workers, autoreset_mode.value)
+        self.autoreset_mode, self.render_mode = AutoresetMode(autoreset_mode), settings.render_mode
+        self._fleet = Fleet(settings, num_envs, num_workers, self.autoreset_mode.value)
         self.single_observation_space = self._fleet.observation_space
         self.single_action_space = self._fleet.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.metadata = {**_metadata(self._fleet), "autoreset_mode": autoreset_mode}
+        self.metadata = {**_metadata(self._fleet), "autoreset_mode": self.autoreset_mode}
+        self.spec = _spec(self._fleet)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override] # as Gymnasium's own vector environments
+        """Seed of each environment's random numbers."""
+        return self.get_attr("np_random_seed")
 
     def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        options: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Reset all environments, or those of ``options["reset_mask"]``.
 
         Args:
             seed: of the first environment, the others follow by one; or one for each.
-            options: for the environments; ``reset_mask``, bool of shape (num_envs,), is taken out.
+            options: for the environments; ``reset_mask``, bool of shape (num_envs,), is taken out. Or one for each.
+
+        Raises:
+            ConfigError: seeds, options or mask are not those of ``num_envs`` environments.
+            AlreadyPendingCallError: a step was sent that no ``step_wait`` has taken.
+            ClosedEnvironmentError: after ``close``.
+            EnvironmentFailure: a worker failed, or an environment raised an exception.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
         if seed is None or isinstance(seed, int | np.integer):
@@ -131,23 +171,32 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
             seeds = [None if one is None else int(one) for one in seed]
             if len(seeds) != self.num_envs:
                 raise ConfigError(f"seed must be one number or {self.num_envs} of them, got {len(seeds)}")
-        options = dict(options or {})
-        mask = options.pop("reset_mask", None)
-        if mask is not None and (np.shape(mask) != (self.num_envs,) or np.asarray(mask).dtype != bool):
-            raise ConfigError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask!r}")
-        step = self._fleet.reset(seeds, options or None, mask)
+        mask = None
+        if options is None or isinstance(options, dict):
+            shared = dict(options or {})
+            if "reset_mask" in shared:
+                mask = _checked_mask(shared.pop("reset_mask"), self.num_envs)
+            options = [shared or None] * self.num_envs
+        if len(options) != self.num_envs:
+            raise ConfigError(f"options must be one dictionary or {self.num_envs} of them, got {len(options)}")
+        step = self._fleet.reset(seeds, options, mask)
         return self._observation(step.observations), vector_info(step.infos)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step every environment; see ``step_async`` and ``step_wait``."""
-        self.step_async(actions)
-        return self.step_wait()
+        """Step every environment; see ``step_async`` and ``step_wait``.
+
+        Raises:
+            EnvironmentFailure: also where the call before was interrupted, by ``KeyboardInterrupt`` for one: then a reset
+                of all environments must come first.
+        """
+        return self._result(self._fleet.step(split(self._fleet.description["action_space"], actions)))
 
     def step_async(self, actions: Any) -> None:
         """Have every environment take its action, without waiting.
 
         Raises:
             InvalidValueError: the actions do not have the shape of the action space.
+            AlreadyPendingCallError: the step before was not waited for.
         """
         self._fleet.send_step(split(self._fleet.description["action_space"], actions))
 
@@ -156,31 +205,41 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
 
         Raises:
             EnvironmentFailure: a worker failed, or an environment raised an exception; ``reset`` replaces it.
+            NoAsyncCallError: there is no step to wait for.
         """
-        step = self._fleet.receive_step()
-        info = vector_info(step.infos)
-        if step.final_observations:
-            info.update(self._final_info(step))
-        terminated, truncated = step.ends
-        return self._observation(step.observations), step.rewards, terminated, truncated, info
+        return self._result(self._fleet.receive_step())
 
     def render(self) -> tuple[Any, ...]:
-        """A frame of each environment: uint8 of shape (height, width, 3), or None."""
-        return tuple(frame for answer in self._fleet.ask("render") for frame in answer["frames"])
+        """What each environment renders, see ``RemoteEnv.render``."""
+        return tuple(self._fleet.render())
+
+    def has_attr(self, name: str) -> bool:
+        """Whether every environment, or what its wrappers wrap, has an attribute."""
+        return "nothing" not in self._fleet.ask("has", name=name)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of each environment; plain data alone can leave a worker."""
-        answers = self._fleet.ask("get", lambda part: {"name": name})
-        return tuple(value for answer in answers for value in answer["values"])
+        """An attribute of each environment, or what a method gives; plain data alone can leave a worker."""
+        return self.call(name)
 
-    def set_attr(self, name: str, values: Sequence[Any]) -> None:
-        """Set an attribute of each environment, one value each."""
-        self._fleet.ask("set", lambda part: {"name": name, "values": list(values[part])})
+    def set_attr(self, name: str, values: Any, rows: Sequence[int] | None = None) -> None:
+        """Set an attribute of each environment, or of those of ``rows``: a list with a value each, or one value for all."""
+        rows = range(self.num_envs) if rows is None else rows
+        if not isinstance(values, list | tuple):
+            values = [values] * len(rows)
+        if len(values) != len(rows):
+            raise ConfigError(f"values must be one or a list of {len(rows)}, got {len(values)}")
+        self._fleet.ask_rows("set", rows, values, name=name)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of each environment with plain data; what it returns must be plain data too."""
-        answers = self._fleet.ask("call", lambda part: {"name": name, "args": list(args), "kwargs": kwargs})
-        return tuple(value for answer in answers for value in answer["values"])
+        """Call a method of each environment with plain data, or read an attribute; it must give plain data too.
+
+        It is looked for in the environment's wrappers first, then in what they wrap.
+        """
+        return self.call_rows(range(self.num_envs), name, *args, **kwargs)
+
+    def call_rows(self, rows: Sequence[int], name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of some environments, or read an attribute."""
+        return tuple(self._fleet.ask_rows("call", rows, name=name, args=list(args), kwargs=kwargs))
 
     def diagnostics(self) -> dict[str, Any]:
         """Counts of what is out of order, over all environments.
@@ -189,11 +248,18 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
             ``steps``, ``observations_outside_space``, ``nonfinite_rewards``, ``vector_rewards``; ``step_values``: how many
             values a step of the library gives (4 for old Gym); ``max_episode_steps`` and ``time_limit_is_default``.
         """
-        return diagnostics(self._fleet)
+        return self._fleet.diagnostics()
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers."""
         self._fleet.close()
+
+    def _result(self, step: Step) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        info = vector_info(step.infos)
+        if step.final_observations:
+            info.update(self._final_info(step))
+        terminated, truncated = step.ends
+        return self._observation(step.observations), step.rewards, terminated, truncated, info
 
     def _observation(self, parts: list[Any]) -> Any:
         batched = (tuple(part) if isinstance(part, list) else part for part in parts)
@@ -217,14 +283,34 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         self.__init__(settings, num_envs, **state)  # type: ignore[misc]
 
 
-def diagnostics(fleet: Fleet) -> dict[str, Any]:
-    """Add up what the workers of a fleet count."""
-    answers = fleet.ask("diagnostics")
-    counts = {key: sum(answer[key] for answer in answers) for key in answers[0] if key != "step_values"}
-    told = {key: fleet.description[key] for key in ("max_episode_steps", "time_limit_is_default")}
-    return {**counts, "step_values": answers[0]["step_values"], **told}
+class _NoMask(ConfigError, TypeError):
+    """A reset mask that is no array of truth values: Gymnasium raises ``TypeError``."""
+
+
+def _checked_mask(mask: Any, num_envs: int) -> np.ndarray:
+    name = "`options['reset_mask']`"
+    if not isinstance(mask, np.ndarray):
+        raise _NoMask(f"{name} must be a numpy array, got {type(mask)}")
+    if mask.shape != (num_envs,):
+        raise ConfigError(f"{name} must have shape `({num_envs},)`, got {mask.shape}")
+    if mask.dtype != bool:
+        raise _NoMask(f"{name} must have `dtype=np.bool_`, got {mask.dtype}")
+    if not mask.any():
+        raise ConfigError(f"{name} must contain a boolean array with at least one True value, got reset_mask={mask}")
+    return mask
 
 
 def _metadata(fleet: Fleet) -> dict[str, Any]:
     description = fleet.description
     return {"render_modes": description["render_modes"], "render_fps": description["render_fps"] or 30}
+
+
+def _spec(fleet: Fleet) -> EnvSpec | None:
+    settings = fleet.settings
+    kwargs = {**settings.kwargs, "render_mode": settings.render_mode}
+    make = functools.partial(_make_again, settings)
+    return gymnasium_spec(settings.name, make, fleet.description["max_episode_steps"], kwargs)
+
+
+def _make_again(settings: RemoteSettings, render_mode: str | None = None, **kwargs: Any) -> RemoteEnv:
+    return RemoteEnv(dataclasses.replace(settings, render_mode=render_mode, kwargs=kwargs))

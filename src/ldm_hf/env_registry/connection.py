@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,17 @@ from ldm_hf.errors import EnvironmentFailure
 START_TIMEOUT = 300.0
 """Seconds that starting a worker, importing its library and making its environments may take, each."""
 
-_WORKER_FILES = ("worker.py", "batch.py", "translation.py", "protocol.py", "space_tree.py")
+_WORKER_FILES = (
+    "worker.py",
+    "batch.py",
+    "attributes.py",
+    "decoding.py",
+    "fitting.py",
+    "installed.py",
+    "translation.py",
+    "protocol.py",
+    "space_tree.py",
+)
 _LIFELINE_TIMEOUT = 2.0  # seconds within which the supervisor tells how its child ended
 _FOLDER_PREFIX = "ldm-worker-"
 
@@ -54,6 +64,8 @@ class Worker:
     Attributes:
         provider: where it runs.
         subject: what it runs, for messages: an environment's id or a library's slug.
+        number: of the request that was sent last; they count from 1.
+        ended: whether the process was ended from here, or its end was noticed.
     """
 
     def __init__(self, provider: IsolatedProvider, subject: str, limits: Limits, start_timeout: float) -> None:
@@ -63,6 +75,8 @@ class Worker:
             WorkerEnd: it did not start, or the import failed.
         """
         self.provider, self.subject = provider, subject
+        self.number = self._answered = 0
+        self.ended = False
         self._resources = _start(provider, subject, limits, start_timeout)
         # Closing the lifeline ends the worker; this does so even when nobody calls `close`.
         self._release = weakref.finalize(self, self._resources.release)
@@ -81,6 +95,8 @@ class Worker:
 
     def send(self, timeout: float, **request: Any) -> None:
         """Send a request; its answer is had from ``receive``."""
+        self.number += 1
+        request["number"] = self.number
         try:
             self._resources.channel.send(request, timeout)
         except protocol.ChannelClosed:
@@ -91,20 +107,33 @@ class Worker:
             raise EnvironmentFailure(f"{self.subject}: {request['do']} takes plain data only: {error}") from error
 
     def receive(self, timeout: float, doing: str, *, spin: float = 0.0) -> dict[str, Any]:
-        """Wait for the answer to the request that was sent last."""
+        """Wait for the answer to the request that was sent last.
+
+        Answers to earlier ones, for which their senders did not wait because an exception came between, are dropped.
+        """
+        while True:
+            answer = self._next_answer(timeout, doing, spin)
+            number = answer.get("number")
+            if type(number) is not int or not self._answered < number <= self.number:
+                raise self._give_up(f"{doing} was answered by garbage (answer number {str(number)[:20]!r})")
+            self._answered = number
+            if number == self.number:
+                break
+        if "error" in answer:
+            # One line without control characters, however the worker wrote it.
+            reason = "".join(letter if letter.isprintable() else " " for letter in str(answer["error"])[:2000])
+            raise EnvironmentFailure(f"{self.subject}: {doing} failed: {' '.join(reason.split())}")
+        return answer
+
+    def _next_answer(self, timeout: float, doing: str, spin: float) -> dict[str, Any]:
         try:
-            answer = self._resources.channel.receive(timeout, spin)
+            return self._resources.channel.receive(timeout, spin)
         except protocol.ChannelClosed:
             raise self._end(doing) from None
         except protocol.ChannelTimeout:
             raise self._give_up(f"{doing} gave no answer within {timeout:g} s") from None
         except protocol.ProtocolError as error:
             raise self._give_up(f"{doing} was answered by garbage ({error})") from None
-        if "error" in answer:
-            # One line without control characters, however the worker wrote it.
-            reason = "".join(letter if letter.isprintable() else " " for letter in str(answer["error"])[:2000])
-            raise EnvironmentFailure(f"{self.subject}: {doing} failed: {' '.join(reason.split())}")
-        return answer
 
     def share(self, batch: protocol.SharedBatch) -> None:
         """Map memory for a batch, here and in the worker.
@@ -127,16 +156,21 @@ class Worker:
     def close(self) -> None:
         """Let the environments close themselves for a moment, then end the worker and all that it started."""
         if self._release.alive:
-            with contextlib.suppress(EnvironmentFailure):
-                self.ask(_LIFELINE_TIMEOUT, do="close")
-            self._release()
+            try:
+                with contextlib.suppress(EnvironmentFailure):
+                    self.ask(_LIFELINE_TIMEOUT, do="close")
+            finally:
+                self.ended = True
+                self._release()
 
     def _give_up(self, reason: str) -> WorkerEnd:
+        self.ended = True
         self._release()
         return WorkerEnd(f"{self.subject}: {reason}; its worker was ended")
 
     def _end(self, doing: str) -> WorkerEnd:
         """The error for a worker that ended by itself."""
+        self.ended = True
         how = _last_words(self._resources.lifeline) or self._resources.process.poll() or "closed its connection"
         self._release()
         return WorkerEnd(f"{self.subject}: the worker {how} during {doing}")
@@ -152,9 +186,28 @@ def discover(provider: IsolatedProvider, *, start_timeout: float = START_TIMEOUT
     Raises:
         EnvironmentFailure: the library cannot be imported.
     """
-    worker = Worker(provider, provider.manifest.slug, Limits(), start_timeout)
+    return _ask_once(provider, "discover", start_timeout)
+
+
+def installed(provider: IsolatedProvider, *, start_timeout: float = START_TIMEOUT) -> tuple[list[str], list[Any]]:
+    """What is installed beside a library: lines of ``pip freeze``, and what packages say, see ``isolated/installed.py``.
+
+    Raises:
+        EnvironmentFailure: that cannot be asked.
+    """
+    library = provider.manifest
+    asked = type(provider)(replace(library, modules=(), register=()))  # nothing of the library runs for this
+    answer = _ask_once(asked, "installed", start_timeout)
+    frozen, distributions = answer.get("frozen"), answer.get("distributions")
+    if not isinstance(distributions, list) or not isinstance(frozen, list):
+        raise EnvironmentFailure(f"{library.slug}: its packages cannot be listed")
+    return [str(line) for line in frozen], distributions
+
+
+def _ask_once(provider: IsolatedProvider, do: str, timeout: float) -> dict[str, Any]:
+    worker = Worker(provider, provider.manifest.slug, Limits(), timeout)
     try:
-        return worker.ask(start_timeout, do="discover")
+        return worker.ask(timeout, do=do)
     finally:
         worker.close()
 
@@ -200,9 +253,9 @@ def _accept(listener: socket.socket, process: WorkerProcess, subject: str, timeo
 
 def _last_words(lifeline: socket.socket) -> str | None:
     """How the worker's child ended, as its supervisor tells it."""
-    lifeline.settimeout(_LIFELINE_TIMEOUT)
     data = b""
     try:
+        lifeline.settimeout(_LIFELINE_TIMEOUT)
         while chunk := lifeline.recv(65536):
             data += chunk
         words = msgpack.unpackb(data)

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psutil
 
 from ldm_hf.dependencies import require
-from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess
+from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess, local_source
 from ldm_hf.env_registry.manifest import Manifest
 from ldm_hf.env_registry.venv import WORKER_REQUIREMENTS
 from ldm_hf.errors import EnvironmentFailure, MissingDependencyError
@@ -101,6 +102,21 @@ class DockerProvider(IsolatedProvider):
                 if "error" in line:
                     raise EnvironmentFailure(f"{subject}: {_one_line(output + line['error'])}")
 
+    def remove(self) -> None:
+        """Remove the image, if the engine has it; layers that other images share stay."""
+        import docker.errors
+
+        with _typed(f"the image of {self.manifest.slug!r} could not be removed"):
+            try:
+                engine().images.remove(self.tag)
+            except docker.errors.ImageNotFound:
+                return
+
+    def source_of(self, address: str) -> str | None:
+        """The path on this machine of what was copied into the image, and installed from there."""
+        source = self._sources().get(unquote(address.removeprefix("file://")))
+        return None if source is None else str(source)
+
     def launch(self, folder: Path, limits: Limits) -> WorkerProcess:
         """Start a worker in a container that can do nothing but talk to its socket and compute."""
         from docker.types import LogConfig, Mount, Ulimit
@@ -149,18 +165,23 @@ class DockerProvider(IsolatedProvider):
             image = engine().images.get(self.tag)
         return {"provider": self.name, "python": self.manifest.python, "image": self.tag, "digest": str(image.id)}
 
+    def _wanted(self) -> tuple[str, ...]:
+        return self.manifest.lock or (*self.manifest.requirements, *WORKER_REQUIREMENTS)
+
+    def _sources(self) -> dict[str, Path]:
+        """What requirements name by a path: where it lies in the build container, and here."""
+        sources = [source for package in self._wanted() if (source := local_source(package))]
+        return {f"/build/sources/{index}/{source.name}": source for index, source in enumerate(dict.fromkeys(sources))}
+
     def _context(self) -> io.BytesIO:
         """A build context: the Dockerfile, the list of packages, and the sources that a requirement names by their path."""
         context = io.BytesIO()
         with tarfile.open(fileobj=context, mode="w") as archive:
-            packages = []
-            wanted = self.manifest.lock or (*self.manifest.requirements, *WORKER_REQUIREMENTS)
-            for index, package in enumerate(wanted):
-                source = Path(package.partition(" @ ")[2].removeprefix("file://") or package)
-                is_here = source.is_absolute() and source.exists()
-                if is_here:
-                    archive.add(source, f"sources/{index}/{source.name}", filter=_unless_made)
-                packages.append(f"/build/sources/{index}/{source.name}" if is_here else package)
+            places = {path: inside for inside, path in self._sources().items()}
+            for source, inside in places.items():
+                archive.add(source, inside.removeprefix("/build/"), filter=_unless_made)
+            local = {package: local_source(package) for package in self._wanted()}
+            packages = [package if source is None else places[source] for package, source in local.items()]
             _add(archive, "sources/.keep", "")
             _add(archive, "packages.txt", "\n".join(packages) + "\n")
             _add(archive, "Dockerfile", dockerfile(self.manifest, self.base_image))

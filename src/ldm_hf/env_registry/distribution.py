@@ -1,17 +1,21 @@
-"""What the metadata of an installed package say: its version, modules, licence and homepage."""
+"""What an installation says of its packages: the lock, and the library's version, modules, licence and homepage.
+
+The packages wrote it themselves, so it is held against its form, and files of this machine are those that the user named.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
 from ldm_hf.env_registry.manifest import Manifest
-from ldm_hf.env_registry.venv import VenvProvider
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, EnvironmentFailure
 
 _LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
+_PINNED = re.compile(r"[\w.-]+==[\w.!+-]+")
+_FROM_ADDRESS = re.compile(r"[\w.-]+ @ (git\+)?https://[^\s'\"]+")
+_NO_LIBRARIES = ("tests", "test", "docs", "examples", "scripts", "benchmarks")
 
 
 @dataclass(frozen=True)
@@ -25,51 +29,81 @@ class Distribution:
     homepage: str
 
 
-def find_distribution(provider: VenvProvider) -> Distribution:
-    """What the metadata of a manifest's first requirement say, in its installation."""
-    name = _pin_name(provider.manifest, provider.packages())
-    packages = next((provider.folder / "lib").glob("python*/site-packages"))
-    for info in sorted(packages.glob("*.*-info")):
-        metadata_file = info / ("METADATA" if info.suffix == ".dist-info" else "PKG-INFO")
-        if not metadata_file.exists():
+def lock_of(manifest: Manifest, frozen: list[str], source_of: Callable[[str], str | None]) -> tuple[str, ...]:
+    """The packages of an installation in the form that ``lock`` takes, without those that only install others.
+
+    Args:
+        manifest: of the library.
+        frozen: lines of ``pip freeze``.
+        source_of: the path on this machine of an address ``file://...``, if the user named it.
+
+    Raises:
+        EnvironmentFailure: a line names no version, or a file that the user did not name.
+    """
+    lock = []
+    for line in frozen:
+        if not line.strip() or line.startswith(("#", "-e")) or re.match(r"(pip|wheel)\b", line):
             continue
-        metadata = HeaderParser().parsestr(metadata_file.read_text(encoding="utf-8", errors="replace"))
-        if normal_name(metadata["Name"] or "") == name:
-            links = [link.partition(",")[2].strip() for link in metadata.get_all("Project-URL") or []]
-            homepage = metadata["Home-page"] or next(iter(links), "")
-            return Distribution(name, metadata["Version"], _modules(info), _licence(metadata), homepage)
-    raise ConfigError(f"the requirement {provider.manifest.requirements[0]!r} installed no package {name!r}")
+        name, _, origin = line.partition(" @ ")
+        source = source_of(origin) if origin.startswith("file://") else None
+        if source is not None and re.fullmatch(r"[\w.-]+", name):
+            lock.append(f"{name} @ file://{source}")
+        elif _PINNED.fullmatch(line) or _FROM_ADDRESS.fullmatch(line):
+            lock.append(line.removesuffix("+cpu"))  # a build that another index may not have
+        else:
+            raise EnvironmentFailure(f"{manifest.slug} installed what cannot be locked: {line[:200]!r}")
+    return tuple(lock)
 
 
-def _modules(info: Path) -> tuple[str, ...]:
-    top_level = info / "top_level.txt"
-    if top_level.exists():
-        names = top_level.read_text(encoding="utf-8").split()
-    else:
-        files = [line.partition(",")[0] for line in (info / "RECORD").read_text(encoding="utf-8").splitlines()]
-        names = [Path(file).parts[0].removesuffix(".py") for file in files if file.endswith(".py")]
-    there = [name for name in dict.fromkeys(names) if name.isidentifier() and any(info.parent.glob(f"{name}*"))]
-    return tuple(name for name in there if name not in ("tests", "test", "docs", "examples", "scripts", "benchmarks"))
+def find_distribution(manifest: Manifest, lock: tuple[str, ...], distributions: list[dict[str, Any]]) -> Distribution:
+    """What the metadata of a manifest's first requirement say, among those of all packages of its installation.
+
+    Raises:
+        ConfigError: there is no such package.
+        EnvironmentFailure: the installation describes its packages in another form than ``isolated/installed.py``.
+    """
+    name = _pin_name(manifest, lock)
+    try:
+        for one in distributions:
+            if normal_name(one["name"]) == name:
+                return _describe(name, one)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EnvironmentFailure(f"{manifest.slug}: the descriptions of its packages cannot be read: {error}") from None
+    raise ConfigError(f"the requirement {manifest.requirements[0]!r} installed no package {name!r}")
 
 
-def _licence(metadata: Any) -> str:
-    expression = metadata["License-Expression"] or ""
-    classifiers = [
-        line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier") or [] if "License ::" in line
-    ]
+def _describe(name: str, one: dict[str, Any]) -> Distribution:
+    headers: dict[str, list[str]] = {}
+    for key, value in one["headers"]:
+        headers.setdefault(key.lower(), []).append(_printable(value))
+    links = [link.partition(",")[2].strip() for link in headers.get("project-url", [])]
+    homepage = next(iter([*headers.get("home-page", []), *links]), "")
+    modules = tuple(module for module in one["modules"] if module.isidentifier() and module not in _NO_LIBRARIES)
+    return Distribution(name, _printable(one["version"]).strip(), modules, _licence(headers), homepage)
+
+
+def _licence(headers: dict[str, list[str]]) -> str:
+    expression = next(iter(headers.get("license-expression", [])), "").strip()
+    classifiers = [line.rpartition("::")[2].strip() for line in headers.get("classifier", []) if "License ::" in line]
     named = next((_LICENCES.get(one, one) for one in classifiers), "")
-    text = (metadata["License"] or "").strip().splitlines()
-    written = text[0][:60] if text and text[0].upper() != "UNKNOWN" else ""
+    text = next(iter(headers.get("license", [])), "").strip()
+    written = text[:60] if text and text.upper() != "UNKNOWN" else ""
     return expression or named or written or "unknown"
 
 
-def _pin_name(manifest: Manifest, lock: Iterable[str] | None = None) -> str:
+def _printable(text: str) -> str:
+    """The first line of a text that others wrote, without control characters."""
+    lines = text.strip().splitlines()
+    return "".join(letter for letter in lines[0] if letter.isprintable())[:500] if lines else ""
+
+
+def _pin_name(manifest: Manifest, lock: tuple[str, ...]) -> str:
     """The normalised name of the package that a manifest's first requirement installs."""
     first = manifest.requirements[0]
     source = first.partition(" @ ")[2] or first
     if "://" in source or Path(source).exists():
         wanted = source.removeprefix("git+").partition("#")[0].removesuffix(".git")
-        for line in lock if lock is not None else manifest.lock:
+        for line in lock:
             name, _, origin = line.partition(" @ ")
             if origin and _same_source(origin, wanted):
                 return normal_name(name)
@@ -82,12 +116,6 @@ def _same_source(origin: str, wanted: str) -> bool:
     base = re.sub(r"@[0-9a-f]{7,40}$", "", wanted)
     local = str(Path(wanted).resolve()) if "://" not in wanted else wanted
     return origin.startswith(base) or origin.startswith(local)
-
-
-def pinned_version(manifest: Manifest) -> str:
-    """Version of the library in a manifest's lock; empty where it is no release."""
-    pins = [line.partition("==") for line in manifest.lock]
-    return next((version for name, _, version in pins if normal_name(name) == _pin_name(manifest)), "")
 
 
 def normal_name(name: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm_hf.env_registry.isolated.protocol import FLOATS
 
-Columns = dict[str, Any]
+Columns = dict[Any, Any]
 """Key -> [values, where there is one]; values are an array, a list, or columns again.
 
 Under ``FLOATS`` stand the keys whose values are a number of every environment, with all their values as one array of shape
@@ -15,20 +15,25 @@ Under ``FLOATS`` stand the keys whose values are a number of every environment, 
 """
 
 
-def check(columns: Any, size: int) -> None:
+_MAX_DEPTH = 32  # of dictionaries in dictionaries
+
+
+def check(columns: Any, size: int, depth: int = 0) -> None:
     """Hold what a worker sent as infos of ``size`` environments against the form above; ``ValueError`` if it has another."""
-    if columns is None:
+    if columns is None and not depth:
         return
-    if not isinstance(columns, dict) or not all(isinstance(key, str) for key in columns):
+    if not isinstance(columns, dict) or not all(isinstance(key, str) or key == FLOATS for key in columns):
         raise ValueError("infos are not a map of names")
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"infos are nested more than {_MAX_DEPTH} deep")
     for key, (first, second) in columns.items():
         if key == FLOATS:
             named = isinstance(first, list) and all(isinstance(name, str) for name in first)
             fits = named and isinstance(second, np.ndarray) and second.shape == (len(first), size)
         else:
-            fits = isinstance(second, list) and len(second) == size
+            fits = isinstance(second, list) and len(second) == size and all(type(given) is bool for given in second)
             if isinstance(first, dict):
-                check(first, size)
+                check(first, size, depth + 1)
             else:
                 is_array = isinstance(first, np.ndarray) and first.ndim > 0
                 fits = fits and (is_array or isinstance(first, list)) and len(first) == size
@@ -99,7 +104,8 @@ def _merge(parts: list[tuple[Any, int]]) -> Any:
     merged = np.full(sum(size for _, size in parts), None, object)
     start = 0
     for values, size in parts:
-        for index, value in enumerate(() if values is None or isinstance(values, dict) else values):
+        rows = [row_info(values, row) for row in range(size)] if isinstance(values, dict) else values
+        for index, value in enumerate(rows if rows is not None else ()):
             merged[start + index] = _scalar(value)
         start += size
     return merged

@@ -10,9 +10,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ClosedEnvironmentError
 
-from ldm_hf.env_registry.isolated.translation import Environment, resolve
+from ldm_hf.env_registry.isolated.attributes import get_attribute, set_attribute
+from ldm_hf.env_registry.isolated.fitting import MisfitError, fit
+from ldm_hf.env_registry.isolated.translation import Environment, rendering, renders, resolve
 from ldm_hf.env_registry.manifest import Manifest
+from ldm_hf.env_registry.spec import gymnasium_spec
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.modeling.spaces_ldm import space_from_json
 
@@ -77,8 +83,17 @@ class InProcessProvider:
             registered = gymnasium.registry.get(name)
             if registered is not None and not (recipe["entry_point"] or recipe["reward_weights"] or arguments):
                 # Observations outside their declared space are common: the checker would warn at each of them.
-                return gymnasium.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
-            return TranslatedEnv({**recipe, "max_episode_steps": max_episode_steps, "kwargs": {**arguments, **kwargs}})
+                env = gymnasium.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
+            else:
+                env = TranslatedEnv(
+                    {**recipe, "max_episode_steps": max_episode_steps, "kwargs": {**arguments, **kwargs}}
+                )
+        mode = kwargs.get("render_mode")
+        if not renders(env, mode):
+            env.close()
+            modes = rendering(env)[0]
+            raise ConfigError(f"{environment}: render_mode must be one of {', '.join(modes)}, got {mode!r}")
+        return FittedObservation(env)
 
     def make_vec(
         self,
@@ -97,7 +112,58 @@ class InProcessProvider:
             raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
         make_one = functools.partial(self.make, name, **kwargs)
         with _failures_of(f"{num_envs} copies of {self.manifest.slug}/{name}", "made"):
-            return vector_class[vectorization]([make_one] * num_envs, autoreset_mode=autoreset_mode)
+            envs = vector_class[vectorization]([make_one] * num_envs, autoreset_mode=autoreset_mode)
+        envs.spec = envs.envs[0].spec if isinstance(envs, gymnasium.vector.SyncVectorEnv) else envs.get_attr("spec")[0]
+        return envs
+
+
+class FittedObservation(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
+    """Observations in the dtype of their space, exactly as the environment gave them.
+
+    Lists and arrays of other frameworks become arrays, floats may be rounded. What a dtype cannot hold (300.7 as uint8) is
+    an ``EnvironmentFailure``: stored in a batch, it would become another value.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        """Wrap an environment."""
+        gymnasium.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._fit(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        observation, *rest = self.env.step(action)
+        return self._fit(observation), *rest
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute of the environment, which would not see one of this wrapper."""
+        return self.env.set_wrapper_attr(name, value, force=force)
+
+    def _fit(self, observation: Any) -> Any:
+        try:
+            return _fitted(self.observation_space, observation, "observation")
+        except MisfitError as error:
+            name = self.spec.id if self.spec is not None else type(self.unwrapped).__name__
+            raise EnvironmentFailure(f"{name}: {error}") from None
+
+
+def _fitted(space: spaces.Space, value: Any, where: str) -> Any:
+    """A value of a space whose arrays have the space's dtype."""
+    if isinstance(space, spaces.Dict):
+        return {key: _fitted(part, value[key], f"{where}[{key!r}]") for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        parts = enumerate(zip(space.spaces, value, strict=True))
+        return tuple(_fitted(part, one, f"{where}[{index}]") for index, (part, one) in parts)
+    if isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
+        fits = isinstance(value, np.ndarray) and value.dtype == space.dtype
+        return value if fits else fit(value, np.dtype(space.dtype), where)
+    if isinstance(space, spaces.Discrete) and not isinstance(value, int | np.integer):
+        return fit(value, np.dtype(np.int64), where)[()]
+    return value
 
 
 class TranslatedEnv(gymnasium.Env):
@@ -105,29 +171,74 @@ class TranslatedEnv(gymnasium.Env):
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         """Make the environment of a recipe, see ``Manifest.recipe``."""
-        self._environment = Environment({"render_mode": None, **recipe})
-        self.render_mode = recipe.get("render_mode") or recipe["kwargs"].get("render_mode")
+        kwargs = dict(recipe["kwargs"])
+        self.render_mode = kwargs.pop("render_mode", None)
+        self._environment = Environment({**recipe, "kwargs": kwargs, "render_mode": self.render_mode})
+        self._closed = False
+        modes, fps = rendering(self._environment.env)
+        self.metadata = {"render_modes": modes, "render_fps": fps or 30}
+        make = functools.partial(_make_translated, recipe)
+        self.spec = gymnasium_spec(recipe["name"], make, self._environment.max_episode_steps, recipe["kwargs"])
         self.observation_space = space_from_json(self._environment.observation_space)
         self.action_space = space_from_json(self._environment.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode; ``ClosedEnvironmentError`` after ``close``."""
+        self._refuse_when_closed()
         super().reset(seed=seed)
         return self._environment.reset(seed, options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take an action."""
+        """Take an action; ``ClosedEnvironmentError`` after ``close``."""
+        self._refuse_when_closed()
         return self._environment.step(
             int(action) if isinstance(self.action_space, gymnasium.spaces.Discrete) else action
         )
 
     def render(self) -> Any:
-        """A picture as uint8 of shape (height, width, 3), or None."""
+        """An image as uint8 of shape (height, width, 3), a text or a list of these, as the render mode says; or None."""
         return self._environment.render()
+
+    @property
+    def np_random_seed(self) -> int:
+        """Seed of the library's environment, where it tells; otherwise that of the last reset."""
+        try:
+            return get_attribute(self._environment.env, "np_random_seed")
+        except AttributeError:
+            return super().np_random_seed
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether this, the library's environment or what its wrappers wrap has an attribute."""
+        try:
+            self.get_wrapper_attr(name)
+        except AttributeError:
+            return False
+        return True
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """An attribute of this, of the library's environment or of what its wrappers wrap."""
+        return getattr(self, name) if hasattr(self, name) else get_attribute(self._environment.env, name)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute of the library's environment; without ``force``, only if it has that already."""
+        if not force and not self.has_wrapper_attr(name):
+            return False
+        set_attribute(self._environment.env, name, value)
+        return True
 
     def close(self) -> None:
         """Close the library's environment."""
-        self._environment.env.close()
+        if not self._closed:
+            self._environment.env.close()
+        self._closed = True
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise ClosedEnvironmentError("the environment is closed")
+
+
+def _make_translated(recipe: dict[str, Any], **kwargs: Any) -> TranslatedEnv:
+    return TranslatedEnv({**recipe, "kwargs": kwargs})
 
 
 @functools.cache

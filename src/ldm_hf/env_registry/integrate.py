@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.env_registry.connection import discover
-from ldm_hf.env_registry.distribution import find_distribution, normal_name, pinned_version
+from ldm_hf.env_registry.connection import discover, installed
+from ldm_hf.env_registry.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.env_registry.manifest import Manifest, load_manifests, tomllib
 from ldm_hf.env_registry.providers import ISOLATED, isolated
 from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.validation import validate
-from ldm_hf.env_registry.venv import VenvProvider
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import remove, replacing
 from ldm_hf.progress import progress_bar
@@ -185,24 +184,26 @@ def _install(
     draft: Manifest, provider_class: Callable[[Manifest], IsolatedProvider]
 ) -> tuple[IsolatedProvider, dict[str, Any]]:
     if not draft.lock:
-        resolving = VenvProvider(draft)
+        resolving = provider_class(draft)
         resolving.build()
-        distribution = find_distribution(resolving)
+        frozen, distributions = installed(resolving)
+        lock = lock_of(draft, frozen, resolving.source_of)
+        distribution = find_distribution(draft, lock, distributions)
         modules = draft.modules or distribution.modules
         draft = replace(
             draft,
-            lock=tuple(resolving.packages()),
+            lock=lock,
             modules=modules,
             packages=draft.packages or tuple(dict.fromkeys(module.partition(".")[0] for module in modules)),
             licence=draft.licence or distribution.licence,
             homepage=draft.homepage or distribution.homepage,
         )
         # The installation that is validated is the one that the manifest describes: made anew, from the lock alone.
-        remove(resolving.folder)
+        resolving.remove()
     provider = provider_class(draft)
     provider.build()
-    installed = find_distribution(provider).version if isinstance(provider, VenvProvider) else pinned_version(draft)
-    return provider, {**discover(provider), "version": installed}
+    version = find_distribution(draft, draft.lock, installed(provider)[1]).version
+    return provider, {**discover(provider), "version": version}
 
 
 def environments_of(manifest: Manifest, found: dict[str, Any]) -> list[EnvironmentReport]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
+from urllib.parse import unquote
 
 from ldm_hf.env_registry.manifest import Manifest
 
@@ -50,6 +51,12 @@ class WorkerProcess(Protocol):
         """End it and all that it started, and wait until it is gone; quiet if it has ended."""
 
 
+def local_source(requirement: str) -> Path | None:
+    """The file or folder of this machine that a requirement names by its full path, if it is one."""
+    path = Path(unquote(requirement.partition(" @ ")[2].removeprefix("file://")) or requirement)
+    return path if path.is_absolute() and path.exists() else None
+
+
 class IsolatedProvider(ABC):
     """An installation of one library, apart from this process."""
 
@@ -74,6 +81,14 @@ class IsolatedProvider(ABC):
         Raises:
             EnvironmentFailure: it cannot be made; the message holds the end of the installer's output.
         """
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the installation, if it is there."""
+
+    @abstractmethod
+    def source_of(self, address: str) -> str | None:
+        """The path on this machine of what was installed from an address ``file://...``, if a requirement names it."""
 
     @abstractmethod
     def launch(self, folder: Path, limits: Limits) -> WorkerProcess:

@@ -113,7 +113,7 @@ def make_vec(
     provider: str | None = None,
     num_workers: int = 1,
     vectorization: Vectorization = "sync",
-    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     render_mode: str | None = None,
     max_episode_steps: int | None = None,
     limits: Limits = Limits(),
@@ -129,9 +129,10 @@ def make_vec(
         provider: as in ``make``.
         num_workers: processes that an isolated environment's copies are divided over.
         vectorization: in this process, ``"sync"`` steps them one after another, ``"async"`` each in its own process.
-        autoreset_mode: when a finished copy is reset. The default ``SameStep`` returns the first observation of the
-            next episode from the step that ends one, and the last one as ``info["final_obs"]``: every step is a
-            transition. Gymnasium's own default ``NextStep`` spends a step on the reset and ignores its action.
+        autoreset_mode: when a finished copy is reset. The default ``NextStep`` is Gymnasium's own, which its wrappers
+            require: the step after the last one of an episode is the reset, and its action is ignored. ``SameStep``, which
+            Stable-Baselines3 requires, returns the first observation of the next episode from the step that ends one, and
+            the last one as ``info["final_obs"]``: every step is a transition.
         render_mode: as in ``gymnasium.make``.
         max_episode_steps, limits, step_timeout: as in ``make``.
         restart: whether a worker that fails is replaced, the episodes of its environments ending as truncated.

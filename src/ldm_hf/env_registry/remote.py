@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
 from ldm_hf.env_registry.isolated.protocol import SharedBatch
-from ldm_hf.env_registry.isolated.space_tree import array_format, join, leaves, split
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
@@ -112,10 +110,14 @@ class WorkerBatch:
             raise
 
     def reset(
-        self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: Sequence[bool] | None = None
+        self,
+        seeds: Sequence[int | None],
+        options: Sequence[dict[str, Any] | None],
+        mask: Sequence[bool] | None = None,
     ) -> dict[str, Any]:
         """Reset the environments of the mask, or all; the observations are in ``shared``."""
-        request = {"seeds": list(seeds), "options": options, "mask": None if mask is None else [bool(m) for m in mask]}
+        flags = None if mask is None else [bool(flag) for flag in mask]
+        request = {"seeds": list(seeds), "options": list(options), "mask": flags}
         return self._worker.ask(self.settings.step_timeout, do="reset", **request)
 
     def write_actions(self, actions: Sequence[Any]) -> list[list[Any]] | None:
@@ -143,6 +145,8 @@ class WorkerBatch:
                 np.copyto(shared, array, casting="same_kind")
             except TypeError as error:
                 raise InvalidValueError(f"{self.settings.id}: actions are of another kind: {error}") from None
+            if shared.dtype.kind in "iu" and shared.dtype != array.dtype and not np.array_equal(shared, array):
+                raise InvalidValueError(f"{self.settings.id}: actions do not fit {shared.dtype}: {array.ravel()[:8]}")
         return inline
 
     def send_step(self, inline: list[list[Any]] | None) -> None:
@@ -151,6 +155,16 @@ class WorkerBatch:
             self._worker.send(self.settings.step_timeout, do="step")
         else:
             self._worker.send(self.settings.step_timeout, do="step", actions=inline)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker is gone."""
+        return self._worker.ended
+
+    def check_number(self) -> None:
+        """Raise ``ValueError`` unless ``shared`` holds what answers the last request."""
+        if self.shared.number[0] != self._worker.number:
+            raise ValueError(f"its numbers are those of request {self.shared.number[0]}, not {self._worker.number}")
 
     def receive_step(self) -> dict[str, Any]:
         """Wait for the step's end; its numbers are in ``shared``, infos in what is returned."""
@@ -193,26 +207,6 @@ def _check_description(description: dict[str, Any]) -> None:
         raise ValueError("render modes are not names")
     if fps is not None and not isinstance(fps, int | float):
         raise ValueError("frames per second are not a number")
-    for key in ("max_episode_steps", "time_limit_is_default"):
-        if key not in description:
-            raise ValueError(f"{key} is missing")
-
-
-def decode(space: dict[str, Any], value: Any) -> Any:
-    """A value of no fixed size, as the worker sent it, as a value of its space."""
-    kind = space["type"]
-    if kind == "Text":
-        return str(value)
-    if kind == "Sequence":
-        if space["stack"]:
-            return decode(space["space"], value)
-        return tuple(decode(space["space"], part) for part in value)
-    if kind == "Graph":
-        return gymnasium.spaces.GraphInstance(*value)
-    if kind == "OneOf":
-        return np.int64(value[0]), decode(space["spaces"][value[0]], value[1])
-    if kind in ("Dict", "Tuple"):
-        return join(
-            space, (decode(part, found) for (_, part), found in zip(leaves(space), split(space, value), strict=False))
-        )
-    return np.asarray(value, array_format(space)[1])
+    for key, kind in (("max_episode_steps", int), ("time_limit_is_default", bool)):
+        if type(description[key]) is not kind:
+            raise ValueError(f"{key} is a {type(description[key]).__name__}")

@@ -6,12 +6,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ldm_hf.env_registry.client import RemoteVectorEnv
 from ldm_hf.env_registry.flat import FlatObservations
-from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.errors import ConfigError
 
 
 class Sb3VecEnv(VecEnv):
@@ -38,10 +39,8 @@ class Sb3VecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Reset all environments, with the seeds and options that were set before."""
-        options = next((one for one in self._options if one), None)
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
-        observations, info = self.envs.reset(seed=seeds, options=options)  # type: ignore[arg-type]
-        self.reset_infos = info_rows(info, self.num_envs)
+        observations, self.reset_infos = self._reset(seeds, [dict(one) or None for one in self._options])
         self._reset_seeds()
         self._reset_options()
         return self.flat.flatten(observations)
@@ -75,28 +74,45 @@ class Sb3VecEnv(VecEnv):
         """Close the environments."""
         self.envs.close()
 
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether every environment has an attribute; of a remote one, methods as well, which ``get_attr`` would call."""
+        if isinstance(self.envs, RemoteVectorEnv):
+            return self.envs.has_attr(attr_name)
+        return super().has_attr(attr_name)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of each environment."""
+        """An attribute of each environment, or of what its wrappers wrap."""
         if attr_name == "render_mode":
             return [self.envs.render_mode for _ in self._get_indices(indices)]
-        try:
-            values = self.envs.get_attr(attr_name)  # type: ignore[attr-defined]
-        except EnvironmentFailure as failure:  # `has_attr` asks like this.
-            raise AttributeError(str(failure)) from failure
-        return [values[index] for index in self._get_indices(indices)]
+        if isinstance(self.envs, RemoteVectorEnv) and not self.envs.has_attr(attr_name):
+            raise AttributeError(f"{self.envs.settings.id} has no attribute {attr_name!r}")
+        return self.env_method(attr_name, indices=indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of all environments."""
-        if len(list(self._get_indices(indices))) != self.num_envs:
-            raise ConfigError("an attribute can be set in all environments alone")
-        self.envs.set_attr(attr_name, [value] * self.num_envs)  # type: ignore[attr-defined]
+        """Set an attribute of the environments of ``indices``."""
+        rows = list(self._get_indices(indices))
+        if isinstance(self.envs, RemoteVectorEnv):
+            self.envs.set_attr(attr_name, [value] * len(rows), rows)
+        elif isinstance(self.envs, SyncVectorEnv):
+            for row in rows:
+                self.envs.envs[row].set_wrapper_attr(attr_name, value)
+        elif len(rows) == self.num_envs:
+            self.envs.set_attr(attr_name, [value] * self.num_envs)  # type: ignore[attr-defined]
+        else:
+            raise ConfigError("an attribute can be set in all environments only")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list:
-        """Call a method of all environments; returns what those of ``indices`` gave."""
+        """Call a method of the environments of ``indices``, or of what their wrappers wrap."""
+        rows = list(self._get_indices(indices))
+        if isinstance(self.envs, RemoteVectorEnv):
+            return list(self.envs.call_rows(rows, method_name, *method_args, **method_kwargs))
+        if isinstance(self.envs, SyncVectorEnv):
+            found = [self.envs.envs[row].get_wrapper_attr(method_name) for row in rows]
+            return [one(*method_args, **method_kwargs) if callable(one) else one for one in found]
         values = self.envs.call(method_name, *method_args, **method_kwargs)  # type: ignore[attr-defined]
-        return [values[index] for index in self._get_indices(indices)]
+        return [values[row] for row in rows]
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Nothing that Stable-Baselines3 asks for is wrapped around single environments here."""
@@ -105,6 +121,24 @@ class Sb3VecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         """A frame of each environment."""
         return list(self.envs.render() or [])  # type: ignore[arg-type]
+
+    def _reset(
+        self, seeds: Sequence[int | None] | None, options: list[dict[str, Any] | None]
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        """Reset all environments, each with its options; returns observations and infos."""
+        same = all(one == options[0] for one in options)
+        if same or isinstance(self.envs, RemoteVectorEnv):
+            observations, info = self.envs.reset(seed=seeds, options=options[0] if same else options)  # type: ignore[arg-type]
+            return observations, info_rows(info, self.num_envs)
+        # Gymnasium's own take one for all: those that have options are reset again, one by one.
+        observations, info = self.envs.reset(seed=seeds)  # type: ignore[arg-type]
+        rows = info_rows(info, self.num_envs)
+        for row, one in enumerate(options):
+            if one:
+                mask = np.arange(self.num_envs) == row
+                observations, info = self.envs.reset(seed=seeds, options={**one, "reset_mask": mask})  # type: ignore[arg-type]
+                rows[row] = info_rows(info, self.num_envs)[row]
+        return observations, rows
 
 
 def info_rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:

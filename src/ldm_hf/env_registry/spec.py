@@ -1,7 +1,11 @@
 """What is known of an environment and of a library, as plain data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,22 @@ class LibraryRecord:
     python: str
     licence: str
     homepage: str
+
+
+def gymnasium_spec(
+    name: str, make: Callable[..., gymnasium.Env], max_episode_steps: int, kwargs: dict[str, Any]
+) -> EnvSpec | None:
+    """What Gymnasium's tools ask of an environment; ``gymnasium.make`` makes another one of it.
+
+    Args:
+        name: the environment's id without its library; None comes of one that Gymnasium does not allow.
+        make: makes another one, given ``kwargs``.
+        max_episode_steps: steps after which an episode is truncated.
+        kwargs: of the constructor, the render mode among them.
+    """
+    try:
+        return EnvSpec(
+            name, entry_point=make, max_episode_steps=max_episode_steps, disable_env_checker=True, kwargs=kwargs
+        )
+    except gymnasium.error.Error:
+        return None

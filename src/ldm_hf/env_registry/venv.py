@@ -1,6 +1,7 @@
 """Libraries in virtual environments: other versions of Python and of packages, but the user's own privileges."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,12 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 import filelock
 import psutil
 import uv
 
-from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess
+from ldm_hf.env_registry.isolation import WORKER_VARIABLES, IsolatedProvider, Limits, WorkerProcess, local_source
 from ldm_hf.env_registry.manifest import home
 from ldm_hf.errors import EnvironmentFailure
 from ldm_hf.files import remove
@@ -27,6 +29,16 @@ WORKER_REQUIREMENTS = ("numpy", "msgpack")
 _MARKER = "installed.json"  # written last: an installation without it is half an installation
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")  # of the user's variables: no secrets
 _KILL_TIMEOUT = 5.0
+
+# What finds and builds packages; addresses of indexes and proxies may hold a password, which is theirs.
+_BUILD_VARIABLE = re.compile(
+    r"PATH|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|SOURCE_DATE_EPOCH"
+    r"|(?i:https?|all|no)_(?i:proxy)|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO"
+    r"|PIP_(CONFIG_FILE|(EXTRA_)?INDEX_URL|NO_INDEX|FIND_LINKS|TRUSTED_HOST|CERT|PROXY|DEFAULT_TIMEOUT|RETRIES)"
+    r"|UV_(CONFIG_FILE|((DEFAULT|EXTRA|NO)_)?INDEX(_URL|_STRATEGY)?|FIND_LINKS|INSECURE_HOST|NATIVE_TLS|SYSTEM_CERTS)"
+    r"|UV_(HTTP_TIMEOUT|OFFLINE|LINK_MODE|CONCURRENT_\w+)|(PIP|UV)_(NO_)?CACHE(_DIR)?"
+    r"|CC|CXX|CPP|FC|LD|AR|(C|CXX|CPP|F|LD|MAKE)FLAGS|CMAKE_PREFIX_PATH|PKG_CONFIG_PATH|CPATH|LIBRARY_PATH|CUDA_(HOME|PATH)"
+)
 
 
 class VenvProvider(IsolatedProvider):
@@ -70,13 +82,23 @@ class VenvProvider(IsolatedProvider):
             print(f"Installing {manifest.slug} for Python {manifest.python} ({self._occasion()})", file=sys.stderr)
             interpreter = find_python(manifest.python)
             try:
-                self._install(interpreter)
-                packages = freeze(self.python)
+                with tempfile.TemporaryDirectory(prefix="ldm-build-") as scratch:
+                    self._install(interpreter, Path(scratch))
                 (self.folder / "home").mkdir()
-                (self.folder / _MARKER).write_text(json.dumps({"packages": packages}), encoding="utf-8")
+                (self.folder / _MARKER).write_text(json.dumps({"lock": manifest.lock}), encoding="utf-8")
             except BaseException:
                 remove(self.folder)
                 raise
+
+    def remove(self) -> None:
+        """Remove the folder of the installation."""
+        remove(self.folder)
+
+    def source_of(self, address: str) -> str | None:
+        """The path of an address, if it is that of a requirement."""
+        named = {str(source) for requirement in self.manifest.requirements if (source := local_source(requirement))}
+        path = unquote(address.removeprefix("file://"))
+        return path if path in named else None
 
     def launch(self, folder: Path, limits: Limits) -> WorkerProcess:
         """Start a worker in a session of its own, with a home folder of its own."""
@@ -102,24 +124,21 @@ class VenvProvider(IsolatedProvider):
         """Provider, version of Python and the manifest's build key."""
         return {"provider": self.name, "python": self.manifest.python, "build": self.manifest.build_key}
 
-    def packages(self) -> list[str]:
-        """What is installed, each with its version, in the form that ``lock`` takes."""
-        return list(json.loads((self.folder / _MARKER).read_text(encoding="utf-8"))["packages"])
-
-    def _install(self, interpreter: Path) -> None:
+    def _install(self, interpreter: Path, scratch: Path) -> None:
+        run = functools.partial(_run, variables=build_variables(scratch))
         manifest, subject = self.manifest, f"the library {self.manifest.slug!r}"
         # A locked installation needs no resolution; that is also how versions that contradict each other are kept.
         what = ["--no-deps", *manifest.lock] if manifest.lock else [*manifest.requirements, *WORKER_REQUIREMENTS]
         options = ["--no-build-isolation"] if manifest.build_requirements else []
         if manifest.installer == "uv":
-            _run([uv.find_uv_bin(), "venv", "--quiet", "--seed", "--python", interpreter, self.folder], subject)
+            run([uv.find_uv_bin(), "venv", "--quiet", "--seed", "--python", interpreter, self.folder], subject)
             install = [uv.find_uv_bin(), "pip", "install", "--quiet", "--python", self.python]
         else:
-            _run([interpreter, "-m", "venv", self.folder], subject)
+            run([interpreter, "-m", "venv", self.folder], subject)
             install = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if manifest.build_requirements:
-            _run([*install, *manifest.build_requirements], subject)
-        _run([*install, *options, *what], subject)
+            run([*install, *manifest.build_requirements], subject)
+        run([*install, *options, *what], subject)
 
     def _variables(self) -> dict[str, str]:
         return {
@@ -185,18 +204,42 @@ def find_python(version: str) -> Path:
     )
 
 
-def freeze(python: Path) -> list[str]:
-    """Every package of an installation with its version, without those that only install others."""
-    listed = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
-    names = [line for line in listed.stdout.splitlines() if line and not line.startswith(("#", "-e"))]
-    # A local version (torch's "+cpu") is a build that another index may not have.
-    return [line.removesuffix("+cpu") for line in names if not re.match(r"(pip|wheel)\b", line)]
+def build_variables(scratch: Path) -> dict[str, str]:
+    """The environment of installers, and so of what packages run when they are built: none of the user's secrets.
+
+    It holds what ``_BUILD_VARIABLE`` matches, a home folder of its own, and where pip's and uv's settings and caches lie.
+
+    Args:
+        scratch: an empty folder, the home.
+    """
+    home_folder = Path.home()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home_folder / ".cache")
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder / ".config")
+    files = {
+        "PIP_CONFIG_FILE": [config / "pip/pip.conf", home_folder / ".pip/pip.conf"],
+        "UV_CONFIG_FILE": [config / "uv/uv.toml"],
+    }
+    found = {name: next(filter(Path.is_file, paths), None) for name, paths in files.items()}
+    return {
+        "PATH": os.defpath,
+        "PIP_CACHE_DIR": str(cache / "pip"),
+        "UV_CACHE_DIR": str(cache / "uv"),
+        **{name: str(path) for name, path in found.items() if path is not None},
+        **{name: value for name, value in os.environ.items() if _BUILD_VARIABLE.fullmatch(name)},
+        "HOME": str(scratch),
+    }
 
 
-def _run(command: list[object], subject: str) -> None:
+def _run(command: list[object], subject: str, variables: dict[str, str]) -> None:
     """Run an installer; its output is shown only as part of the error."""
     done = subprocess.run(
-        [str(part) for part in command], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(part) for part in command],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables,
     )
     if done.returncode:
         tail = " ".join(done.stdout.split())[-1000:]

@@ -4,9 +4,12 @@ Python 3.7 with numpy alone must run this file.
 """
 
 import numpy as np
+from attributes import get_attribute, set_attribute
+from decoding import decode
+from fitting import fit
 from protocol import FLOATS, SharedBatch
 from space_tree import array_format, at, join, leaves
-from translation import Environment, TranslationError
+from translation import Environment, TranslationError, rendering
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _FLOAT = (float, np.float64)
@@ -34,17 +37,15 @@ class Batch:
     def description(self):
         """What the client must know of the environments."""
         first = self.environments[0]
-        metadata = getattr(first.env, "metadata", None) or {}
-        modes = metadata.get("render_modes", metadata.get("render.modes")) or []
-        fps = metadata.get("render_fps", metadata.get("video.frames_per_second"))
+        modes, fps = rendering(first.env)
         spec = getattr(first.env, "spec", None)
         return {
             "observation_space": first.observation_space,
             "action_space": first.action_space,
             "max_episode_steps": first.max_episode_steps,
             "time_limit_is_default": first.time_limit_is_default,
-            "render_modes": [mode for mode in modes if isinstance(mode, str)],
-            "render_fps": float(fps) if isinstance(fps, (int, float)) else None,
+            "render_modes": modes,
+            "render_fps": fps,
             "kwargs": plain(getattr(spec, "kwargs", getattr(spec, "_kwargs", {}))),
         }
 
@@ -57,10 +58,10 @@ class Batch:
         infos, inline = [None] * len(self.environments), {}
         for index, environment in enumerate(self.environments):
             if mask is None or mask[index]:
-                observation, infos[index] = environment.reset(seeds[index], options)
+                observation, infos[index] = environment.reset(seeds[index], options[index])
                 self._write(self.shared.observations, index, observation, inline)
                 self._ended[index] = False
-        self._count_outside()
+        self._count_outside(self.shared.observations)
         return self._answer(infos, None, inline, None)
 
     def step(self, actions):
@@ -89,7 +90,9 @@ class Batch:
         shared.rewards[:] = rewards
         shared.ends[:] = ends
         self.steps += len(self.environments)
-        self._count_outside()
+        self._count_outside(shared.observations)
+        if finals is not None:
+            self._count_outside(shared.final_observations, [info is not None for info in finals])
         return self._answer(infos, finals, inline, final_inline)
 
     def diagnostics(self):
@@ -102,15 +105,25 @@ class Batch:
         counts.update(step_values=self.environments[0].api)
         return counts
 
-    def get(self, name):
-        """An attribute of each environment, as plain data."""
-        return [plain(getattr(environment.env, name), strict=True) for environment in self.environments]
+    def has(self, name):
+        """What a name is in each environment, or in what its wrappers wrap: "value", "method" or "nothing"."""
+        found = []
+        for environment in self.environments:
+            try:
+                found.append("method" if callable(get_attribute(environment.env, name)) else "value")
+            except AttributeError:
+                found.append("nothing")
+        return found
 
-    def call(self, name, args, kwargs):
-        """Call a method of each environment; what it returns, as plain data."""
-        return [
-            plain(getattr(environment.env, name)(*args, **kwargs), strict=True) for environment in self.environments
-        ]
+    def set(self, name, values, rows):
+        """Set an attribute of the environments of some rows, where it is already, or in the innermost one."""
+        for row, value in zip(rows, values):
+            set_attribute(self.environments[row].env, name, value)
+
+    def call(self, name, args, kwargs, rows):
+        """Call a method of the environments of some rows, or read an attribute; what that gives, as plain data."""
+        found = [get_attribute(self.environments[row].env, name) for row in rows]
+        return [plain(one(*args, **kwargs) if callable(one) else one, strict=True) for one in found]
 
     def _actions(self, inline):
         """The actions, one an environment, in the types that libraries expect: Python integers and arrays of their own."""
@@ -122,7 +135,7 @@ class Batch:
     def _parts(self, shared, index, inline):
         for array, (_, leaf) in zip(shared, self._action_leaves):
             if array is None:
-                yield inline[index].pop(0)
+                yield decode(leaf, inline[index].pop(0))
             else:
                 yield int(array[index]) if leaf["type"] == "Discrete" else array[index]
 
@@ -132,8 +145,8 @@ class Batch:
             if shape_and_dtype is None:
                 inline.setdefault(index, []).append(plain(value, strict=True))
                 continue
-            if not isinstance(value, np.ndarray):
-                value = np.asarray(value)
+            if not isinstance(value, np.ndarray) or value.dtype != array.dtype:
+                value = fit(value, array.dtype, _where(path))
             if value.shape != shape_and_dtype[0]:
                 value = self._reshape(value, path, shape_and_dtype[0], index)
             array[index] = value
@@ -141,19 +154,19 @@ class Batch:
     def _reshape(self, value, path, shape, index):
         squeezed = [[length for length in lengths if length != 1] for lengths in (value.shape, shape)]
         if squeezed[0] != squeezed[1]:
-            where = "observation" + "".join(f"[{part!r}]" for part in path)
-            raise TranslationError(f"{where} has shape {value.shape}, the space says {shape}")
+            raise TranslationError(f"{_where(path)} has shape {value.shape}, the space says {shape}")
         self.outside[index] += 1
         return value.reshape(shape)
 
-    def _count_outside(self):
+    def _count_outside(self, arrays, rows=True):
+        """Count the environments among ``rows`` whose numbers in ``arrays`` lie outside their space."""
         outside = None
-        for array, limits in zip(self.shared.observations, self._limits):
+        for array, limits in zip(arrays, self._limits):
             if limits is not None:
                 inside = (array >= limits[0]) & (array <= limits[1])
                 if not inside.all():  # seldom, and only then which is asked
-                    rows = ~inside.reshape(len(array), -1).all(axis=1)
-                    outside = rows if outside is None else outside | rows
+                    wrong = ~inside.reshape(len(array), -1).all(axis=1) & rows
+                    outside = wrong if outside is None else outside | wrong
         if outside is not None:
             self.outside += outside
 
@@ -168,6 +181,10 @@ class Batch:
             if finals is not None:
                 answer["final_inline"] = [final_inline.get(index) for index in range(len(self.environments))]
         return answer
+
+
+def _where(path):
+    return "observation" + "".join(f"[{part!r}]" for part in path)
 
 
 def columns(infos):
@@ -192,7 +209,7 @@ def columns(infos):
 def _column(values, given):
     first = given[0]
     kind = type(first)
-    if isinstance(first, dict):
+    if all(isinstance(value, dict) for value in given):
         return columns([value if isinstance(value, dict) else {} for value in values])
     if kind in (bool, int, float) or isinstance(first, (np.number, np.bool_)):
         if all(type(value) is kind for value in given):

@@ -5,6 +5,10 @@ rewards, ends of episodes) do not travel in messages but lie in one piece of mem
 environments are stepped by one small message. Values of no fixed size (texts, sequences, graphs) and infos travel in the
 message.
 
+Every request has a number, which its answer repeats, and the shared memory holds the number of the request that its contents
+answer. So a caller that was interrupted cannot take the answer to an earlier request for that to a later one. An exception
+between any two instructions leaves a channel whole: bytes are read and kept, or sent and counted, in one call.
+
 This file is copied beside ``worker.py`` into isolated installations: Python 3.7 with numpy and msgpack alone must run it.
 """
 
@@ -25,12 +29,13 @@ except ImportError:
 MAX_MESSAGE_BYTES = 256 << 20
 """A longer message is taken for garbage."""
 
-FLOATS = ""
-"""Key in infos that holds all of their numbers in one array."""
+FLOATS = b""
+"""Key in infos that holds all of their numbers in one array; the keys of infos themselves are texts."""
 
 _LONGEST_REST = 128  # messages to sleep for, after asking in vain again and again
 
 _LENGTH = struct.Struct("<I")
+_READ_SIZES = (1 << 18,)  # bytes
 _ARRAY = 1  # msgpack extension type: an array as a line of text, its dtype and its lengths, and its bytes
 _ALIGNMENT = 64
 
@@ -54,7 +59,8 @@ class Channel:
         """Take over a connected socket."""
         self.socket = connection
         self.socket.setblocking(False)
-        self._received = bytearray()
+        self._received = []  # pieces of messages, as they came
+        self._leaving = None  # a message on its way out, and how many bytes of it each call has sent
         self._packer = msgpack.Packer(default=_encode_array, use_bin_type=True)  # kept: making one allocates much
         self._rest, self._next_rest = 0, 1
         self._poll = select.poll()
@@ -68,18 +74,11 @@ class Channel:
             ChannelTimeout: it does not take the message in time (seconds).
         """
         body = self._packer.pack(message)
-        data = memoryview(_LENGTH.pack(len(body)) + body)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while data:
-            try:
-                data = data[self.socket.send(data) :]
-            except BlockingIOError:
-                left = None if deadline is None else deadline - time.monotonic()
-                writable = select.select([], [self.socket], [], left)[1] if left is None or left > 0 else []
-                if not writable:
-                    raise ChannelTimeout() from None
-            except OSError as error:
-                raise ChannelClosed() from error
+        if self._leaving is not None:  # The sender of the message before was interrupted.
+            self._flush(deadline)
+        self._leaving = (_LENGTH.pack(len(body)) + body, [])
+        self._flush(deadline)
 
     def receive(self, timeout=None, spin=0.0):
         """Wait for one message.
@@ -101,7 +100,7 @@ class Channel:
         message = self._take()
         while message is None:
             try:
-                data = self.socket.recv(1 << 18)
+                self._received.extend(map(self.socket.recv, _READ_SIZES))
             except BlockingIOError:
                 waited = time.monotonic() - start
                 if waited >= spin:
@@ -112,9 +111,8 @@ class Channel:
                 continue
             except OSError as error:
                 raise ChannelClosed() from error
-            if not data:
+            if not self._received[-1]:
                 raise ChannelClosed()
-            self._received += data
             message = self._take()
         if spin:
             self._next_rest = 1
@@ -124,23 +122,46 @@ class Channel:
         """Close this end."""
         self.socket.close()
 
+    def _flush(self, deadline):
+        data, sent = self._leaving
+        while True:
+            rest = memoryview(data)[sum(sent) :] if sent else data
+            if not rest:
+                break
+            try:
+                sent.extend(map(self.socket.send, (rest,)))
+                if sent[0] == len(data):
+                    break
+            except BlockingIOError:
+                left = None if deadline is None else deadline - time.monotonic()
+                writable = select.select([], [self.socket], [], left)[1] if left is None or left > 0 else []
+                if not writable:
+                    raise ChannelTimeout() from None
+            except OSError as error:
+                raise ChannelClosed() from error
+        self._leaving = None
+
     def _sleep(self, left):
         if left is not None and left <= 0:
             raise ChannelTimeout()
         self._poll.poll(None if left is None else left * 1000 + 1)
 
     def _take(self):
-        received = self._received
-        if len(received) < _LENGTH.size:
+        pieces = self._received
+        if not pieces:
             return None
-        (length,) = _LENGTH.unpack_from(received)
+        length = _LENGTH.unpack_from(pieces[0])[0] if len(pieces[0]) >= _LENGTH.size else 0
         if length > MAX_MESSAGE_BYTES:
             raise ProtocolError(f"a message of {length} bytes was announced; {MAX_MESSAGE_BYTES} is the limit")
         end = _LENGTH.size + length
-        if len(received) < end:
-            return None
-        body = bytes(received[_LENGTH.size : end])
-        del received[:end]
+        if len(pieces[0]) < end:
+            if len(pieces) == 1 or sum(map(len, pieces)) < end:
+                return None
+            pieces[:] = [b"".join(pieces)]
+            return self._take()
+        first = pieces[0]
+        body = first[_LENGTH.size : end]
+        pieces[:1] = [first[end:]] if len(first) > end else []
         try:
             message = msgpack.unpackb(body, ext_hook=_decode_array, raw=False)
         except Exception as error:
@@ -172,6 +193,7 @@ class SharedBatch:
             None where a leaf's values have no fixed size.
         rewards: float64 of shape (num_envs,).
         ends: terminated and truncated, uint8 of shape (num_envs, 2), 0 or 1.
+        number: int64 of shape (1,): which request the contents answer; 0 while it is being answered.
     """
 
     def __init__(self, observation_space, action_space, num_envs):
@@ -185,11 +207,9 @@ class SharedBatch:
         for leaf in action + observation + observation + [number, flags]:
             if leaf is None:
                 self._formats.append(None)
-                continue
-            shape, dtype = (num_envs,) + leaf[0], leaf[1]
-            self._formats.append((shape, dtype, self.nbytes))
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
+            else:
+                self._add((num_envs,) + leaf[0], leaf[1])
+        self._add((1,), np.dtype(np.int64))
 
     def attach(self, descriptor):
         """Map the memory of an open file of ``nbytes`` bytes."""
@@ -198,7 +218,13 @@ class SharedBatch:
         first, second, third = np.cumsum(self._parts)
         self.actions, self.observations = arrays[:first], arrays[first:second]
         self.final_observations = arrays[second:third]
-        self.rewards, self.ends = arrays[third:]
+        self.rewards, self.ends = arrays[third], arrays[third + 1]
+        self.number = memoryview(arrays[third + 2])  # of which a number is read in a fraction of the time
+
+    def _add(self, shape, dtype):
+        self._formats.append((shape, dtype, self.nbytes))
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _encode_array(value):

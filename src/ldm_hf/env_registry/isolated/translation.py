@@ -100,6 +100,20 @@ def _described(space):
     return described
 
 
+def rendering(env):
+    """The render modes that an environment declares, and its frames per second or None."""
+    metadata = getattr(env, "metadata", None) or {}
+    modes = metadata.get("render_modes", metadata.get("render.modes")) or []
+    fps = metadata.get("render_fps", metadata.get("video.frames_per_second"))
+    return [mode for mode in modes if isinstance(mode, str)], float(fps) if isinstance(fps, (int, float)) else None
+
+
+def renders(env, mode):
+    """Whether an environment has a render mode: one that it declares, or a list of what that gives at each step."""
+    known = rendering(env)[0] or ["human", "rgb_array", "ansi"]
+    return mode is None or mode in known or (mode.endswith("_list") and mode[: -len("_list")] in known)
+
+
 class Environment:
     """One environment behind the one API.
 
@@ -113,7 +127,14 @@ class Environment:
 
     def __init__(self, recipe):
         """Make the environment of a recipe (a map: name, kwargs, entry_point, render_mode, time limits, reward weights)."""
+        mode = recipe.get("render_mode")
+        self._frames = None  # since the last `render`, where they are collected here
+        if mode is not None and mode.endswith("_list") and recipe.get("entry_point") is not None:
+            recipe, self._frames = dict(recipe, render_mode=mode[: -len("_list")]), []
+        self._lists = mode is not None and mode.endswith("_list")
         self.env = construct(recipe)
+        if not renders(self.env, mode):
+            raise TranslationError("render_mode must be one of {}, got {!r}".format(rendering(self.env)[0], mode))
         self.observation_space = _described(self.env.observation_space)
         self.action_space = _described(self.env.action_space)
         self.max_episode_steps, self.time_limit_is_default = self._limit_time(recipe)
@@ -134,6 +155,8 @@ class Environment:
             kwargs["options"] = options
         result = self.env.reset(**kwargs)
         self._steps = 0
+        if self._frames is not None:
+            self._frames = [self._render()]
         has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
         return result if has_info else (result, {})
 
@@ -153,6 +176,8 @@ class Environment:
             raise TranslationError(f"a step gave {len(result)} values; 4, 5 or 6 are known")
         self.api = len(result)
         self._steps += 1
+        if self._frames is not None:
+            self._frames.append(self._render())
         if type(reward) is not float:
             reward, info = self._scalar(reward, info)
         if not math.isfinite(reward):
@@ -167,14 +192,19 @@ class Environment:
         )
 
     def render(self):
-        """A picture as uint8 of shape (height, width, 3), or None."""
+        """A picture as uint8 of shape (height, width, 3), a text, a list of these as the render mode says; or None."""
+        if self._frames is not None:
+            frames, self._frames = self._frames, []
+            return frames
+        return self._render()
+
+    def _render(self):
         takes_mode = "mode" in inspect.signature(self.env.render).parameters
-        frame = self.env.render(mode="rgb_array") if takes_mode else self.env.render()
-        if isinstance(frame, (list, tuple)) and frame:
-            frame = frame[-1]
-        if frame is None or isinstance(frame, str) or np.ndim(frame) != 3:
-            return None
-        return np.ascontiguousarray(np.asarray(frame)[:, :, :3], dtype=np.uint8)
+        rendered = self.env.render(mode="rgb_array") if takes_mode else self.env.render()
+        if isinstance(rendered, (list, tuple)):
+            frames = [_frame(part) for part in rendered]
+            return frames if self._lists else (frames or [None])[-1]
+        return _frame(rendered)
 
     def _seed(self, seed, kwargs):
         # Many libraries draw from the global generators, which no argument of theirs seeds.
@@ -227,6 +257,12 @@ class Environment:
             raise TranslationError(f"a reward of shape {values.shape} with {weights.size} weights")
         self.statistics["vector_rewards"] += 1
         return float(values @ weights), dict(info, vector_reward=values)
+
+
+def _frame(rendered):
+    if isinstance(rendered, str) or np.ndim(rendered) != 3:
+        return rendered if isinstance(rendered, str) else None
+    return np.ascontiguousarray(np.asarray(rendered)[:, :, :3], dtype=np.uint8)
 
 
 def _flag(value):

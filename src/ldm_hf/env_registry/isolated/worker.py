@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 
+import installed
 import msgpack
 import protocol
 import translation
@@ -43,11 +44,17 @@ class Server:
                 request = self.channel.receive(spin=self.spin)
             except protocol.ChannelClosed:
                 return
-            does = request.pop("do")
+            does, number = request.pop("do"), request.pop("number")
+            writes = does in ("reset", "step") and self.batch is not None
             try:
+                if writes:
+                    self.batch.shared.number[0] = 0
                 answer = getattr(self, "do_" + does)(**request) or {}
             except Exception as error:  # Third-party code raises what it likes: all of it is the client's to hear.
                 answer = {"error": "{}: {}".format(type(error).__name__, " ".join(str(error).split()))[:2000]}
+            if writes:
+                self.batch.shared.number[0] = number
+            answer["number"] = number
             self.channel.send(answer)
             if does == "make" and "error" not in answer:
                 self.batch.share(protocol.receive_descriptor(self.channel))
@@ -82,6 +89,10 @@ class Server:
                 )
         return {"environments": found, "python": sys.version.split()[0]}
 
+    def do_installed(self):
+        """Every package with its version, and what it says of itself."""
+        return {"frozen": installed.frozen(), "distributions": installed.distributions()}
+
     def do_make(self, recipe, num_envs, autoreset, spin):
         """Make environments; the memory for their numbers follows."""
         self.spin = spin
@@ -89,7 +100,7 @@ class Server:
         return self.batch.description()
 
     def do_reset(self, seeds, options, mask):
-        """Reset the environments that the mask names, or all."""
+        """Reset the environments that the mask names, or all, each with options of its own."""
         return self.batch.reset(seeds, options, mask)
 
     def do_step(self, actions=None):
@@ -104,18 +115,18 @@ class Server:
         """What was out of order so far."""
         return self.batch.diagnostics()
 
-    def do_get(self, name):
-        """An attribute of each environment."""
-        return {"values": self.batch.get(name)}
+    def do_has(self, name):
+        """What a name is in each environment: "value", "method" or "nothing"."""
+        return {"values": self.batch.has(name)}
 
-    def do_set(self, name, values):
-        """Set an attribute of each environment."""
-        for environment, value in zip(self.batch.environments, values):
-            setattr(environment.env.unwrapped, name, value)
+    def do_set(self, name, values, rows):
+        """Set an attribute of some environments, one value each."""
+        self.batch.set(name, values, rows)
+        return {"values": [None] * len(rows)}
 
-    def do_call(self, name, args, kwargs):
-        """Call a method of each environment."""
-        return {"values": self.batch.call(name, args, kwargs)}
+    def do_call(self, name, args, kwargs, rows):
+        """Call a method of some environments, or read an attribute."""
+        return {"values": self.batch.call(name, args, kwargs, rows)}
 
     def do_close(self):
         """Close the environments."""
