@@ -39,7 +39,7 @@ BUILDS = {
 }
 TOKEN, NAME = "hf_writer", "writer/ldm-gymnasium"
 MARK = "LDM_KILLS"
-_LONGEST_WAIT = 16.0  # seconds from the start of a command, or from the last kill, to a kill
+_LONGEST_WAIT = 10.0  # seconds from the start of a command, or from the last kill, to a kill
 _ENDS_WITHIN = 30.0  # seconds after a kill, all that is below what was killed
 
 

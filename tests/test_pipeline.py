@@ -299,6 +299,29 @@ def test_local_processes_run_jobs_and_outlive_crashes(tmp_path, monkeypatch):
     ]
 
 
+def test_processes_that_die_before_they_have_a_job_cost_nobody_a_run(tmp_path):
+    """Whoever is killed while idle or starting takes all processes of the pool along: no job is to blame."""
+    executor = LocalExecutor(2)
+    try:
+        job = a_job(tmp_path, name="A2C")
+        executor.submit(job)
+        killed: set[int] = set()
+        for _ in range(2):
+            while len(starting := [each for each in workers() if each.pid not in killed]) < 2:
+                assert not executor.wait(0.05)
+            for process in starting:
+                process.kill()  # and let the pool be the one that waits for it
+            killed |= {process.pid for process in starting}
+        assert [ended.crash for ended in finish(executor, 1)] == [None] and job.curve() is not None
+    finally:
+        executor.close()
+
+
+def workers():
+    children = psutil.Process().children()
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and is_python(child)]
+
+
 def is_python(process):
     return "multiprocessing" in " ".join(process.cmdline()) and "resource_tracker" not in " ".join(process.cmdline())
 

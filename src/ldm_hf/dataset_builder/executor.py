@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -16,9 +17,10 @@ import pebble
 import psutil
 
 from ldm_hf.errors import ConfigError
-from ldm_hf.processes import exit_with_owner
+from ldm_hf.processes import ChildFailure, exit_with_owner
 
 _REPORT_SECONDS = 0.3  # between two messages of a job
+_MOST_RENEWALS = 20  # of all processes, one after another, before something else must be wrong than that one was killed
 _MEMORY_SHARE = 0.9  # of the memory at hand, that jobs may take together
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -107,7 +109,7 @@ class LocalExecutor:
         self._slots = jobs or len(os.sched_getaffinity(0))
         self._memory = int(available_memory() * _MEMORY_SHARE)
         self._running: dict[Future, Work] = {}
-        self._lost: list[Work] = []
+        self._renewals = 0  # since a job has ended
         self._context = multiprocessing.get_context("spawn")
         self._messages = self._context.Queue()
         os.environ["OMP_NUM_THREADS"] = "1"  # Read by the workers when they start: one run, one core.
@@ -123,16 +125,13 @@ class LocalExecutor:
     def submit(self, job: Work) -> None:
         """Start a job."""
         self._mend_pool()
-        self._running[self._pool.schedule(_work, args=(job,))] = job
+        self._schedule(job)
 
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that have ended."""
         self._mend_pool()
-        if self._lost:
-            lost, self._lost = self._lost, []
-            return [Ended(job, "the processes of the executor broke") for job in lost]
         finished, _ = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED)
-        ended = []
+        ended, lost = [], []
         for future in finished:
             job = self._running.pop(future)
             try:
@@ -140,6 +139,12 @@ class LocalExecutor:
                 ended.append(Ended(job))
             except pebble.ProcessExpired as error:
                 ended.append(Ended(job, f"its process died (exit code {error.exitcode}), perhaps for want of memory"))
+            except BrokenProcessPool:
+                lost.append(job)
+        if ended:
+            self._renewals = 0
+        if lost:
+            self._renew_pool(lost)
         return ended
 
     def messages(self) -> list[Message]:
@@ -151,14 +156,28 @@ class LocalExecutor:
         return found
 
     def _mend_pool(self) -> None:
-        """Begin anew where an idle process was killed, and left a lock that the others wait for."""
-        if self._pool.active:
-            return
+        """Take new processes where one that had no job yet was killed, which breaks all of them."""
+        if not self._pool.active:
+            self._renew_pool([])
+
+    def _renew_pool(self, lost: list[Work]) -> None:
+        """Start all jobs again in new processes: that the others broke says nothing of them.
+
+        Raises:
+            ChildFailure: the processes break again and again, and no job ends.
+        """
+        self._renewals += 1
+        if self._renewals > _MOST_RENEWALS:
+            raise ChildFailure(f"the processes that run jobs ended {self._renewals} times in a row, without any job")
         self._pool.stop()
         self._pool.join()
-        self._lost += self._running.values()
-        self._running = {}
+        jobs, self._running = [*lost, *self._running.values()], {}
         self._pool = self._new_pool()
+        for job in jobs:
+            self._schedule(job)
+
+    def _schedule(self, job: Work) -> None:
+        self._running[self._pool.schedule(_work, args=(job,))] = job
 
     def _new_pool(self) -> pebble.ProcessPool:
         # Ctrl-C reaches all processes of a terminal. Only this one shall answer: the pool's threads, and through them its
