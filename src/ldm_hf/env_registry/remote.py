@@ -11,7 +11,7 @@ import numpy as np
 from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
 from ldm_hf.env_registry.isolated.protocol import SharedBatch
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, space_from_json
 
 STEP_TIMEOUT = 60.0
@@ -184,8 +184,12 @@ class WorkerBatch:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise self._worker.fail(f"its answer is not understood ({type(error).__name__}: {reason})") from error
+            raise self.distrust(error) from error
+
+    def distrust(self, error: Exception) -> EnvironmentFailure:
+        """End the worker, because what it answered made an error; returns the one to raise."""
+        reason = " ".join(str(error).split())
+        return self._worker.fail(f"its answer is not understood ({type(error).__name__}: {reason})")
 
 
 def _elements(space: Any) -> int:
