@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.image_column import FIELD, OLD_FIELD
+from ldm_hf.dataset_builder.row_groups import read_metadata
 from ldm_hf.dataset_builder.schema import RunInfo, arrow_schema
 from ldm_hf.dataset_builder.storage import Storage
 from ldm_hf.errors import DatasetFormatError, HubError
@@ -77,7 +78,7 @@ def _check_places(file: DataFile, metadata: pq.FileMetaData, stream: int, step: 
 def read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema]:
     """The footer of a Parquet file; ``DatasetFormatError`` if it has none."""
     try:
-        metadata = storage.read(path, pq.read_metadata)
+        metadata = storage.read(path, read_metadata)
         return metadata, metadata.schema.to_arrow_schema()
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, DatasetFormatError | HubError):

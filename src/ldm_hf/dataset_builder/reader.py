@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder import image_column
 from ldm_hf.dataset_builder.data_file import DataFile, checked_footer, one_line, read_footer
-from ldm_hf.dataset_builder.row_groups import column_of, read_row_group, vectors_of
+from ldm_hf.dataset_builder.row_groups import column_of, read_row_group, read_table, vectors_of
 from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo
 from ldm_hf.dataset_builder.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.writer import Terminals
@@ -148,8 +147,7 @@ class EnvironmentDataset:
         """
         file = self.beside(TERMINAL_FILE)
         try:
-            read = functools.partial(pq.read_table, page_checksum_verification=True)
-            table = file.storage.read(file.path, read).combine_chunks()
+            table = file.storage.read(file.path, read_table).combine_chunks()
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, DatasetFormatError | HubError):
                 raise
@@ -255,7 +253,7 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
 
 def _manifest_rows(file: Any) -> list[dict[str, Any]]:
     columns = ["environment", "files", "info"]
-    return list(pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist())
+    return list(read_table(file, columns).to_pylist())
 
 
 def _check_chunks(storage: Storage, row: dict[str, Any], info: RunInfo) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from gymnasium.vector import AutoresetMode
 
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.row_groups import read_table
 from ldm_hf.dataset_builder.schema import BY_STREAM, EPISODES_FILE
 from ldm_hf.env_registry.registry import make_vec, spec
 from ldm_hf.errors import DatasetFormatError
@@ -168,6 +168,6 @@ class _Stream:
 def _resets(dataset: EnvironmentDataset) -> dict[int, int]:
     """How many times the algorithm reset all environments before each step."""
     file = dataset.beside(EPISODES_FILE)
-    table = file.storage.read(file.path, pq.read_table)
+    table = file.storage.read(file.path, read_table)
     pairs = zip(table["step"].to_pylist(), table["resets"].to_pylist(), strict=True)
     return {step: number for step, number in pairs if number}

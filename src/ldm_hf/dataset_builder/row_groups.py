@@ -1,6 +1,10 @@
-"""Reads row groups of Parquet files into numpy arrays, from a disk or over a network."""
+"""Reads Parquet files, whole or by row groups, into tables and numpy arrays, from a disk or over a network.
 
-import io
+Arrow reads in threads of its own. One that holds a Python file, such as those of the Hub are, while the interpreter ends
+aborts the process. So the bytes of a Python file are fetched in the thread that asks, and put where Arrow reads alone.
+"""
+
+import os
 from typing import Any
 
 import numpy as np
@@ -8,57 +12,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _READ = ["observation", "image", "action", "reward", "terminated", "truncated", "reference_action"]
+_TAIL = 8  # bytes at the end of a Parquet file: the footer's length and a mark
+
+
+def read_metadata(file: Any) -> pq.FileMetaData:
+    """Read the footer of a file."""
+    if not isinstance(file, pa.NativeFile):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        length = int.from_bytes(file.read(_TAIL)[:4], "little")
+        file = _fetched(file, max(0, size - _TAIL - length), size)
+    return pq.read_metadata(file)
 
 
 def read_row_group(file: Any, footer: pq.FileMetaData, group: int) -> pa.Table:
     """Read one row group. Its bytes lie together: over the network one read fetches them."""
-    native = isinstance(file, pa.NativeFile)
-    if not native:
-        file = _fetched(file, footer.row_group(group))
+    if not isinstance(file, pa.NativeFile):
+        file = _fetched(file, *_range(footer.row_group(group)))
     with pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as parquet:
-        # A thread of Arrow's that still holds a Python object when the interpreter ends would abort it.
-        return parquet.read_row_group(group, columns=_READ, use_threads=native).combine_chunks()
+        return parquet.read_row_group(group, columns=_READ).combine_chunks()
 
 
-def _fetched(file: Any, group: pq.RowGroupMetaData) -> "_Window":
+def read_table(file: Any, columns: list[str] | None = None) -> pa.Table:
+    """Read a whole, small file."""
+    if not isinstance(file, pa.NativeFile):
+        file = _fetched(file, 0, file.seek(0, os.SEEK_END))
+    return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+def _range(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """Where the columns that are read begin and end."""
     columns = [group.column(index) for index in range(group.num_columns)]
     columns = [column for column in columns if column.path_in_schema.partition(".")[0] in _READ]
     starts = [
         min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset) for column in columns
     ]
     ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
-    file.seek(min(starts))
-    return _Window(file.read(max(ends) - min(starts)), min(starts))
+    return min(starts), max(ends)
 
 
-class _Window(io.RawIOBase):
-    """A file of which only a part is at hand."""
-
-    def __init__(self, data: bytes, start: int) -> None:
-        self._data, self._start, self._position = memoryview(data), start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        first = self._position - self._start
-        last = len(self._data) if size < 0 else first + size
-        if first < 0:
-            raise OSError(f"bytes {self._position} to {self._position + size} are not at hand")
-        data = bytes(self._data[first:last])
-        self._position += len(data)
-        return data
+def _fetched(file: Any, start: int, stop: int) -> pa.NativeFile:
+    """A file of Arrow's that has these bytes of a Python file at their places, and takes memory for them alone."""
+    file.seek(start)
+    data = file.read(stop - start)
+    with os.fdopen(os.memfd_create("parquet"), "wb") as memory:
+        memory.seek(start)
+        memory.write(data)
+        memory.flush()
+        return pa.memory_map(f"/proc/self/fd/{memory.fileno()}")  # which holds it open
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:

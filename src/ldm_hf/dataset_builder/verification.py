@@ -1,7 +1,6 @@
 """Checks whole dataset repositories: what they say of themselves, every file, every row; for ``ldm check``."""
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ldm_hf.dataset_builder.data_file import DataFile, checked_footer, one_line
 from ldm_hf.dataset_builder.episode_index import EpisodeIndex
 from ldm_hf.dataset_builder.merging import is_ours
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.row_groups import read_table
 from ldm_hf.dataset_builder.schema import CHUNK_LENGTH, EPISODES_FILE, MANIFEST, TERMINAL_FILE, RunInfo
 from ldm_hf.dataset_builder.storage import Storage
 from ldm_hf.env_registry.ids import EnvironmentId
@@ -72,7 +72,7 @@ def check_repository(
         HubError: a file cannot be had from the Hub.
     """
     try:
-        table = storage.read(MANIFEST, functools.partial(pq.read_table, page_checksum_verification=True))
+        table = storage.read(MANIFEST, read_table)
         rows = table.to_pylist()
         named = [(str(row["environment"]), str(row["run"]), row["files"], row["info"], row["rows"]) for row in rows]
     except _FAILURES as error:
@@ -260,7 +260,7 @@ class _Rows:
     def check_index(self, storage: Storage, folder: str) -> None:
         """Whether the index of episodes is that of the transitions."""
         path = f"{folder}/{EPISODES_FILE}"
-        found, made = storage.read(path, pq.read_table), self._index.table(self._info.run)
+        found, made = storage.read(path, read_table), self._index.table(self._info.run)
         columns = [name for name in made.schema.names if name not in ("resets", "return")]
         if found.select(columns) != made.select(columns).replace_schema_metadata(found.schema.metadata):
             pairs = zip(found.select(columns).to_pylist(), made.select(columns).to_pylist(), strict=False)
