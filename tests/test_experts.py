@@ -326,6 +326,12 @@ class OneAction:
     def __init__(self, name: str, action: int, seed: int):
         self.environment, self._action, self._seed = name, action, seed
 
+    def file(self, index: int) -> str:
+        return self.environment
+
+    def rows(self, index: int) -> range:
+        return range(64)
+
     def chunk(self, index: int) -> Transitions:
         generator = np.random.default_rng(self._seed)
         observations = generator.integers(0, 8, (64, 1)).astype(np.float32)
