@@ -79,6 +79,12 @@ class Killing:
         with log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
             yield process
 
+    def note(self, *lines: str) -> None:
+        """Say what went wrong, and remember it."""
+        self.wrong += lines
+        for line in lines:
+            print(f"wrong: {line}", flush=True)
+
     def kill(self, kind: str, who: str, process: psutil.Process) -> bool:
         """Kill a process; whether it was there."""
         try:
@@ -94,7 +100,7 @@ class Killing:
         deadline = time.monotonic() + _ENDS_WITHIN
         while left := list(self._marked()):
             if time.monotonic() > deadline:
-                self.wrong.append(f"{kind}: {len(left)} processes are left: {left[0].cmdline()}")
+                self.note(f"{kind}: {len(left)} processes are left: {left[0].cmdline()}")
                 for process in left:
                     process.kill()
                 return
@@ -132,11 +138,11 @@ def kill_builds(session: Killing, kind: str, number: int) -> None:
                 code = driver.wait()
             session.nothing_is_left(kind)
             if code not in (0, -signal.SIGKILL):
-                session.wrong.append(f"{kind}: the build ended with {code}")
+                session.note(f"{kind}: the build ended with {code}")
             now = {path: path.stat().st_mtime_ns for path in out.glob("gymnasium/*/*/run.json")}
             # Curation writes the records of runs again that it drops; those that it keeps are as they were.
             again = [path for path, moment in finished.items() if now.get(path) != moment and not dropped(path)]
-            session.wrong += [f"{kind}: {path} was made again, or is gone" for path in again]
+            session.note(*[f"{kind}: {path} was made again, or is gone" for path in again])
             done, finished = code == 0, now
         compare(session, kind, out, expected)
         shutil.rmtree(out)
@@ -179,9 +185,9 @@ def contents(folder: Path) -> dict[str, str]:
 def compare(session: Killing, what: str, found: Path, expected: Path) -> None:
     """Note every file that is lost, doubled or different."""
     one, other = contents(found), contents(expected)
-    session.wrong += [
-        f"{what}: {path} differs" for path in sorted(set(one) | set(other)) if one.get(path) != other.get(path)
-    ]
+    session.note(
+        *[f"{what}: {path} differs" for path in sorted(set(one) | set(other)) if one.get(path) != other.get(path)]
+    )
 
 
 def kill_publications(session: Killing, number: int) -> None:
@@ -212,7 +218,7 @@ def kill_publications(session: Killing, number: int) -> None:
             if not killed or session.random.random() < 0.3:  # on to the other state, once this one is there
                 publish(session, hub, corpus, lambda: False)
                 if hub_files(hub) != states[corpus]:
-                    session.wrong.append("publishing: the repository differs from that of an undisturbed publication")
+                    session.note("publishing: the repository differs from that of an undisturbed publication")
                 before, turn = states[corpus], turn + 1
 
 
@@ -237,7 +243,7 @@ def publish(session: Killing, hub: LoopbackHub, corpus: Path, is_the_moment: Cal
                 return session.kill("publishing", "driver", psutil.Process(process.pid))
             time.sleep(0.0005)
     if process.returncode:
-        session.wrong.append(f"publishing: it ended with {process.returncode}")
+        session.note(f"publishing: it ended with {process.returncode}")
     return False
 
 
@@ -250,11 +256,11 @@ def check_hub(session: Killing, hub: LoopbackHub, before: dict[str, str], after:
     """Note a manifest that is neither the old one nor the new one, or that lists files that are not there."""
     files = hub_files(hub)
     if files["manifest.parquet"] not in (before["manifest.parquet"], after["manifest.parquet"]):
-        session.wrong.append("publishing: the manifest is neither the old one nor the new one")
+        session.note("publishing: the manifest is neither the old one nor the new one")
     rows = pq.read_table(hub.folder / files["manifest.parquet"]).to_pylist()
     listed = {entry["path"]: entry["sha256"] for row in rows for entry in row["files"]}
     missing = [path for path, digest in listed.items() if files.get(path) != digest]
-    session.wrong += [f"publishing: {path} is not what the manifest says" for path in missing]
+    session.note(*[f"publishing: {path} is not what the manifest says" for path in missing])
 
 
 def main() -> None:
