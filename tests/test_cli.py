@@ -185,7 +185,7 @@ def readme_commands() -> str:
 
 def test_readme_commands_do_what_they_say(beside_quickstart):
     """One after another in this process; the launcher is part of the quickstart."""
-    commands = readme_commands().replace("accelerate launch -m ldm_hf.training", "ldm train").splitlines()
+    commands = readme_commands().replace("accelerate launch --quiet -m ldm_hf.training", "ldm train").splitlines()
     assert [line.split()[:2] for line in commands] == [
         ["ldm", name] for name in ("rollout", "train", "evaluate", "report", "rollout")
     ]

@@ -397,7 +397,7 @@ def test_long_runs_end_with_their_driver(tmp_path):
     arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 1, "--out", tmp_path)
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
-        while not list(tmp_path.glob("gymnasium/*/*.partial-*/recording/action")):
+        while not list(tmp_path.glob("gymnasium/*/*.partial-*/recording/action-*")):
             assert driver.poll() is None
             time.sleep(0.05)  # polling another process; nothing depends on how long it takes
         # A second build in this folder says so at once, whatever would run it.

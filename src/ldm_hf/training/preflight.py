@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError
 from ldm_hf.training.config import TRACKERS, TrainingConfig
 
@@ -18,6 +19,7 @@ def check_machine(config: TrainingConfig) -> None:
 
     Raises:
         ConfigError: one of them is not so; the message says what to install or to set.
+        MissingDependencyError: adapters are wanted, and peft is not installed.
     """
     if config.log_with == "all":
         if not any(map(_is_installed, TRACKERS)):
@@ -27,8 +29,8 @@ def check_machine(config: TrainingConfig) -> None:
             f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}, or set "
             "log_with=none"
         )
-    if config.lora_rank is not None and importlib.util.find_spec("peft") is None:
-        raise ConfigError("lora_rank needs peft: pip install 'ldm_hf[finetune]'")
+    if config.lora_rank is not None:
+        require("LoRA", "lora")
     if config.stage != "experts":  # whose jobs are processes of their own
         config.pieces(int(os.environ.get("WORLD_SIZE", "1")))
     if os.environ.get("RANK", "0") == "0":  # It alone writes.
