@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Small tensors: more threads only wait for each other.
@@ -21,6 +22,9 @@ from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.run import build_run
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.stages import attach_experts, is_expert, is_router
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # A busy machine fails no test.
+hypothesis.settings.load_profile("untimed")
 
 CARTPOLE, CLIFF, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/CliffWalking-v1", "gymnasium/Pendulum-v1"
 TOY_MODEL = {

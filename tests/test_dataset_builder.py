@@ -92,7 +92,7 @@ PICTURE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     ],
     ids=["numbers", "picture", "both"],
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     actions=st.integers(1, 3),

@@ -115,7 +115,7 @@ def check(recorder, recording, environments, rows):
         same(environments[0].observation_space, found, [ends[place] for place in recording.terminals])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(nested(LEAVES), nested(ARRAYS), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 def test_any_learner_is_recorded(tmp_path_factory, observation_space, action_space, number, lengths):
     if not arrays(observation_space):
@@ -134,7 +134,7 @@ def test_any_learner_is_recorded(tmp_path_factory, observation_space, action_spa
     shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(nested(LEAVES), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 def test_what_stable_baselines_reads_changes_nothing_that_is_recorded(tmp_path_factory, observation_space, lengths):
     try:

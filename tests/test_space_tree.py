@@ -72,7 +72,7 @@ SPACES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SPACES)
 def test_both_describe_a_space_alike(space):
     described = describe(space)
@@ -81,7 +81,7 @@ def test_both_describe_a_space_alike(space):
     assert describe(space_from_json(described)) == described
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SPACES, st.integers(0, 99))
 def test_values_come_apart_and_together(space, seed):
     described = describe(space)
@@ -171,7 +171,7 @@ def test_every_environment_of_the_catalogue_is_described_alike_and_has_the_same_
     assert images > byte_images > 20
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from([1, 3, 4, 5, 7, 16, 17, 40]), min_size=1, max_size=4),
     st.sampled_from([np.uint8, np.float32, bool, np.int64]),
