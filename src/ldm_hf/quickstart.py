@@ -113,11 +113,11 @@ def quickstart(
     # Threads wait for each other at every layer: one that shares its core holds up all, so half of the cores stay free.
     threads = max(1, jobs // 2)
     if not (output / "model").is_dir():
-        _say("2/3  Training one model on all of them (accelerate launch)")
+        _say("2/3  Training one model on all of them (ldm launch)")
         settings = {**TRAINING, "data": str(data), "output": str(output), "seed": seed, "steps": steps}
         with replacing(output / "quickstart.yaml") as path:
             path.write_text(json.dumps(settings, indent=1))  # JSON is YAML.
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+        launch = [sys.executable, "-m", "ldm_hf", "launch", "--num_processes", "1", "--num_machines", "1"]
         flags = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads)]
         program = ["-m", "ldm_hf.training", "--config", str(output / "quickstart.yaml")]
         run_child([*launch, *flags, *program], {"OMP_NUM_THREADS": str(threads)})
