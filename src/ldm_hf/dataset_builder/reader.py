@@ -192,8 +192,10 @@ def open_dataset(folder: Path) -> EnvironmentDataset:
             raise DatasetFormatError(f"{file.where} belongs to another run than {files[0].where}")
         checked_footer(file)
     if dataset.num_transitions != dataset.info.num_transitions:
+        subject = files[0].where + (f" and {len(files) - 1} more files hold" if len(files) > 1 else " holds")
         raise DatasetFormatError(
-            f"{folder} does not hold the {dataset.info.num_transitions} transitions that its files announce"
+            f"{subject} {dataset.num_transitions} transitions, but announced are {dataset.info.num_transitions}: "
+            "one is damaged or missing"
         )
     return dataset
 
