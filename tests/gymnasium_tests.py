@@ -93,7 +93,7 @@ def vectorised(
     from bridges import make_functions
 
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "tests":  # which workers cannot import
+        if name.split(".")[0] == "tests" or name == "test_vec_envs":  # which workers cannot import
             cloudpickle.register_pickle_by_value(module)
     pickled = base64.b64encode(cloudpickle.dumps(list(env_fns))).decode()
     first = env_fns[0]()

@@ -1,6 +1,7 @@
 """Manifests, validation, reports and the catalogue; adding a library for real is under the marker slow."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,6 +283,27 @@ def test_installers_see_no_variable_of_the_user_s_but_what_finds_and_builds_pack
     assert variables["HOME"] == str(tmp_path / "scratch") and variables["UV_CACHE_DIR"] == str(tmp_path / ".cache/uv")
     assert variables["PIP_CONFIG_FILE"] == str(tmp_path / ".config/pip/pip.conf")
     assert "UV_CONFIG_FILE" not in variables  # there is none
+
+
+def test_an_installation_does_not_obey_the_project_that_the_command_is_run_in(tmp_path, monkeypatch):
+    """uv reads the pyproject.toml of the working directory, which may be this package's own."""
+    (tmp_path / "pyproject.toml").write_text('[tool.uv]\nconstraint-dependencies = ["empty<1"]\n')
+    source = tmp_path / "empty"
+    source.mkdir()
+    (source / "setup.py").write_text("from setuptools import setup\nsetup(name='empty', version='2')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LDM_HOME", str(tmp_path / "home"))
+    named = replace(
+        ODD,
+        slug="empty",
+        python=".".join(map(str, sys.version_info[:2])),
+        requirements=(str(source),),
+        lock=(f"empty @ file://{source}",),
+        build_requirements=("setuptools",),
+    )
+    provider = VenvProvider(named)
+    provider.build()
+    assert list(provider.folder.glob("lib/python*/site-packages/empty-2*"))
 
 
 def test_a_lock_holds_packages_and_what_the_user_named(tmp_path):

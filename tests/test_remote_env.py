@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gymnasium
@@ -54,16 +55,15 @@ ODD = Manifest(
 )
 
 
+_HERE = tempfile.TemporaryDirectory(prefix="ldm-here-")
+(Path(_HERE.name) / "home").mkdir()
+
+
 class Here(VenvProvider):
     """An installation that is this process's own."""
 
-    folder = None
+    folder = Path(_HERE.name)  # which stays as long as workers run: PyTorch fails in a folder that is gone
     python = Path(sys.executable)
-
-    def launch(self, folder, limits):
-        self.folder = folder
-        (folder / "home").mkdir()
-        return super().launch(folder, limits)
 
 
 def settings(name, **changes):

@@ -5,8 +5,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -45,10 +46,9 @@ class Sb3VecEnv(VecEnv):
         self._reset_options()
         return self.flat.flatten(observations)
 
-    def step_async(self, actions: np.ndarray) -> None:
+    def step_async(self, actions: Any) -> None:
         """Have every environment take its action, without waiting where the environments are remote."""
-        # Policies of Stable-Baselines3 answer in real numbers where actions are bits.
-        self._actions = actions if isinstance(self.action_space, Box) else actions.astype(self.action_space.dtype)
+        self._actions = self._batched(actions)
         if hasattr(self.envs, "step_async"):
             self.envs.step_async(self._actions)
 
@@ -90,7 +90,7 @@ class Sb3VecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the environments of ``indices``."""
-        rows = list(self._get_indices(indices))
+        rows = self._rows(indices)
         if isinstance(self.envs, RemoteVectorEnv):
             self.envs.set_attr(attr_name, [value] * len(rows), rows)
         elif isinstance(self.envs, SyncVectorEnv):
@@ -105,7 +105,7 @@ class Sb3VecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list:
         """Call a method of the environments of ``indices``, or of what their wrappers wrap."""
-        rows = list(self._get_indices(indices))
+        rows = self._rows(indices)
         if isinstance(self.envs, RemoteVectorEnv):
             return list(self.envs.call_rows(rows, method_name, *method_args, **method_kwargs))
         if isinstance(self.envs, SyncVectorEnv):
@@ -121,6 +121,20 @@ class Sb3VecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         """A frame of each environment."""
         return list(self.envs.render() or [])  # type: ignore[arg-type]
+
+    def _rows(self, indices: VecEnvIndices) -> list[int]:
+        """Indices of environments, those from the end counted from the start."""
+        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
+
+    def _batched(self, actions: Any) -> Any:
+        """Actions as the environments take them; Stable-Baselines3's own environments take lists as well."""
+        if isinstance(self.action_space, Dict | Tuple):
+            if not isinstance(actions, list):
+                return actions
+            empty: Any = create_empty_array(self.action_space, self.num_envs)
+            return concatenate(self.action_space, actions, empty)
+        # Policies of Stable-Baselines3 answer in real numbers where actions are bits.
+        return np.asarray(actions, None if isinstance(self.action_space, Box) else self.action_space.dtype)
 
     def _reset(
         self, seeds: Sequence[int | None] | None, options: list[dict[str, Any] | None]

@@ -235,6 +235,7 @@ def _run(command: list[object], subject: str, variables: dict[str, str]) -> None
     done = subprocess.run(
         [str(part) for part in command],
         check=False,
+        cwd=variables["HOME"],  # not here, where uv would obey the project that this happens to be a folder of
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
