@@ -430,6 +430,7 @@ def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C is sent to the driver and to its workers alike."""
     arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 2, "--out", tmp_path)
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+    command = ["env", "--default-signal=INT", *command]  # which shells ignore in what they run in the background
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
         while not list(tmp_path.glob("gymnasium/*/*.partial-*")):
             assert driver.poll() is None
