@@ -111,7 +111,7 @@ def test_settings_that_mean_nothing_are_refused():
             LDMConfig(**changes)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
 def test_rollouts_with_experts_equal_recomputation(mixture_model, processor, compiled, monkeypatch):
     monkeypatch.setattr("ldm_hf.modeling.packed_ldm._LARGE", 32 * 64)
     policy = LDMPolicy(mixture_model, processor, MIXED, context_length=7, compile=compiled)

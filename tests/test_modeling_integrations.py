@@ -115,17 +115,22 @@ def test_what_the_backbone_saw_can_be_asked_for(model, batch):
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], outputs.logits)
 
 
-def test_settings_of_the_output_change_neither_a_rollout_nor_attention(model, processor):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_dict": False, "output_hidden_states": True},
+        {"attn_implementation": "eager"},
+        pytest.param({"attn_implementation": "flex_attention"}, marks=pytest.mark.slow),  # which compiles
+    ],
+    ids=lambda settings: next(iter(settings.values())),
+)
+def test_settings_of_the_output_change_neither_a_rollout_nor_attention(model, processor, settings):
     """A configuration that asks for tuples or hidden states, and other kernels for attention, act the same."""
-    others = [{"return_dict": False, "output_hidden_states": True}, {"attn_implementation": "eager"}]
-    expected = actions(model, processor)
-    for settings in [*others, {"attn_implementation": "flex_attention"}]:
-        config = LDMConfig.from_dict(model.config.to_dict() | settings)
-        other = LDMModel(config).eval()
-        other.load_state_dict(model.state_dict())
-        assert other.config._attn_implementation == settings.get("attn_implementation", "sdpa")
-        assert other.config.return_dict == settings.get("return_dict", True)
-        assert actions(other, processor) == expected, settings
+    other = LDMModel(LDMConfig.from_dict(model.config.to_dict() | settings)).eval()
+    other.load_state_dict(model.state_dict())
+    assert other.config._attn_implementation == settings.get("attn_implementation", "sdpa")
+    assert other.config.return_dict == settings.get("return_dict", True)
+    assert actions(other, processor) == actions(model, processor)
 
 
 def actions(model, processor) -> list[str]:

@@ -128,7 +128,7 @@ def test_rollouts_on_other_devices_equal_recomputation_on_the_cpu(model, process
     assert largest_error(model, policy, MIXED, 30) < 1e-4
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
 def test_bfloat16_is_near_float32(model, processor, compiled):
     """Eight bits of mantissa: logits of size 5 to 10 differ by a few hundredths."""
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -139,6 +139,7 @@ def test_bfloat16_is_near_float32(model, processor, compiled):
     assert torch.cat([step[:, 0, :2].flatten() for step in logits]).abs().max() > 1
 
 
+@pytest.mark.slow
 def test_after_a_selection_a_compiled_policy_goes_on(model, processor):
     compiled, plain = (LDMPolicy(model, processor, [GRID, CONTROL], context_length=8, compile=c) for c in (True, False))
     seen = [watched(policy) for policy in (compiled, plain)]
