@@ -5,12 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecMonitor
 
+from ldm_hf.dataset_builder.assessment import Assessment, assess, deterministic_episodes
 from ldm_hf.dataset_builder.candidates import observation_bytes
 from ldm_hf.dataset_builder.curation import unfit
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
@@ -30,7 +28,6 @@ from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from_json, space_to_json
 
-DETERMINISTIC_EPISODES = 10
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26
 """Observations that the final policy labels at once: more than 4096 but for large pictures, whose networks need room."""
@@ -74,9 +71,12 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
             curve = recorder.curve()
             progress("scoring", 0, 1)
             with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
-                returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, recorder.training_steps, curve, returns)
-            judged = None if request.keep == "improved" else Sample.of(returns)
+                episodes = deterministic_episodes(reloaded, environment, _SCORING_SEED + 1000 * request.seed)
+            assessment = assess(episodes, environment)
+            info = _run_info(
+                request, described, recording, recorder.training_steps, curve, episodes.returns, assessment
+            )
+            judged = None if request.keep == "improved" else Sample.of(episodes.returns)
             dropped = None if request.keep == "all" else unfit(curve, judged)
             if dropped is None:
                 flat = FlatObservations(space_from_json(described.observation_space))
@@ -147,6 +147,7 @@ def _run_info(
     training_steps: int | None,
     curve: LearningCurve,
     deterministic: list[float],
+    assessment: Assessment,
 ) -> RunInfo:
     return RunInfo(
         environment=described.id,
@@ -169,19 +170,8 @@ def _run_info(
         licence=described.licence,
         provenance=provenance(described.id),
         packages=package_versions(),
+        assessment=assessment,
     )
-
-
-def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) -> list[float]:
-    """Returns of ``DETERMINISTIC_EPISODES`` episodes of a policy, none favoured for being short."""
-    venv = VecMonitor(Sb3VecEnv(_environments(environment, DETERMINISTIC_EPISODES // 2)))
-    venv.seed(_SCORING_SEED + 1000 * seed)
-    try:
-        # evaluate_policy gives every environment the same number of episodes.
-        returns, _ = evaluate_policy(policy, venv, DETERMINISTIC_EPISODES, return_episode_rewards=True)
-    finally:
-        venv.close()
-    return np.asarray(returns, float).tolist()
 
 
 def _environments(environment: str, number: int) -> VectorEnv:
