@@ -54,15 +54,17 @@ class Assessment:
         return cls(values["lengths"], Conduct(**values["conduct"]), anchors, values["flags"])
 
 
-def deterministic_episodes(policy: "ReferencePolicy", environment: str, seed: int) -> Episodes:
-    """``DETERMINISTIC_EPISODES`` episodes of a policy, none favoured for being short.
+def deterministic_episodes(
+    policy: "ReferencePolicy", environment: str, seed: int, number: int = DETERMINISTIC_EPISODES
+) -> Episodes:
+    """Episodes of a policy, a multiple of 5 of them, none favoured for being short.
 
     Raises:
         EnvironmentFailure: the environment broke, or gave a reward that is not finite.
     """
     envs = make_vec(environment, _NUM_ENVS, autoreset_mode="SameStep", restart=True)
     with contextlib.closing(envs):
-        return play(envs, lambda given, _: _acting(policy, given), DETERMINISTIC_EPISODES, seed)
+        return play(envs, lambda given, _: _acting(policy, given), number, seed)
 
 
 def assess(episodes: Episodes, environment: str) -> Assessment:
