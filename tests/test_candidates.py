@@ -13,7 +13,7 @@ from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
 from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.run import _environments
+from ldm_hf.dataset_builder.run import make_environments
 from ldm_hf.dataset_builder.writer import ChunkRange
 from ldm_hf.env_registry.flat import FlatObservations, flat_space_json
 from ldm_hf.env_registry.sb3 import Sb3VecEnv
@@ -186,7 +186,7 @@ def test_flat_observations_are_in_their_space(kind):
 
 
 def test_training_environments_are_flat():
-    venv = Sb3VecEnv(_environments("gymnasium/Blackjack-v1", 2))
+    venv = Sb3VecEnv(make_environments("gymnasium/Blackjack-v1", 2))
     observations = venv.reset()
     assert {key: part.shape for key, part in observations.items()} == {"0": (2,), "1": (2,), "2": (2,)}
     venv.close()

@@ -15,12 +15,14 @@ from gymnasium import spaces
 
 from conftest import run_ldm, run_ldm_here
 from ldm_hf.dataset_builder.budgets import BUDGETS, Budget, choose_budget
+from ldm_hf.dataset_builder.build_settings import BuildSettings
 from ldm_hf.dataset_builder.candidates import choose_pool, pool
+from ldm_hf.dataset_builder.costs import run_seconds
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.executor import Ended, LocalExecutor
 from ldm_hf.dataset_builder.jobs import Job, _write_curve
-from ldm_hf.dataset_builder.pipeline import Build, BuildSettings, run_build
-from ldm_hf.dataset_builder.plan import _shares, estimate, make_plan, run_seconds
+from ldm_hf.dataset_builder.pipeline import Build, run_build
+from ldm_hf.dataset_builder.plan import _shares, estimate, make_plan
 from ldm_hf.dataset_builder.publish import publish
 from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.dataset_builder.records import RunRecord
@@ -31,6 +33,7 @@ from ldm_hf.files import sole_writer
 from test_dataset_builder import some_info
 
 CARTPOLE, ACROBOT, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Acrobot-v1", "gymnasium/Pendulum-v1"
+PAPER = ("--budget", "paper")
 NAMES = ("A2C", "ARS", "PPO", "TRPO")
 
 
@@ -89,7 +92,7 @@ def test_budgets():
     assert small.shortfall(pool()["PPO-long-rollouts"], 100, ranked=False) is None
     assert small.shortfall(pool()["SAC"], 100) is None and small.shortfall(pool()["PPO"], 10**6) is None
     assert choose_budget("small", 1000).run_transitions(pool()["SAC"]) == 100
-    with pytest.raises(ConfigError, match="budget must be one of paper, small"):
+    with pytest.raises(ConfigError, match="budget must be one of race, paper, small"):
         choose_budget("large", None)
 
 
@@ -394,7 +397,19 @@ def test_a_driver_that_is_killed_repeats_no_finished_run(tmp_path, environments,
 
 
 def test_long_runs_end_with_their_driver(tmp_path):
-    arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 1, "--out", tmp_path)
+    arguments = (
+        "build",
+        CARTPOLE,
+        *PAPER,
+        "--transitions",
+        10**8,
+        "--candidates",
+        "A2C",
+        "--jobs",
+        1,
+        "--out",
+        tmp_path,
+    )
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
         while not list(tmp_path.glob("gymnasium/*/*.partial-*/recording/action-*")):
@@ -417,7 +432,7 @@ def test_long_runs_end_with_their_driver(tmp_path):
 def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
     names = [part for name in ("SAC", "DQN", "A2C") for part in ("--candidates", name)]
     done = run_ldm_here(
-        "build", CARTPOLE, PENDULUM, "--transitions", 100_000, *names, "--out", tmp_path, "--executor", "none"
+        "build", CARTPOLE, PENDULUM, *PAPER, "--transitions", 100_000, *names, "--out", tmp_path, "--executor", "none"
     )
     assert done.stderr.splitlines() == [
         f"left out: SAC on {CARTPOLE}: SAC does not act in Discrete spaces",
@@ -428,7 +443,19 @@ def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
 
 def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C is sent to the driver and to its workers alike."""
-    arguments = ("build", CARTPOLE, "--transitions", 10**8, "--candidates", "A2C", "--jobs", 2, "--out", tmp_path)
+    arguments = (
+        "build",
+        CARTPOLE,
+        *PAPER,
+        "--transitions",
+        10**8,
+        "--candidates",
+        "A2C",
+        "--jobs",
+        2,
+        "--out",
+        tmp_path,
+    )
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
     command = ["env", "--default-signal=INT", *command]  # which shells ignore in what they run in the background
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
@@ -455,7 +482,7 @@ def test_the_small_budget_teaches_something(tmp_path):
 
 
 def test_the_plan_as_printed():
-    done = run_ldm_here("build", CARTPOLE, "minigrid", "--plan", "--cores", 608)
+    done = run_ldm_here("build", CARTPOLE, "minigrid", *PAPER, "--plan", "--cores", 608)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "SAC does not act in Discrete spaces" in text and "3,000,000 and 3,000,000" in text

@@ -57,7 +57,7 @@ def test_a_node_that_is_killed_loses_no_run(cluster, tmp_path):
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     for address in ("127.0.0.1:1", "auto"):
         done = run_ldm(
-            *("build", CARTPOLE, "--candidates", "A2C", "--transitions", 2000, "--out", tmp_path),
+            *("build", CARTPOLE, "--budget", "paper", "--candidates", "A2C", "--transitions", 2000, "--out", tmp_path),
             *("--executor", "ray", "--address", address),
         )
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -1,6 +1,7 @@
 """The mixture, the settings, the loop and its checkpoints."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,10 @@ from transformers import AutoConfig, AutoModel
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm_here, small_disk
 from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.datasets import training_datasets
 from ldm_hf.training.loop import learning_rate, train
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.stages import load_model
@@ -31,6 +34,7 @@ FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
 
 def toy_settings(data: Path, output: Path, **changes) -> dict:
     toy = {"model": "nano", "model_overrides": TOY_MODEL, "steps": 6, "batch_size": 4, "checkpoint_every": 2}
+    toy["environments"] = [CARTPOLE, CLIFF, PENDULUM]  # by name: their runs are too short to be worth imitating
     return {"data": str(data), "output": str(output), **toy, "log_every": 1, "log_with": "none", **changes}
 
 
@@ -317,3 +321,27 @@ def test_training_on_chosen_environments(data, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run_ldm_here("train", "--config", config, "--set", "environments=[gymnasium/Nothing-v0]")
     assert done.returncode == 1 and "has no data of gymnasium/Nothing-v0" in done.stderr.splitlines()[-1]
+
+
+def test_degenerate_references_are_left_out_unless_they_are_named(data, tmp_path):
+    said: list[str] = []
+    settings = toy_settings(data, tmp_path / "run")
+    flagged = {each.environment: each.info.flags for each in open_datasets(data) if each.info.flags}
+    assert CLIFF in flagged and CARTPOLE not in flagged  # every episode beside the cliff begins alike
+    kept = training_datasets(TrainingConfig(**{**settings, "environments": None}), said.append)
+    assert [each.environment for each in kept] == [name for name in settings["environments"] if name not in flagged]
+    assert [line.split(":")[1].strip() for line in said] == sorted(flagged)
+    assert all(flag in line for line, name in zip(said, sorted(flagged), strict=True) for flag in flagged[name])
+    assert len(training_datasets(TrainingConfig(**settings))) == 3
+
+
+def test_nothing_but_degenerate_references_is_one_line(data, tmp_path):
+    (only,) = (each for each in open_datasets(data, [CLIFF]))
+    shutil.copytree(data / "gymnasium", tmp_path / "data/gymnasium")
+    for folder in (tmp_path / "data/gymnasium").glob("*/*/run.json"):
+        if "CliffWalking" not in str(folder):
+            shutil.rmtree(folder.parent)
+    update_repository(tmp_path / "data/gymnasium")
+    settings = TrainingConfig(**{**toy_settings(tmp_path / "data", tmp_path / "run"), "environments": None})
+    with pytest.raises(ConfigError, match=re.escape(only.info.flags[0])):
+        training_datasets(settings)

@@ -24,7 +24,12 @@ Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a lib
 def build(
     targets: Annotated[list[str], typer.Argument(help="Ids of environments, and libraries as a whole.")],
     out: Out = Path("runs/data"),
-    budget: Annotated[str, typer.Option(help="paper, or small: what a CPU can do.")] = "paper",
+    budget: Annotated[
+        str, typer.Option(help="race: halving among candidates by time; paper; or small: the paper's, in minutes.")
+    ] = "race",
+    core_minutes: Annotated[
+        float | None, typer.Option(help="Of a race: for each environment, of all its candidates. Default: 10.")
+    ] = None,
     transitions: Annotated[
         int | None, typer.Option(min=1, help="Of a run. Default: the budget's, 3,000,000 of the paper.")
     ] = None,
@@ -48,27 +53,34 @@ def build(
 ) -> None:
     """Train reference policies on environments, record everything, relabel it, and write datasets.
 
-    Candidates are ranked on a few environments of each library; the best are trained on each environment; runs that
-    learned nothing, or fall short of the best, are dropped. Killed or interrupted, the same command goes on where it was.
+    Candidates race on each environment: they train for a slice of time, the better half resumes for twice the time, until
+    one is left or reaches the known good score. Runs that learned nothing are dropped. Killed or interrupted, the same
+    command resumes where it was. With --budget paper, candidates are ranked on a few environments of each library, and the
+    best three are trained on each.
     """
     require("`ldm build`", "build")
     from ldm_hf.dataset_builder.budgets import choose_budget
     from ldm_hf.dataset_builder.candidates import choose_pool
     from ldm_hf.dataset_builder.plan import make_plan
+    from ldm_hf.dataset_builder.race_budget import RaceBudget
 
-    chosen = choose_budget(budget, transitions)
+    chosen = choose_budget(budget, transitions, core_minutes)
     pool = choose_pool(tuple(candidates or ()))
     made = make_plan(targets, pool, chosen, seed)
     if plan:
+        assert not isinstance(chosen, RaceBudget)
         _print_plan(made, pool, chosen, cores)
         return
-    from ldm_hf.dataset_builder.pipeline import Build, BuildSettings
+    from ldm_hf.dataset_builder.build_settings import BuildSettings
+    from ldm_hf.dataset_builder.pipeline import Build
+    from ldm_hf.dataset_builder.racing import RaceBuild
 
     for name, reason in {**made.left_out, **_unfit(made, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
     settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
     with sole_writer(out.absolute()):
-        building = Build(made, settings, out.absolute())
+        kind = RaceBuild if isinstance(chosen, RaceBudget) else Build
+        building = kind(made, settings, out.absolute())
         if retry_failed:
             typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
         running = make_executor(executor, jobs, address, gpus, out.absolute())
@@ -105,25 +117,27 @@ def _run(building: Any, running: "Executor") -> None:
     from ldm_hf.progress import progress_bar
 
     total, done = building.amount()
-    with progress_bar("building", total, "transition", initial=done, unit_scale=True) as bar:
-        under_way: dict[str, int] = {}
+    with progress_bar("building", total, building.unit, initial=done, unit_scale=True) as bar:
+        under_way: dict[str, float] = {}
         before: dict[str, Any] = {}
 
         def watch(executor: Any, jobs: Any) -> None:
             nonlocal done, before
             for message in executor.messages():
                 if message.stage == "training":
-                    under_way[message.name] = message.done
+                    under_way[message.name] = message.done / max(1, message.total)
             running_now = {job.name: job for job in jobs}
             ended = [job for name, job in before.items() if name not in running_now and job.is_done]
-            done += sum(job.request.timesteps for job in ended)
-            if any(job.ranking for job in ended):  # which may have decided what is trained
+            done += sum(job.amount for job in ended)
+            if any(job.decides for job in ended):  # which may have decided what is trained
                 bar.total, done = building.amount()
             for name in set(under_way) - set(running_now):
                 del under_way[name]
             before = running_now
             bar.set_postfix_str(f"{len(running_now)} runs", refresh=False)
-            bar.n = done + sum(under_way.values())
+            bar.n = min(
+                bar.total, done + round(sum(running_now[name].amount * part for name, part in under_way.items()))
+            )
             bar.update(0)
 
         def say(line: str) -> None:

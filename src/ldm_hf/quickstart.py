@@ -115,6 +115,7 @@ def quickstart(
     if not (output / "model").is_dir():
         _say("2/3  Training one model on all of them (ldm launch)")
         settings = {**TRAINING, "data": str(data), "output": str(output), "seed": seed, "steps": steps}
+        settings["environments"] = sorted(references)  # all, whatever their references are worth
         with replacing(output / "quickstart.yaml") as path:
             path.write_text(json.dumps(settings, indent=1))  # JSON is YAML.
         launch = [sys.executable, "-m", "ldm_hf", "launch", "--num_processes", "1", "--num_machines", "1"]

@@ -1,10 +1,13 @@
-"""How much is trained: the paper's amounts, and what a CPU can do in minutes."""
+"""How much is trained: races against time, the paper's amounts, and what a CPU can do in minutes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate
 from ldm_hf.dataset_builder.curves import MIN_EPISODES
+from ldm_hf.dataset_builder.race_budget import RaceBudget
+from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError
 
 _LATEST_START = 1 / 3  # share of a run before which an algorithm must begin to learn
@@ -38,6 +41,19 @@ class Budget:
         """Transitions of a run of the ranking."""
         return round(self.run_transitions(candidate) * self.ranking_share)
 
+    def misfits(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
+        """Why candidates of a pool are not trained on an environment, by their names."""
+        ranked = len(pool) > self.runs
+        return {
+            name: reason
+            for name, candidate in pool.items()
+            if (
+                reason := candidate.misfit(described.observation_space, described.action_space)
+                or self.shortfall(candidate, described.max_episode_steps, ranked=ranked)
+            )
+            is not None
+        }
+
     def shortfall(self, candidate: Candidate, max_episode_steps: int, *, ranked: bool = True) -> str | None:
         """Why a run of the ranking, or the run itself where none is ranked, is too short to show anything, or None.
 
@@ -55,7 +71,8 @@ class Budget:
         return None
 
 
-BUDGETS = {
+BUDGETS: dict[str, Budget | RaceBudget] = {
+    "race": RaceBudget(),
     # Section 4.2: the top 3 of the ranking on at most 250 environments a library, 3 million transitions each.
     "paper": Budget(3_000_000),
     # Off-policy algorithms are 20 to 50 times slower on a CPU, and need fewer transitions.
@@ -68,11 +85,25 @@ BUDGETS = {
 }
 
 
-def choose_budget(name: str, transitions: int | None) -> Budget:
-    """A budget by name, with another number of transitions if one is given; ``ConfigError`` if it cannot be used."""
+def choose_budget(name: str, transitions: int | None = None, core_minutes: float | None = None) -> Budget | RaceBudget:
+    """A budget by name, with another amount if one is given; ``ConfigError`` if it cannot be used.
+
+    Args:
+        name: one of ``BUDGETS``.
+        transitions: of a run; not of a race.
+        core_minutes: for an environment, of a race.
+    """
     if name not in BUDGETS:
         raise ConfigError(f"budget must be one of {', '.join(BUDGETS)}, got {name!r}")
     if transitions is not None and transitions < 1:
         raise ConfigError(f"transitions must be at least 1, got {transitions}")
+    if core_minutes is not None and not 0 < core_minutes < math.inf:
+        raise ConfigError(f"core minutes must be above 0, got {core_minutes}")
     budget = BUDGETS[name]
+    if isinstance(budget, RaceBudget):
+        if transitions is not None:
+            raise ConfigError("a race is given time, not transitions: core minutes for each environment")
+        return budget if core_minutes is None else replace(budget, core_minutes=core_minutes)
+    if core_minutes is not None:
+        raise ConfigError(f"core minutes are of the budget race; {name} counts transitions")
     return budget if transitions is None else replace(budget, transitions=transitions)

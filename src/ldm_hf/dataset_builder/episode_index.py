@@ -1,7 +1,7 @@
 """Where the episodes of a run lie among its transitions: an index for those who read with plain ``datasets``."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
 from ldm_hf.modeling.transitions_ldm import Transitions
+
+Resets = Sequence[int] | Mapping[int, Sequence[int]]
 
 SCHEMA = pa.schema(
     [
@@ -31,11 +33,12 @@ class EpisodeIndex:
     """The episodes of streams that are added piece by piece, in any order.
 
     Args:
-        resets: steps before which the algorithm reset all streams, in order; the first reset is before step 0.
+        resets: steps before which the algorithm reset all streams, in order, or a mapping that has them for each stream;
+            the first reset is before step 0.
     """
 
-    def __init__(self, resets: Sequence[int]) -> None:
-        self._resets = Counter(resets)
+    def __init__(self, resets: Resets) -> None:
+        self._resets = resets
         self._pieces: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {}
 
     def add(self, stream: int, start: int, transitions: Transitions) -> None:
@@ -59,7 +62,8 @@ class EpisodeIndex:
             columns["return"].append(np.add.reduceat(rewards.astype(np.float64), starts))
             columns["terminated"].append((ends[stops - 1] & 1).astype(bool))
             columns["truncated"].append((ends[stops - 1] & 2).astype(bool))
-            columns["resets"].append(np.array([self._resets[start] for start in starts.tolist()]))
+            resets = Counter(self._resets[stream] if isinstance(self._resets, Mapping) else self._resets)
+            columns["resets"].append(np.array([resets[start] for start in starts.tolist()]))
         arrays = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()}
         rows = len(arrays["stream"])
         return pa.table([[run] * rows, *(pa.array(arrays[field.name]).cast(field.type) for field in list(SCHEMA)[1:])],

@@ -59,6 +59,16 @@ class Job:
         """Whether it gains from one."""
         return self.pictures
 
+    @property
+    def decides(self) -> bool:
+        """Whether what runs next depends on it."""
+        return self.ranking
+
+    @property
+    def amount(self) -> int:
+        """For progress bars: transitions."""
+        return self.request.timesteps
+
     def on(self, device: str) -> "Job":
         """The same job, which trains on another device."""
         return replace(self, request=replace(self.request, device=device))
@@ -95,6 +105,16 @@ class Job:
             return None if data is None else LearningCurve.from_json(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{self.result} is no result of a ranking: {error}") from error
+
+    def describe(self) -> str:
+        """A line on what it showed."""
+        if self.ranking:
+            curve = self.curve()
+            return f"{self.name}: " + ("failed" if curve is None else f"{curve.last.mean:.4g}")
+        record = RunRecord.read(self.result.parent)
+        if record.info is None or record.dropped is not None:
+            return f"{self.name}: dropped, {record.dropped}"
+        return f"{self.name}: {record.info.first10:.4g} -> {record.info.last10:.4g}"
 
 
 def _write_curve(path: Path, curve: LearningCurve | None, failure: str | None) -> None:

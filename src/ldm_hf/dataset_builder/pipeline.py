@@ -2,52 +2,34 @@
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from ldm_hf.dataset_builder import plan as planning
+from ldm_hf.dataset_builder import costs
 from ldm_hf.dataset_builder.budgets import Budget
+from ldm_hf.dataset_builder.build_settings import BuildSettings
 from ldm_hf.dataset_builder.candidates import Candidate
 from ldm_hf.dataset_builder.curation import below_best
 from ldm_hf.dataset_builder.executor import Ended, Executor
 from ldm_hf.dataset_builder.jobs import RANKING_FOLDER, Job
 from ldm_hf.dataset_builder.plan import Group, Plan, PlannedEnvironment
+from ldm_hf.dataset_builder.racing import RaceBuild
 from ldm_hf.dataset_builder.ranking import Rank, best, rank
 from ldm_hf.dataset_builder.records import RunRecord, read_records
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.schema import SCHEMA_VERSION, environment_folder
+from ldm_hf.dataset_builder.schema import environment_folder
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.spec import EnvironmentSpec
-from ldm_hf.errors import ConfigError
 from ldm_hf.files import remove, remove_leftovers, replacing
 
-_SETTINGS = "build.json"
 _POLL_SECONDS = 0.3
 
 Say = Callable[[str], None]
-Watch = Callable[[Executor, Sequence[Job]], None]
+Watch = Callable[[Executor, Sequence[Any]], None]
 """Called about three times a second with the executor and the jobs that are running."""
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What a corpus is built with; it does not change while the corpus grows.
-
-    Attributes:
-        pool: candidates by name.
-        budget: how much is trained.
-        seed: of every run.
-        keep: as in ``RunRequest``.
-        device: torch device that trains.
-    """
-
-    pool: Mapping[str, Candidate]
-    budget: Budget
-    seed: int = 0
-    keep: str = "fit"
-    device: str = "cpu"
 
 
 class Build:
@@ -64,9 +46,13 @@ class Build:
 
     def __init__(self, plan: Plan, settings: BuildSettings, root: Path):
         self._plan = plan
-        self._settings = settings
+        assert isinstance(settings.budget, Budget)
+        self._settings, self._budget = settings, settings.budget
         self._root = root
-        self._claim()
+        self._unfinished = set(self.libraries)
+        settings.claim(root)
+
+    unit = "transition"  # of ``amount``
 
     @property
     def libraries(self) -> list[str]:
@@ -88,10 +74,18 @@ class Build:
             forgotten += len(failed) + len(unranked)
         return forgotten
 
-    def jobs(self) -> list[Job]:
-        """The jobs that could run now and are not done, those that take longest first."""
-        waiting = [job for group in self._plan.groups for job in self._jobs(group) if not job.is_done]
+    def jobs(self, running: Collection[str] = ()) -> list[Job]:
+        """The jobs that could run now and are neither done nor, by their names, running; those that take longest first."""
+        every = [job for group in self._plan.groups for job in self._jobs(group)]
+        waiting = [job for job in every if not job.is_done and job.name not in running]
         return sorted(waiting, key=lambda job: -job.seconds)
+
+    def to_finish(self, busy: Collection[str]) -> list[str]:
+        """Libraries of which all is done and which are not finished yet, given those that have jobs."""
+        return sorted(self._unfinished - set(busy))
+
+    def close(self) -> None:
+        """Nothing is kept that only a build in progress needs."""
 
     def finish(self, library: str) -> None:
         """Drop the runs of a library that fall short of their environment's best, and describe it; all its jobs are done."""
@@ -100,6 +94,7 @@ class Build:
                 for environment in group.environments:
                     self._curate(environment)
         update_repository(self._root / library)
+        self._unfinished.discard(library)
 
     def ranking(self, group: Group) -> list[Rank] | None:
         """The ranking of a group's candidates, the best first; None while runs of it are missing.
@@ -125,7 +120,7 @@ class Build:
 
     def amount(self) -> tuple[int, int]:
         """Transitions of everything that is planned, and of what of it is done: for a progress bar."""
-        budget = self._settings.budget
+        budget = self._budget
         total = done = 0
         for group in self._plan.groups:
             runs = self._run_jobs(group)
@@ -146,7 +141,7 @@ class Build:
 
     def _ranking_jobs(self, group: Group) -> list[Job]:
         specs = {environment.spec.id: environment.spec for environment in group.environments}
-        budget = self._settings.budget
+        budget = self._budget
         return [
             self._job(specs[name], candidate, budget.ranking_transitions(candidate), ranking=True)
             for name in group.ranked_on
@@ -157,7 +152,7 @@ class Build:
         names = self._chosen(group)
         if names is None:
             return None
-        budget = self._settings.budget
+        budget = self._budget
         return [
             self._job(environment.spec, candidate, budget.run_transitions(candidate), ranking=False)
             for environment in group.environments
@@ -168,10 +163,10 @@ class Build:
         if self._skips_ranking(group):
             return list(group.candidates)
         ranks = self.ranking(group)
-        return None if ranks is None else best(ranks, self._settings.budget.runs)
+        return None if ranks is None else best(ranks, self._budget.runs)
 
     def _skips_ranking(self, group: Group) -> bool:
-        return len(group.candidates) <= self._settings.budget.runs
+        return len(group.candidates) <= self._budget.runs
 
     def _job(self, spec: EnvironmentSpec, candidate: Candidate, transitions: int, *, ranking: bool) -> Job:
         settings = self._settings
@@ -180,9 +175,9 @@ class Build:
             request,
             self._root,
             ranking,
-            planning.run_seconds(spec, candidate, transitions),
-            planning.run_memory(spec, candidate, transitions),
-            planning.has_picture(spec),
+            costs.run_seconds(spec, candidate, transitions),
+            costs.run_memory(spec, candidate, transitions),
+            costs.has_picture(spec),
         )
 
     def _curate(self, environment: PlannedEnvironment) -> None:
@@ -204,30 +199,10 @@ class Build:
         key = f"{zlib.crc32(' '.join(group.candidates).encode()):08x}"
         return self._root / RANKING_FOLDER / group.library / f"ranking-{key}.json"
 
-    def _claim(self) -> None:
-        settings = self._settings
-        values = {
-            "pool": {name: asdict(candidate) for name, candidate in settings.pool.items()},
-            "budget": {**asdict(settings.budget), "shares": dict(settings.budget.shares)},
-            "seed": settings.seed,
-            "keep": settings.keep,
-            "format": SCHEMA_VERSION,  # runs are compared by their curves, which versions define differently
-        }
-        path = self._root / _SETTINGS
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            wanted = json.loads(json.dumps(values))
-            if found != wanted:
-                differing = [name for name in wanted if found.get(name) != wanted[name]]
-                raise ConfigError(
-                    f"{self._root} holds a corpus built with another {', '.join(differing)}; choose another --out"
-                )
-            return
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
-
-def run_build(build: Build, executor: Executor, say: Say, watch: Watch = lambda executor, jobs: None) -> None:
+def run_build(
+    build: Build | RaceBuild, executor: Executor, say: Say, watch: Watch = lambda executor, jobs: None
+) -> None:
     """Run what is not done, and describe the corpus. It may be killed at any time and called again.
 
     Args:
@@ -239,10 +214,9 @@ def run_build(build: Build, executor: Executor, say: Say, watch: Watch = lambda 
     Raises:
         LDMError: something that no job can get past, such as a full disk.
     """
-    running: dict[str, Job] = {}
+    running: dict[str, Any] = {}
     crashed: set[str] = set()
     waiting = build.jobs()
-    unfinished = set(build.libraries)
     while waiting or running:
         for job in list(waiting):
             if executor.has_room(job):
@@ -258,18 +232,21 @@ def run_build(build: Build, executor: Executor, say: Say, watch: Watch = lambda 
                     crashed.add(job.name)
                     waiting.append(job)
             say(describe(ended))
-            if job.ranking:
-                waiting = [one for one in build.jobs() if one.name not in running]
+            if job.decides:
+                waiting = build.jobs(running)
+        waiting = waiting or build.jobs(running)
         watch(executor, list(running.values()))
-        busy = {library_of(job) for job in [*waiting, *running.values()]}
-        for library in sorted(unfinished - busy):
-            build.finish(library)
-        unfinished &= busy
-    for library in sorted(unfinished):
+        _finish(build, {library_of(job) for job in [*waiting, *running.values()]})
+    _finish(build, set())
+    build.close()
+
+
+def _finish(build: Build | RaceBuild, busy: set[str]) -> None:
+    for library in build.to_finish(busy):
         build.finish(library)
 
 
-def library_of(job: Job) -> str:
+def library_of(job: Any) -> str:
     """Slug of the library that a job belongs to."""
     return EnvironmentId.parse(job.request.environment).library
 
@@ -279,10 +256,4 @@ def describe(ended: Ended) -> str:
     job = ended.job
     if ended.crash is not None and not job.is_done:
         return f"{job.name}: {ended.crash}; once more"
-    if job.ranking:
-        curve = job.curve()
-        return f"{job.name}: " + ("failed" if curve is None else f"{curve.last.mean:.4g}")
-    record = RunRecord.read(job.result.parent)
-    if record.info is None or record.dropped is not None:
-        return f"{job.name}: dropped, {record.dropped}"
-    return f"{job.name}: {record.info.first10:.4g} -> {record.info.last10:.4g}"
+    return str(job.describe())

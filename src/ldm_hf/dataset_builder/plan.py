@@ -1,28 +1,19 @@
 """What a build would do: environments, who is compatible with what, time and storage."""
 
-import functools
-import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import numpy as np
 
 from ldm_hf.dataset_builder.budgets import Budget
-from ldm_hf.dataset_builder.candidates import Candidate, observation_bytes
+from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.costs import run_bytes, run_seconds
+from ldm_hf.dataset_builder.race_budget import RaceBudget
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.env_registry.isolated.space_tree import is_byte_image, leaves
 from ldm_hf.env_registry.registry import find_manifest, list_environments, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
-from ldm_hf.modeling.spaces_ldm import SlotLayout
-
-_PICTURE_BYTES = 200  # a 64 x 64 picture in a file: 37 to 196 measured on three Atari games
-_PIXELS = 64 * 64
-_NUMBER_BYTES = 3.0  # a float32 after compression
-_BASE_MEMORY = 700 * 2**20  # of a process that trains, with the process of its environments
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Plan:
     left_out: Mapping[str, str]
 
 
-def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Budget, seed: int) -> Plan:
+def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Budget | RaceBudget, seed: int) -> Plan:
     """Decide what a build does; the same arguments give the same plan.
 
     Args:
@@ -97,11 +88,7 @@ def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Bud
         if described.problems:
             left_out[described.id] = "; ".join(described.problems)
             continue
-        misfits = {
-            name: reason
-            for name, candidate in pool.items()
-            if (reason := _misfit(candidate, described, budget, ranked=len(pool) > budget.runs)) is not None
-        }
+        misfits = budget.misfits(described, pool)
         fitting = tuple(name for name in pool if name not in misfits)
         if fitting:
             planned.append(PlannedEnvironment(described, fitting, misfits))
@@ -113,48 +100,9 @@ def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Bud
     return Plan(tuple(_groups(planned, budget, seed)), left_out)
 
 
-def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions: int) -> float:
-    """Estimate of how long a core trains, from the environment's measured rate and the algorithm's measured costs.
-
-    Costs were measured on vectors and on pictures of 64 x 64; for other pictures they are taken in proportion.
-    """
-    pixels = sum(
-        part["shape"][0] * part["shape"][1] for _, part in leaves(environment.observation_space) if is_byte_image(part)
-    )
-    costs = _costs()[candidate.name]
-    picture = costs.get("picture", 0.0)
-    vector = costs.get("vector", picture / 10)
-    cost = vector + max(picture - vector, 0.0) * min(pixels / _PIXELS, 4.0)
-    return transitions * (cost + 1 / max(environment.steps_per_second, 1.0))
-
-
-def run_bytes(environment: EnvironmentSpec, transitions: int) -> float:
-    """Estimate of what a run takes on disk."""
-    observation = SlotLayout.of(environment.observation_space)
-    numbers = observation.num_slots + 2 * SlotLayout.of(environment.action_space, role="action").num_slots + 1
-    return transitions * (numbers * _NUMBER_BYTES + (_PICTURE_BYTES if observation.image is not None else 0))
-
-
-def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: int) -> int:
-    """Estimate of what a run takes in memory: replay buffers are most of it."""
-    size = observation_bytes(environment.observation_space)
-    picture = has_picture(environment)
-    rollout = candidate.num_envs * candidate.hyperparameters.get("n_steps", 2048) * size
-    replay = math.prod(candidate.replay(environment.observation_space, transitions))
-    return _BASE_MEMORY + int(2 * rollout + replay) + (300 * 2**20 if picture else 0)
-
-
-def has_picture(environment: EnvironmentSpec) -> bool:
-    """Whether policies read a picture there."""
-    return any(is_byte_image(part) for _, part in leaves(environment.observation_space))
-
-
-def _misfit(candidate: Candidate, environment: EnvironmentSpec, budget: Budget, *, ranked: bool) -> str | None:
-    misfit = candidate.misfit(environment.observation_space, environment.action_space)
-    return misfit or budget.shortfall(candidate, environment.max_episode_steps, ranked=ranked)
-
-
-def _environments(targets: Sequence[str], budget: Budget, seed: int, left_out: dict[str, str]) -> list[EnvironmentSpec]:
+def _environments(
+    targets: Sequence[str], budget: Budget | RaceBudget, seed: int, left_out: dict[str, str]
+) -> list[EnvironmentSpec]:
     found: dict[str, EnvironmentSpec] = {}
     for target in targets:
         if "/" in target:
@@ -171,13 +119,14 @@ def _environments(targets: Sequence[str], budget: Budget, seed: int, left_out: d
     return [found[name] for name in sorted(found)]
 
 
-def _groups(planned: Sequence[PlannedEnvironment], budget: Budget, seed: int) -> list[Group]:
+def _groups(planned: Sequence[PlannedEnvironment], budget: Budget | RaceBudget, seed: int) -> list[Group]:
     by_library: dict[str, dict[tuple[str, ...], list[PlannedEnvironment]]] = {}
     for one in planned:
         by_library.setdefault(one.library, {}).setdefault(one.candidates, []).append(one)
     groups = []
     for library, kinds in by_library.items():
-        shares = _shares([len(members) for members in kinds.values()], budget.ranking_environments)
+        number = budget.ranking_environments if isinstance(budget, Budget) else 0  # races rank on each environment
+        shares = _shares([len(members) for members in kinds.values()], number) if number else [0] * len(kinds)
         for (candidates, members), share in zip(kinds.items(), shares, strict=True):
             order = np.random.default_rng(_seed(seed, library, *candidates)).permutation(len(members))
             ranked_on = tuple(sorted(members[index].spec.id for index in order[:share]))
@@ -198,13 +147,6 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
 
 def _seed(seed: int, *names: str) -> tuple[int, int]:
     return seed, zlib.crc32("/".join(names).encode())
-
-
-@functools.cache
-def _costs() -> dict[str, dict[str, float]]:
-    """Seconds that a candidate takes for a transition beside its environment, on one core: ``step_costs.json``."""
-    text = resources.files("ldm_hf.dataset_builder").joinpath("step_costs.json").read_text(encoding="utf-8")
-    return dict(json.loads(text)["seconds"])
 
 
 @dataclass(frozen=True)

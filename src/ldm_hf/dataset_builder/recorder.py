@@ -42,8 +42,13 @@ class EpisodeLog:
         self._broken_off |= streams & self.running
         self._totals[streams], self._starts[streams] = 0, self._transitions
 
-    def curve(self) -> LearningCurve:
-        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few.
+    @property
+    def begun(self) -> int:
+        """Episodes that ended or are running."""
+        return sum(map(len, self._ended)) + int(self.running.sum())
+
+    def episodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts, int64, and returns, float64, of the episodes that ended, by their start.
 
         An environment of which an episode was broken off is left out as a whole: its short episodes ended, its long ones
         did not, and what is left says nothing of the policy.
@@ -55,7 +60,13 @@ class EpisodeLog:
             for start, total in episodes
         ]
         every.sort(key=lambda episode: episode[:2])
-        return LearningCurve.of([total for *_, total in every], [start for start, *_ in every])
+        starts, totals = [start for start, *_ in every], [total for *_, total in every]
+        return np.array(starts, np.int64), np.array(totals, np.float64)
+
+    def curve(self) -> LearningCurve:
+        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few."""
+        starts, totals = self.episodes()
+        return LearningCurve.of(totals, starts)
 
 
 class Recorder(gymnasium.vector.VectorWrapper):
@@ -96,6 +107,15 @@ class Recorder(gymnasium.vector.VectorWrapper):
     def is_recording(self) -> bool:
         """Whether anything of the next step is recorded."""
         return bool(self._recorded.any())
+
+    @property
+    def begun(self) -> int:
+        """Episodes that ended or are running."""
+        return self._log.begun
+
+    def episodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and returns of the episodes that ended, by their start, but for environments that were broken off."""
+        return self._log.episodes()
 
     def curve(self) -> LearningCurve:
         """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are too few."""

@@ -1,5 +1,6 @@
 """What a run's environments gave and were given, raw, on disk."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ldm_hf.env_registry.isolated.space_tree import array_format, at, join, leaves
-from ldm_hf.errors import StorageError
+from ldm_hf.errors import DatasetFormatError, StorageError
 from ldm_hf.modeling.spaces_ldm import space_to_json
 
 _BLOCK_BYTES = 2**25  # of one array that wait in memory before they are compressed
@@ -18,21 +19,39 @@ _BLOCK_ROWS = 4096
 _CODEC = "zstd"
 _LEVEL = 1
 _FIRST_ROWS = 1024
+_INDEX, _NUMBERS = "index.json", "numbers.npz"  # of a recording that was saved
 
 
 class BlockFile:
     """An array of shape (T, B, ...) that grows row by row, kept on disk in compressed blocks of one column each."""
 
-    def __init__(self, path: Path, dtype: Any, num_columns: int, item: tuple[int, ...]) -> None:
-        """Make the file; it is gone with its folder."""
+    def __init__(
+        self, path: Path, dtype: Any, num_columns: int, item: tuple[int, ...], saved: dict[str, Any] | None = None
+    ) -> None:
+        """Make the file, or open the one of which ``save`` gave the index; it is gone with its folder."""
         row_bytes = max(1, num_columns * int(np.prod(item)) * np.dtype(dtype).itemsize)
         rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes))
-        self._file = path.open("w+b")
+        self._file = path.open("w+b" if saved is None else "rb")
         self._block = np.empty((rows, num_columns, *item), dtype)
         self._shape = (num_columns, *item)
         self._blocks: list[list[tuple[int, int]]] = []  # of each block: where its columns lie in the file
         self._codec = pa.Codec(_CODEC, compression_level=_LEVEL)
         self.length = 0
+        if saved is not None:
+            self._blocks = [[(offset, size) for offset, size in block] for block in saved["blocks"]]
+            self.length = saved["length"]
+            if rest := self.length % rows:
+                last = self._blocks.pop()
+                for column in range(num_columns):
+                    self._block[:rest, column] = self._unpack(last[column], rest)
+
+    def save(self) -> dict[str, Any]:
+        """Write what waits in memory; returns the index that opens the file again. Nothing can be added afterwards."""
+        blocks = list(self._blocks)
+        if rest := self.length % len(self._block):
+            blocks.append([self._write(self._block[:rest, column]) for column in range(self._block.shape[1])])
+        self._file.flush()
+        return {"length": self.length, "blocks": blocks}
 
     def put(self, row: Any) -> None:
         """Say what the next row of shape (B, ...) is; it is not there before ``advance``."""
@@ -66,29 +85,45 @@ class BlockFile:
         return offset, self._file.write(self._codec.compress(np.ascontiguousarray(values)))
 
     def _read(self, block: int, column: int) -> np.ndarray:
-        offset, size = self._blocks[block][column]
+        return self._unpack(self._blocks[block][column], len(self._block))
+
+    def _unpack(self, place: tuple[int, int], rows: int) -> np.ndarray:
+        offset, size = place
         self._file.seek(offset)
-        shape = (len(self._block), *self._block.shape[2:])
-        nbytes = self._block[:, column].nbytes
-        data = self._codec.decompress(self._file.read(size), nbytes)
-        return np.frombuffer(data, self._block.dtype).reshape(shape)
+        data = self._codec.decompress(self._file.read(size), self._block[:rows, 0].nbytes)
+        return np.frombuffer(data, self._block.dtype).reshape(rows, *self._block.shape[2:])
 
 
 class ValueFile:
     """Values of a space on disk: one ``BlockFile`` a leaf. Leaves of no fixed size, such as texts, are left out."""
 
-    def __init__(self, folder: Path, name: str, space: gymnasium.Space, num_columns: int) -> None:
-        """Make the files in an existing folder."""
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        space: gymnasium.Space,
+        num_columns: int,
+        saved: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """Make the files in an existing folder, or open those of which ``save`` gave the indices."""
         self._space = space_to_json(space)
         self._leaves: list[BlockFile | None] = []
         self._files: list[tuple[tuple[str | int, ...], BlockFile]] = []
+        self._names: list[str] = []
         self.row_bytes = 0
         for number, (path, leaf) in enumerate(leaves(self._space)):
             found = array_format(leaf)
-            file = None if found is None else BlockFile(folder / f"{name}-{number}", found[1], num_columns, found[0])
+            path_of = folder / f"{name}-{number}"
+            index = None if saved is None or found is None else saved[path_of.name]
+            file = None if found is None else BlockFile(path_of, found[1], num_columns, found[0], index)
             self.row_bytes += 0 if found is None else num_columns * int(np.prod(found[0])) * found[1].itemsize
             self._leaves.append(file)
             self._files += [] if file is None else [(path, file)]
+            self._names += [] if file is None else [path_of.name]
+
+    def save(self) -> dict[str, dict[str, Any]]:
+        """Write what waits in memory; returns the index of each file."""
+        return {name: file.save() for name, (_, file) in zip(self._names, self._files, strict=True)}
 
     def put(self, values: Any) -> None:
         """Say what the next row is: a batch of values, one a column."""
@@ -157,6 +192,54 @@ class Recording:
         self.resets: list[int] = []
         self.lengths = np.zeros(streams, np.int64)
         self._rows = 0
+
+    def save(self) -> None:
+        """Write everything that ``open`` needs; nothing can be added afterwards.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        rows = self._rows
+        try:
+            parts = [part.save() for part in (self._observations, self._actions, self._terminals)]
+            numbers = {name: getattr(self, name)[:rows] for name in ("rewards", "terminated", "truncated")}
+            terminals, resets = np.array(self.terminals, np.int64).reshape(-1, 2), np.array(self.resets, np.int64)
+            every: dict[str, Any] = {**numbers, "lengths": self.lengths, "terminals": terminals, "resets": resets}
+            np.savez_compressed(self._folder / _NUMBERS, **every)
+            (self._folder / _INDEX).write_text(json.dumps(parts), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"{self._folder} cannot hold the recording: {error.strerror}; free some space"
+            ) from error
+
+    @classmethod
+    def open(cls, folder: Path, observation: gymnasium.Space, action: gymnasium.Space) -> "Recording":
+        """Open a recording that was saved, to be read.
+
+        Args:
+            folder: of the recording.
+            observation, action: spaces of one sub-environment.
+
+        Raises:
+            DatasetFormatError: there is no recording that was saved, or it is damaged.
+        """
+        self = cls.__new__(cls)
+        try:
+            parts = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            with np.load(folder / _NUMBERS, allow_pickle=False) as numbers:
+                self.lengths = numbers["lengths"]
+                self.rewards, self.terminated = numbers["rewards"], numbers["terminated"]
+                self.truncated = numbers["truncated"]
+                self.terminals = [(stream, row) for stream, row in numbers["terminals"].tolist()]
+                self.resets = numbers["resets"].tolist()
+            self._folder, self._rows = folder, len(self.rewards)
+            streams = len(self.lengths)
+            self._observations = ValueFile(folder, "observation", observation, streams, parts[0])
+            self._actions = ValueFile(folder, "action", action, streams, parts[1])
+            self._terminals = ValueFile(folder, "terminal", observation, 1, parts[2])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise DatasetFormatError(f"{folder} holds no recording that can be read: {error}") from error
+        return self
 
     @property
     def num_streams(self) -> int:

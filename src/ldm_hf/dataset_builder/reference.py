@@ -175,6 +175,18 @@ def train_policy(
         device: that trains it; the policy is returned on the CPU.
         recorder: what records the environments.
     """
+    model, normalizer = make_model(venv, candidate, timesteps=timesteps, seed=seed, device=device)
+    model.learn(timesteps, callback=ReportProgress(progress))
+    if recorder is not None:
+        finish_episodes(model, normalizer, recorder)
+    model.policy.to("cpu")
+    return ReferencePolicy.of(model, candidate, normalizer)
+
+
+def make_model(
+    venv: VecEnv, candidate: Candidate, *, timesteps: int, seed: int, device: str = "cpu"
+) -> tuple[BaseAlgorithm, VecNormalize | None]:
+    """A candidate's untrained algorithm on environments, and what normalises them; arguments as of ``train_policy``."""
     normalizer = _normalizer(venv, candidate) if candidate.normalize else None
     env = normalizer or venv
     model = algorithm_class(candidate.algorithm)(
@@ -184,18 +196,14 @@ def train_policy(
         device=device,
         **_arguments(candidate, venv, timesteps),
     )
-    model.learn(timesteps, callback=_Progress(progress))
-    if recorder is not None:
-        recorder.end_training()
-        if normalizer is not None:
-            normalizer.training = False
-        _finish_episodes(model, recorder)
-    model.policy.to("cpu")
-    return ReferencePolicy.of(model, candidate, normalizer)
+    return model, normalizer
 
 
-def _finish_episodes(model: BaseAlgorithm, recorder: Recorder) -> None:
-    """Collect experience as the algorithm does, and throw it away, until all episodes have ended."""
+def finish_episodes(model: BaseAlgorithm, normalizer: VecNormalize | None, recorder: Recorder) -> None:
+    """End training: collect experience as the algorithm does, and throw it away, until all episodes have ended."""
+    recorder.end_training()
+    if normalizer is not None:
+        normalizer.training = False
     callback = _WhileRecording(recorder)
     callback.init_callback(model)
     env = model.env
@@ -245,7 +253,9 @@ def _schedule(value: Any) -> Any:
     return value
 
 
-class _Progress(BaseCallback):
+class ReportProgress(BaseCallback):
+    """Reports the number of transitions so far at every step."""
+
     def __init__(self, report: Callable[[int], None]):
         super().__init__()
         self._report = report

@@ -83,12 +83,9 @@ class _Replaying:
         self._first = ""
 
     def run(self) -> Replay:
-        seeds: list[int] | None = [self._info.seed + index for index in range(self._info.num_streams)]
         observations: Any = None
         for step in range(max(stream.length for stream in self._streams)):
-            for _ in range(self._resets.get(step, 0)):
-                observations, _ = self._envs.reset(seed=seeds)
-                seeds = None
+            observations = self._reset(step, observations)
             rows = [stream.row(step) for stream in self._streams]
             slots, images = self._observation.flatten(observations, batched=True)
             result = self._envs.step(self._actions(rows))
@@ -100,6 +97,16 @@ class _Replaying:
                     self._compare(index, step, row, slots[index], image, np.float32(rewards[index]), ends)
             self._progress(sum(row is not None for row in rows))
         return Replay(self._rows, self._different, self._first)
+
+    def _reset(self, step: int, observations: Any) -> Any:
+        """Reset what the algorithm reset before a step; a stream that has ended is not looked at."""
+        resets = self._resets.get(step, {})
+        for number in range(max(resets.values(), default=0)):
+            mask = np.array([stream.length <= step or resets.get(index, 0) > number
+                             for index, stream in enumerate(self._streams)])  # fmt: skip
+            seeds = [self._info.seed + index for index in range(len(mask))] if step == number == 0 else None
+            observations, _ = self._envs.reset(seed=seeds, options=None if mask.all() else {"reset_mask": mask})
+        return observations
 
     def _actions(self, rows: "list[Transitions | None]") -> Any:
         """What the environments are given; a stream that has ended takes its last action again, and is not looked at."""
@@ -120,7 +127,7 @@ class _Replaying:
         recorded_ends = bool(row.terminated[0]), bool(row.truncated[0])
         # What the algorithm broke off by a reset, the environment did not end.
         broken_off = recorded_ends == (False, True) and (
-            step + 1 in self._resets or self._streams[stream].length == step + 1
+            stream in self._resets.get(step + 1, {}) or self._streams[stream].length == step + 1
         )
         differences = []
         wrong = np.flatnonzero(~np.equal(row.observations[0], slots))
@@ -165,9 +172,12 @@ class _Stream:
         return row
 
 
-def _resets(dataset: EnvironmentDataset) -> dict[int, int]:
-    """How many times the algorithm reset all environments before each step."""
+def _resets(dataset: EnvironmentDataset) -> dict[int, dict[int, int]]:
+    """Of each step, how many times the algorithm reset each stream before it, where it did."""
     file = dataset.beside(EPISODES_FILE)
     table = file.storage.read(file.path, read_table)
-    pairs = zip(table["step"].to_pylist(), table["resets"].to_pylist(), strict=True)
-    return {step: number for step, number in pairs if number}
+    found: dict[int, dict[int, int]] = {}
+    for stream, step, number in zip(*(table[name].to_pylist() for name in ("stream", "step", "resets")), strict=True):
+        if number:
+            found.setdefault(step, {})[stream] = number
+    return found

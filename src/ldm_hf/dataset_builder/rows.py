@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_hf.dataset_builder.joined_recording import JoinedRecording
 from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.dataset_builder.schema import CHUNK_LENGTH
 from ldm_hf.dataset_builder.writer import ChunkRange, Terminals
@@ -24,7 +25,7 @@ class RecordedRows:
         batch: observations that are labelled at once.
     """
 
-    recording: Recording
+    recording: Recording | JoinedRecording
     observation: SlotLayout
     action: SlotLayout
     label: Callable[[Any], Any] | None = None

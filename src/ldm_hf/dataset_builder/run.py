@@ -2,18 +2,18 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecMonitor
 
+from ldm_hf.dataset_builder.assessment import Assessment, assess, deterministic_episodes
 from ldm_hf.dataset_builder.candidates import observation_bytes
 from ldm_hf.dataset_builder.curation import unfit
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
+from ldm_hf.dataset_builder.joined_recording import JoinedRecording
 from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.dataset_builder.records import RunRecord, describe_files, package_versions
@@ -30,7 +30,6 @@ from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
 from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from_json, space_to_json
 
-DETERMINISTIC_EPISODES = 10
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26
 """Observations that the final policy labels at once: more than 4096 but for large pictures, whose networks need room."""
@@ -55,64 +54,97 @@ def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage
         StorageError: the disk is full.
     """
     environment, candidate = request.environment, request.candidate
-    described = _described(request)
+    described = described_environment(request)
     # Spaces that no model takes are refused before any time is spent on them.
-    observation = SlotLayout.of(described.observation_space)
-    action = SlotLayout.of(described.action_space, role="action")
+    SlotLayout.of(described.observation_space)
+    SlotLayout.of(described.action_space, role="action")
     start = time.monotonic()
     with scratch_folder(request.folder(root)) as scratch:
         with (
-            _failures_of(f"{candidate.algorithm} on {environment}"),
-            contextlib.closing(_environments(environment, candidate.num_envs)) as envs,
+            failures_of(f"{candidate.algorithm} on {environment}"),
+            contextlib.closing(make_environments(environment, candidate.num_envs)) as envs,
         ):
             recording = Recording(scratch / "recording", _steps(request), envs)
             recorder = Recorder(envs, _steps(request), described.max_episode_steps, recording)
             policy = _train(request, recorder, progress)
-        with contextlib.closing(recording), replacing(request.folder(root)) as folder:
-            policy.save(folder / POLICY_FOLDER)
-            reloaded = ReferencePolicy.load(folder / POLICY_FOLDER)
-            curve = recorder.curve()
-            progress("scoring", 0, 1)
-            with _failures_of(f"the policy that {candidate.algorithm} trained on {environment}"):
-                returns = deterministic_returns(reloaded, environment, request.seed)
-            info = _run_info(request, described, recording, recorder.training_steps, curve, returns)
-            judged = None if request.keep == "improved" else Sample.of(returns)
-            dropped = None if request.keep == "all" else unfit(curve, judged)
-            if dropped is None:
-                flat = FlatObservations(space_from_json(described.observation_space))
-                batch = max(1, _BATCH_BYTES // observation_bytes(space_to_json(flat.space)))
-                source = RecordedRows(
-                    recording, observation, action, lambda seen: reloaded.act(flat.flatten(seen)), batch
-                )
-                write_dataset(
-                    folder,
-                    info,
-                    plan_chunks(recording.lengths.tolist(), request.seed),
-                    source.transitions,
-                    source.terminals(),
-                    lambda rows: progress("writing", rows, info.num_transitions),
-                    resets=recording.resets,
-                )
-            seconds = round(time.monotonic() - start, 1)
-            record = RunRecord(environment, info.run, dropped, info, describe_files(folder), seconds)
-            record.write(folder)
+        with contextlib.closing(recording):
+            return write_run(
+                request, root, policy, recording, recorder.curve(), recorder.training_steps, start, progress
+            )
+
+
+def write_run(
+    request: RunRequest,
+    root: Path,
+    policy: ReferencePolicy,
+    recording: Recording | JoinedRecording,
+    curve: LearningCurve,
+    training_steps: int | None,
+    start: float,
+    progress: Progress,
+    extra: Mapping[str, Any] | None = None,
+) -> RunRecord:
+    """Relabel a recording by its final policy, score it and write it; the last part of ``build_run``.
+
+    Args:
+        request, root, progress: as of ``build_run``.
+        policy: of the end of the run.
+        recording: of all of it.
+        curve: of all of it.
+        training_steps: as of ``RunInfo``.
+        start: when the run began, by ``time.monotonic``.
+        extra: what the record's hyperparameters say beside the candidate's.
+    """
+    environment = request.environment
+    described = described_environment(request)
+    observation = SlotLayout.of(described.observation_space)
+    action = SlotLayout.of(described.action_space, role="action")
+    with replacing(request.folder(root)) as folder:
+        policy.save(folder / POLICY_FOLDER)
+        reloaded = ReferencePolicy.load(folder / POLICY_FOLDER)
+        progress("scoring", 0, 1)
+        with failures_of(f"the policy that {request.candidate.algorithm} trained on {environment}"):
+            episodes = deterministic_episodes(reloaded, environment, _SCORING_SEED + 1000 * request.seed)
+        assessment = assess(episodes, environment)
+        info = _run_info(
+            request, described, recording, training_steps, curve, episodes.returns, extra or {}, assessment
+        )
+        judged = None if request.keep == "improved" else Sample.of(episodes.returns)
+        dropped = None if request.keep == "all" else unfit(curve, judged)
+        if dropped is None:
+            flat = FlatObservations(space_from_json(described.observation_space))
+            batch = max(1, _BATCH_BYTES // observation_bytes(space_to_json(flat.space)))
+            source = RecordedRows(recording, observation, action, lambda seen: reloaded.act(flat.flatten(seen)), batch)
+            write_dataset(
+                folder,
+                info,
+                plan_chunks(recording.lengths.tolist(), request.seed),
+                source.transitions,
+                source.terminals(),
+                lambda rows: progress("writing", rows, info.num_transitions),
+                resets=recording.resets,
+            )
+        seconds = round(time.monotonic() - start, 1)
+        record = RunRecord(environment, info.run, dropped, info, describe_files(folder), seconds)
+        record.write(folder)
     return record
 
 
 def train_curve(request: RunRequest, progress: Progress = lambda stage, done, total: None) -> LearningCurve:
     """Train a candidate and keep nothing but its learning curve, for the ranking; raises as ``build_run``."""
     environment, candidate = request.environment, request.candidate
-    described = _described(request)
+    described = described_environment(request)
     with (
-        _failures_of(f"{candidate.algorithm} on {environment}"),
-        contextlib.closing(_environments(environment, candidate.num_envs)) as envs,
+        failures_of(f"{candidate.algorithm} on {environment}"),
+        contextlib.closing(make_environments(environment, candidate.num_envs)) as envs,
     ):
         recorder = Recorder(envs, _steps(request), described.max_episode_steps)
         _train(request, recorder, progress)
         return recorder.curve()
 
 
-def _described(request: RunRequest) -> EnvironmentSpec:
+def described_environment(request: RunRequest) -> EnvironmentSpec:
+    """What is known of a run's environment; ``ConfigError`` if the candidate cannot act in it."""
     described = spec(request.environment)
     misfit = request.candidate.misfit(described.observation_space, described.action_space)
     if misfit:
@@ -143,10 +175,12 @@ def _train(request: RunRequest, recorder: Recorder, progress: Progress) -> Refer
 def _run_info(
     request: RunRequest,
     described: EnvironmentSpec,
-    recording: Recording,
+    recording: Recording | JoinedRecording,
     training_steps: int | None,
     curve: LearningCurve,
     deterministic: list[float],
+    extra: Mapping[str, Any],
+    assessment: Assessment,
 ) -> RunInfo:
     return RunInfo(
         environment=described.id,
@@ -160,7 +194,7 @@ def _run_info(
         num_streams=recording.num_streams,
         training_steps=training_steps,
         algorithm=request.candidate.algorithm,
-        hyperparameters=request.candidate.settings,
+        hyperparameters={**request.candidate.settings, **extra},
         source=request.candidate.source,
         seed=request.seed,
         max_episode_steps=described.max_episode_steps,
@@ -169,28 +203,18 @@ def _run_info(
         licence=described.licence,
         provenance=provenance(described.id),
         packages=package_versions(),
+        assessment=assessment,
     )
 
 
-def deterministic_returns(policy: ReferencePolicy, environment: str, seed: int) -> list[float]:
-    """Returns of ``DETERMINISTIC_EPISODES`` episodes of a policy, none favoured for being short."""
-    venv = VecMonitor(Sb3VecEnv(_environments(environment, DETERMINISTIC_EPISODES // 2)))
-    venv.seed(_SCORING_SEED + 1000 * seed)
-    try:
-        # evaluate_policy gives every environment the same number of episodes.
-        returns, _ = evaluate_policy(policy, venv, DETERMINISTIC_EPISODES, return_episode_rewards=True)
-    finally:
-        venv.close()
-    return np.asarray(returns, float).tolist()
-
-
-def _environments(environment: str, number: int) -> VectorEnv:
+def make_environments(environment: str, number: int) -> VectorEnv:
+    """Environments that are recorded."""
     # A worker that dies after hours is replaced: its episodes are truncated, the run goes on.
     return make_vec(environment, number, autoreset_mode="SameStep", restart=True)
 
 
 @contextlib.contextmanager
-def _failures_of(subject: str) -> Iterator[None]:
+def failures_of(subject: str) -> Iterator[None]:
     """Turn whatever an environment or an algorithm raises into an ``EnvironmentFailure`` of one line."""
     try:
         yield

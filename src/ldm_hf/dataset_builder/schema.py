@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ldm_hf.dataset_builder import image_column
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.curves import BY_END, LearningCurve
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
@@ -61,6 +62,7 @@ class RunInfo:
         licence: SPDX expression of that library.
         provenance: what ran the environment: provider, Python, image digest or lock.
         packages: versions of what trained and recorded the run, Python included.
+        assessment: what the reference is worth beside random and trivial policies; None where that is not known.
     """
 
     environment: str
@@ -83,6 +85,12 @@ class RunInfo:
     licence: str
     provenance: dict[str, str]
     packages: dict[str, str]
+    assessment: Assessment | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """Why the reference is degenerate; empty where it is not, or where that is not known."""
+        return [] if self.assessment is None else self.assessment.flags
 
     @property
     def first10(self) -> float:
@@ -102,7 +110,8 @@ class RunInfo:
 
     def to_json(self) -> str:
         """The JSON that files keep."""
-        return json.dumps({"version": SCHEMA_VERSION, **asdict(self)})
+        values = {"version": SCHEMA_VERSION, **asdict(self)}
+        return json.dumps({**values, "assessment": None if self.assessment is None else self.assessment.to_json()})
 
     @classmethod
     def from_json(cls, text: str | bytes, where: object) -> "RunInfo":
@@ -125,7 +134,11 @@ class RunInfo:
             if version == _OLDEST_VERSION:
                 values = {**values, "training_steps": None, "curve": {**values["curve"], "order": BY_END}}
             unknown = {"max_episode_steps": None, "seeding": None}
-            return cls(**{**unknown, **values, "curve": LearningCurve.from_json(values["curve"])})
+            assessed = values.pop("assessment", None)
+            return cls(
+                **{**unknown, **values, "curve": LearningCurve.from_json(values["curve"])},
+                assessment=None if assessed is None else Assessment.from_json(assessed),
+            )
         except (TypeError, KeyError) as error:
             raise DatasetFormatError(f"{where} has incomplete metadata: {error}") from error
 

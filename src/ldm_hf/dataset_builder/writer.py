@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder import image_column
 from ldm_hf.dataset_builder.checks import ValueChecks
-from ldm_hf.dataset_builder.episode_index import EpisodeIndex
+from ldm_hf.dataset_builder.episode_index import EpisodeIndex, Resets
 from ldm_hf.dataset_builder.schema import (
     CHUNK_LENGTH,
     EPISODES_FILE,
@@ -75,7 +75,7 @@ def write_dataset(
     terminals: Iterable[Terminals] = (),
     progress: Callable[[int], None] = lambda rows: None,
     *,
-    resets: Sequence[int] = (0,),
+    resets: Resets = (0,),
 ) -> list[Path]:
     """Write chunks in the order given, one row group each, as ``train-<i>-of-<n>.parquet``, and what lies beside them.
 
@@ -86,7 +86,7 @@ def write_dataset(
         read: gives the transitions of a chunk, reference actions included.
         terminals: observations that ended episodes, in pieces.
         progress: called with the number of rows written.
-        resets: steps before which the algorithm reset all streams, in order.
+        resets: steps before which the algorithm reset all streams, in order, or a mapping that has them for each stream.
 
     Raises:
         DatasetFormatError: a value is not finite or lies outside its space; the message names file, row and column.

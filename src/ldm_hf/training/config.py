@@ -60,7 +60,7 @@ class TrainingConfig:
         model_overrides: fields of ``LDMConfig`` that differ from the preset.
         lora_rank: rank of the adapters that are trained instead of the weights, in the backbone's linear layers (LoRA, which
             needs peft); by default the weights are.
-        environments: ids to train on; by default all under ``data``.
+        environments: ids to train on; by default all under ``data`` whose reference has no flag.
         weights: how often environments are drawn: ``uniform``, ``size`` (by transitions), or weights by id.
         context_length: transitions of a training sequence; by default the model's.
         sequences_per_chunk: sequences that are read from a chunk of data at a time; 4 of the paper's length use it whole,

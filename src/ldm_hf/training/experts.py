@@ -6,6 +6,7 @@ training run, ``model`` holds the backbone with all experts. Whatever is there i
 
 import json
 import signal
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ldm_hf.dataset_builder.executor import Executor
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
@@ -22,6 +23,7 @@ from ldm_hf.processes import ChildFailure, Termination
 from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.datasets import training_datasets
 from ldm_hf.training.grouping import Groups, gradient_groups, random_groups
 from ldm_hf.training.loop import train
 from ldm_hf.training.stages import load_backbone, merge_experts
@@ -110,7 +112,7 @@ def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executo
     config = _with_whole_paths(config)
     output = Path(config.output)
     backbone, processor = load_backbone(config)
-    datasets = open_datasets(config.data, config.environments, cached=not config.stream)
+    datasets = training_datasets(config, lambda line: print(line, file=sys.stderr))
     remove_leftovers(output)
     config.save(output / "training.yaml")
     groups = _groups(config, backbone, processor, datasets)

@@ -1,6 +1,8 @@
 """The training loop: next-action cross-entropy on the mixture, on any number of processes (paper section 4.4)."""
 
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ldm_hf.processes import Termination
 from ldm_hf.training.batches import Batch, Failure, make_batches
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.datasets import training_datasets
 from ldm_hf.training.divergence import RECORD, divergence
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
@@ -57,7 +60,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
     whole, processor = load_model(config)
-    datasets = open_datasets(config.data, config.environments, cached=not config.stream)
+    datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
     bound = bound_settings(config, datasets, mixture.context_length)
     checkpoint = latest_checkpoint(accelerator, Path(config.output))
@@ -236,7 +239,14 @@ def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
     """The environments to roll out in, with the scores of their reference runs."""
     if config.evaluate_every is None:
         return []
-    return open_datasets(config.data, config.evaluate_environments or config.environments, cached=not config.stream)
+    if config.evaluate_environments:
+        return open_datasets(config.data, config.evaluate_environments, cached=not config.stream)
+    return training_datasets(config)
+
+
+def _say(accelerator: Accelerator, line: str) -> None:
+    if accelerator.is_main_process:
+        print(line, file=sys.stderr)
 
 
 def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -1,0 +1,82 @@
+"""What a reference policy is worth: its deterministic episodes beside those of random and trivial policies."""
+
+import contextlib
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.flags import flags
+from ldm_hf.dataset_builder.playing import Act, Conduct, Episodes, play
+from ldm_hf.env_registry.flat import FlatObservations
+from ldm_hf.env_registry.registry import make_vec
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from ldm_hf.dataset_builder.reference import ReferencePolicy
+
+DETERMINISTIC_EPISODES = 10
+_NUM_ENVS = 5
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is kept of a reference beside its returns.
+
+    Attributes:
+        lengths: of its deterministic episodes, in steps.
+        conduct: how it acted in them.
+        anchors: of the environment, with the best of the trivial policies alone.
+        flags: the reasons why it is degenerate; none of one that may be imitated.
+    """
+
+    lengths: list[int]
+    conduct: Conduct
+    anchors: Anchors
+    flags: list[str]
+
+    @classmethod
+    def of(cls, episodes: Episodes, anchors: Anchors) -> "Assessment":
+        """Assess the episodes of a policy that acted deterministically."""
+        found = flags(episodes.returns, episodes.lengths, episodes.conduct, anchors)
+        best = anchors.best_trivial
+        kept = replace(anchors, trivial={} if best is None else dict([best]))
+        return cls(episodes.lengths, episodes.conduct, kept, found)
+
+    def to_json(self) -> dict[str, Any]:
+        """The assessment as plain data; known scores are the package's."""
+        return {**asdict(self), "anchors": self.anchors.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Assessment":
+        """Read what ``to_json`` gave."""
+        anchors = Anchors.from_json(values["anchors"])
+        return cls(values["lengths"], Conduct(**values["conduct"]), anchors, values["flags"])
+
+
+def deterministic_episodes(
+    policy: "ReferencePolicy", environment: str, seed: int, number: int = DETERMINISTIC_EPISODES
+) -> Episodes:
+    """Episodes of a policy, a multiple of 5 of them, none favoured for being short.
+
+    Raises:
+        EnvironmentFailure: the environment broke, or gave a reward that is not finite.
+    """
+    envs = make_vec(environment, _NUM_ENVS, autoreset_mode="SameStep", restart=True)
+    with contextlib.closing(envs):
+        return play(envs, lambda given, _: _acting(policy, given), number, seed)
+
+
+def assess(episodes: Episodes, environment: str) -> Assessment:
+    """Assess the deterministic episodes of a reference beside the anchors of its environment, which may be measured first.
+
+    Raises:
+        UnknownEnvironmentError, EnvironmentFailure: as ``measure_anchors``.
+    """
+    return Assessment.of(episodes, measure_anchors(environment))
+
+
+def _acting(policy: "ReferencePolicy", envs: "VectorEnv") -> Act:
+    flat, space = FlatObservations(envs.single_observation_space), envs.single_action_space
+    # Policies of Stable-Baselines3 answer in real numbers where actions are bits.
+    return lambda observations: policy.act(flat.flatten(observations)).astype(space.dtype)

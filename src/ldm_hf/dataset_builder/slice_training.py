@@ -1,0 +1,208 @@
+"""Trains slices of runs, and writes the run that is kept from its slices."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from ldm_hf.dataset_builder.assessment import deterministic_episodes
+from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve, Sample
+from ldm_hf.dataset_builder.joined_recording import JoinedRecording
+from ldm_hf.dataset_builder.recorder import Recorder
+from ldm_hf.dataset_builder.recording import Recording
+from ldm_hf.dataset_builder.records import RECORD, RunRecord
+from ldm_hf.dataset_builder.reference import ReferencePolicy, ReportProgress, finish_episodes, make_model
+from ldm_hf.dataset_builder.request import Progress
+from ldm_hf.dataset_builder.run import (
+    described_environment,
+    failures_of,
+    make_environments,
+    write_run,
+)
+from ldm_hf.dataset_builder.slices import (
+    EPISODES,
+    POLICY,
+    RECORDING,
+    STATE,
+    KeepJob,
+    SliceJob,
+    SliceResult,
+    slice_folder,
+)
+from ldm_hf.dataset_builder.training_state import load_state, save_state
+from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.files import publish, remove, replacing, scratch_folder
+from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json
+
+SLICE_EPISODES = 5
+"""Episodes that score the policy a slice leaves."""
+
+_CONFIRMING_EPISODES = 15
+_LONGEST = 2  # times its transitions that a slice may train for, until enough episodes were begun in it
+_SCORING_SEED, _CONFIRMING = 550_000_000, 10  # of slice k: from here on, 1000 a seed and 20 a slice
+_UNLIMITED = 2**62
+
+
+def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: None) -> None:
+    """Train a slice from the state that the one before it left, record it, score its policy and save its state.
+
+    Everything in it follows from that state, the request and the number of the slice: its random numbers, and the first
+    resets of its environments, are those of the seed ``seed + number * num_envs``. Episodes that were begun are played to
+    their ends by the policy, without learning, after the state was saved.
+
+    Raises:
+        UnknownEnvironmentError, EnvironmentFailure: the environment does not exist, cannot be made, or broke; or the
+            algorithm cannot handle it.
+        UnsupportedSpaceError: its spaces do not fit a model.
+        ConfigError: the candidate cannot act in it.
+        StorageError: the disk is full.
+    """
+    request, candidate = job.request, job.request.candidate
+    described = described_environment(request)
+    SlotLayout.of(described.observation_space)
+    SlotLayout.of(described.action_space, role="action")
+    torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
+    start = time.monotonic()
+    subject = f"{candidate.algorithm} on {request.environment}"
+    with replacing(job.folder) as folder:
+        folder.mkdir()
+        with (
+            failures_of(subject),
+            contextlib.closing(make_environments(request.environment, candidate.num_envs)) as envs,
+        ):
+            rows = -(-job.transitions // candidate.num_envs)
+            recording = Recording(folder / RECORDING, rows, envs)
+            recorder = Recorder(envs, _UNLIMITED, described.max_episode_steps, recording)
+            model, normalizer = make_model(
+                Sb3VecEnv(recorder),
+                candidate,
+                timesteps=request.timesteps,
+                seed=request.seed + job.number * candidate.num_envs,
+                device=request.device,
+            )
+            if job.number:
+                load_state(slice_folder(job.root, request, job.number - 1) / STATE, model, normalizer)
+            before = model.num_timesteps
+            begun = time.monotonic()
+            rate = _learn(model, job, recorder, progress)
+            learned = time.monotonic() - begun
+            save_state(folder / STATE, model, normalizer)
+            trained = model.num_timesteps - before
+            finish_episodes(model, normalizer, recorder)
+            recording.save()
+            recording.close()
+            starts, returns = recorder.episodes()
+            if not np.isfinite(returns).all():
+                raise EnvironmentFailure("returns of its episodes are not finite: nothing can be scored")
+            np.savez_compressed(folder / EPISODES, starts=starts + before, returns=returns)
+            model.policy.to("cpu")
+            ReferencePolicy.of(model, candidate, normalizer).save(folder / POLICY)
+        progress("scoring", 0, 1)
+        with failures_of(f"the policy that {subject} trained"):
+            deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY))
+        last = returns[-max(1, len(returns) // 3) :]
+        seconds = round(time.monotonic() - start, 1)
+        total = before + trained
+        training = Sample.of(last) if len(last) else None
+        SliceResult(
+            None,
+            trained,
+            total,
+            training,
+            tuple(deterministic),
+            tuple(confirmed),
+            max(job.planned, total),
+            round(rate, 2),
+            round(seconds - learned, 1),
+            round(job.seconds, 1),
+            seconds,
+        ).write(folder)
+    if job.number:
+        remove(slice_folder(job.root, request, job.number - 1) / STATE)
+
+
+def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, progress: Progress) -> float:
+    """Train for the slice's transitions, and for longer where hardly an episode was begun in them.
+
+    Schedules move from the first transition of a run to the last of one that wins its race; a run that is trained for longer
+    reaches their end at the end of each slice. Returns the transitions a second of the second half.
+    """
+    first = model.num_timesteps
+    planned = max(job.planned, first + job.transitions)
+    half: list[tuple[float, int]] = []
+
+    def follow(num_timesteps: int, total_timesteps: int) -> None:
+        model._current_progress_remaining = max(0.0, 1.0 - num_timesteps / planned)
+
+    model._update_current_progress_remaining = follow  # type: ignore[method-assign]
+
+    def report(done: int) -> None:
+        if not half and done - first >= job.transitions // 2:
+            half.append((time.monotonic(), done))
+        progress("training", min(done - first, job.transitions), job.transitions)
+
+    callback = ReportProgress(report)
+    model.learn(job.transitions, callback=callback, reset_num_timesteps=False)
+    while recorder.begun < MIN_EPISODES and model.num_timesteps - first < _LONGEST * job.transitions:
+        model.learn(-(-job.transitions // 4), callback=callback, reset_num_timesteps=False)
+    since, done = half[0]
+    return (model.num_timesteps - done) / max(time.monotonic() - since, 1e-3)
+
+
+def _score(job: SliceJob, policy: ReferencePolicy) -> tuple[list[float], list[float]]:
+    """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes."""
+    seed = _SCORING_SEED + 1000 * job.request.seed + 20 * job.number
+    found = deterministic_episodes(policy, job.request.environment, seed, SLICE_EPISODES).returns
+    if job.target is None or np.mean(found) < job.target:
+        return found, []
+    more = deterministic_episodes(policy, job.request.environment, seed + _CONFIRMING, _CONFIRMING_EPISODES)
+    return found, more.returns
+
+
+def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None) -> None:
+    """Write a run from the recordings of its slices, up to the best, relabelled by the policy that it left.
+
+    Raises:
+        EnvironmentFailure: too few episodes ended, or scoring failed.
+        DatasetFormatError: a recording is damaged.
+        StorageError: the disk is full.
+    """
+    request = job.request
+    described = described_environment(request)
+    start = time.monotonic()
+    observation, action = space_from_json(described.observation_space), space_from_json(described.action_space)
+    folders = [slice_folder(job.root, request, number) for number in range(job.best + 1)]
+    results = [SliceResult.read(folder) for folder in folders]
+    starts, returns = (
+        np.concatenate([_episodes(folder)[name] for folder in folders]) for name in ("starts", "returns")
+    )
+    parts = [Recording.open(folder / RECORDING, observation, action) for folder in folders]
+    with contextlib.closing(JoinedRecording(parts, observation)) as recording, scratch_folder(job.result) as scratch:
+        record = write_run(
+            request,
+            scratch,
+            ReferencePolicy.load(folders[-1] / POLICY),
+            recording,
+            LearningCurve.of(returns, starts),
+            None,  # each slice has its own
+            start - sum(result.seconds for result in results),
+            progress,
+            {"slices": [result.transitions for result in results], "planned": [result.planned for result in results]},
+        )
+        target = request.folder(job.root)
+        # A run that was continued replaces the one it continues only if it is fit as well.
+        if record.dropped is None or not (target / RECORD).is_file() or RunRecord.read(target).dropped is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            publish(request.folder(scratch), target)
+    info = record.info
+    assert info is not None
+    job.finish(record.dropped, tuple(info.deterministic_returns))
+
+
+def _episodes(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / EPISODES, allow_pickle=False) as file:
+        return {name: file[name] for name in ("starts", "returns")}
