@@ -73,7 +73,7 @@ def build(
             typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
         running = make_executor(executor, jobs, address, gpus, out.absolute())
         _run(building, running)
-    _print_runs(out, building.libraries)
+    print_runs(out, building.libraries)
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
     )
 
 
-def _print_runs(out: Path, libraries: list[str]) -> None:
+def print_runs(out: Path, libraries: list[str]) -> None:
     """The table of all runs, kept and dropped."""
     from rich.console import Console
     from rich.table import Table
