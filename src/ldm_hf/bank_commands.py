@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 bank = typer.Typer(help="The bank: policies that are kept, from which data are made again.", no_args_is_help=True)
 
+ROLLOUT_TRANSITIONS = 100_000
+
 Noise = Annotated[
     list[float] | None,
     typer.Option(
@@ -29,7 +31,7 @@ Noise = Annotated[
 Transitions = Annotated[int, typer.Option(min=1, help="Of each environment.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Environments at a time. Default: one a processor.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of environments and noise.")]
-Bank = Annotated[Path, typer.Option(help="Folder of the bank.")]
+Bank = Annotated[Path, typer.Option("--to", help="Folder of the bank.")]
 
 
 def adopt(
@@ -44,7 +46,7 @@ def adopt(
         ),
     ],
     out: Out = Path("runs/data"),
-    transitions: Transitions = 100_000,
+    transitions: Transitions = ROLLOUT_TRANSITIONS,
     noise: Noise = None,
     normalizer: Annotated[
         Path | None, typer.Option(help="Of an SB3 zip: what VecNormalize.save made. It is not unpickled.")
@@ -107,3 +109,59 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
             executor.close()
     print_runs(root, list(dict.fromkeys(EnvironmentId.parse(work.request.environment).library for work in works)))
     return records
+
+
+def build_from_bank(
+    folder: Path, targets: Sequence[str] | None, out: Path, transitions: int, jobs: int | None, seed: int
+) -> None:
+    """Make data again from the policies of a bank."""
+    from ldm_hf.dataset_builder.bank import requests
+    from ldm_hf.dataset_builder.rollout_jobs import RolloutJob
+
+    root = out.absolute()
+    works = [RolloutJob(request, root) for request in requests(folder, targets, transitions, seed)]
+    make_rollouts(works, jobs, root)
+
+
+@bank.command()
+def add(
+    runs: Annotated[
+        Path, typer.Argument(help="Data folder of `ldm build` or `ldm adopt`, or a folder of such folders.")
+    ],
+    to: Bank = Path("bank"),
+) -> None:
+    """Take the best kept run of each environment into the bank, where it is better than what is there.
+
+    It is played again first. Weights that do not act are left out, and the others rounded to 16 bits where the policy then
+    acts the same. Policies that are no better than a random or a trivial one are not taken.
+    """
+    require("`ldm bank add`", "build")
+    from ldm_hf.dataset_builder.bank import add_all
+
+    with sole_writer(to.absolute()):
+        taken = add_all(runs, to.absolute(), typer.echo)
+    typer.echo(f"{taken} policies were taken into {to}", err=True)
+
+
+@bank.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="[BANK]", help="Folder of the bank.")] = Path("bank"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """Show the table of the bank: what its policies return, beside random and trivial policies and what is known as good."""
+    require("`ldm bank show`", "data")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.bank import COLUMNS, read_bank, rows, summary
+
+    entries = read_bank(folder)
+    if markdown:
+        lines = [COLUMNS, ["---", "---", *["---:"] * 6, "---", "---", "---:"], *rows(entries)]
+        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{summary(entries)}")
+        return
+    table = Table(*COLUMNS)
+    for row in rows(entries):
+        table.add_row(*row)
+    (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
+    typer.echo(summary(entries), err=True)

@@ -94,7 +94,7 @@ class LearningCurve:
         """
         values, begun = np.asarray(returns, np.float64), np.asarray(starts, np.int64)
         if len(values) < least:
-            raise EnvironmentFailure(f"only {len(values)} episodes; at least {least} are needed: it must be longer")
+            raise EnvironmentFailure(f"only {len(values)} episodes; at least {least} are needed: train for longer")
         if not np.isfinite(values).all():
             raise EnvironmentFailure(
                 f"{np.sum(~np.isfinite(values))} of {len(values)} episodes have no finite return: nothing can be scored"

@@ -1,5 +1,6 @@
 """Policies that are there and learn no more, of every kind: what acts in rollouts, kept in a folder with ``policy.json``."""
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -77,9 +78,15 @@ class NetworkPolicy(Policy):
         """Its actions; it reads nothing but the observations."""
         return self.reference.act(self._flatten(observations)).astype(self._dtype)
 
+    def rounded(self, weights: dict[str, Any]) -> "NetworkPolicy":
+        """The same with other values of the weights that act."""
+        other = copy.copy(self)
+        other.reference = self.reference.with_weights(weights)
+        return other
+
     def save(self, folder: Path) -> None:
-        """Write the reference policy's files."""
-        self.reference.save(folder)
+        """Write the reference policy's files, without weights that do not act."""
+        self.reference.save(folder, self.reference.acting_weights())
 
 
 class ScriptedPolicy(Policy):

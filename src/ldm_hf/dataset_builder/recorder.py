@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ldm_hf.dataset_builder.curves import LearningCurve
+from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve
 from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.errors import ConfigError
 
@@ -42,8 +42,8 @@ class EpisodeLog:
         self._broken_off |= streams & self.running
         self._totals[streams], self._starts[streams] = 0, self._transitions
 
-    def curve(self) -> LearningCurve:
-        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few.
+    def curve(self, least: int = MIN_EPISODES) -> LearningCurve:
+        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are fewer than ``least``.
 
         An environment of which an episode was broken off is left out as a whole: its short episodes ended, its long ones
         did not, and what is left says nothing of the policy.
@@ -55,7 +55,7 @@ class EpisodeLog:
             for start, total in episodes
         ]
         every.sort(key=lambda episode: episode[:2])
-        return LearningCurve.of([total for *_, total in every], [start for start, *_ in every])
+        return LearningCurve.of([total for *_, total in every], [start for start, *_ in every], least)
 
 
 class Recorder(gymnasium.vector.VectorWrapper):
@@ -97,9 +97,9 @@ class Recorder(gymnasium.vector.VectorWrapper):
         """Whether anything of the next step is recorded."""
         return bool(self._recorded.any())
 
-    def curve(self) -> LearningCurve:
-        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are too few."""
-        return self._log.curve()
+    def curve(self, least: int = MIN_EPISODES) -> LearningCurve:
+        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are fewer."""
+        return self._log.curve(least)
 
     def end_training(self) -> None:
         """Say that no more is learned; no episode begins from here on, and those that run should be played to their ends."""

@@ -111,6 +111,10 @@ class ReferencePolicy:
             if acts(name)
         }
 
+    def with_weights(self, weights: dict[str, torch.Tensor]) -> "ReferencePolicy":
+        """The same policy with other values of the weights that act."""
+        return self.of_weights(self._description, weights, self._statistics, self._clip, self._epsilon)
+
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write ``policy.json``, ``policy.safetensors`` and, if there are statistics, ``normalizer.safetensors``.
 

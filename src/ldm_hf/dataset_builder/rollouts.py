@@ -68,7 +68,7 @@ def build_rollouts(
             policy.save(folder / POLICY_FOLDER)
             judged = Sample.of(scored.returns)
             reasons = flags(scored.returns, scored.lengths, scored.conduct, anchors)
-            curve = replace(recorded.recorder.curve(), first=anchors.random, last=judged, order=BY_POLICY)
+            curve = replace(recorded.recorder.curve(least=1), first=anchors.random, last=judged, order=BY_POLICY)
             if origin is not None and origin.curve.order == BY_START:
                 curve = origin.curve
                 reasons += filter(None, [unfit(curve, judged)])
