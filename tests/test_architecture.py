@@ -32,6 +32,7 @@ EVERYTHING = {
     "__init__",
     "__main__",
     "_auto",
+    "bank_commands",
     "cli",
     "data_commands",
     "env_commands",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm_hf.bank_commands import adopt, bank
 from ldm_hf.data_commands import build, check, convert, publish
 from ldm_hf.dependencies import require
 from ldm_hf.env_commands import environments
@@ -24,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(environments, name="env")
+app.add_typer(bank, name="bank")
 app.command()(build)
+app.command()(adopt)
 app.command()(check)
 app.command()(publish)
 app.command()(convert)

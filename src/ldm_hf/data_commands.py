@@ -22,7 +22,10 @@ Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a lib
 
 
 def build(
-    targets: Annotated[list[str], typer.Argument(help="Ids of environments, and libraries as a whole.")],
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of environments, and libraries as a whole. With --from-bank, by default all of it."),
+    ] = None,
     out: Out = Path("runs/data"),
     budget: Annotated[
         str, typer.Option(help="race: halving among candidates by time; paper; or small: the paper's, in minutes.")
@@ -50,6 +53,10 @@ def build(
         bool, typer.Option(help="Only say what would be done, how long it takes and how large it is.")
     ] = False,
     cores: Annotated[int | None, typer.Option(min=1, help="With --plan: cores to say the time for.")] = None,
+    from_bank: Annotated[
+        Path | None,
+        typer.Option(help="Train nothing: roll out the policies of this bank, --transitions (100,000) of each."),
+    ] = None,
 ) -> None:
     """Train reference policies on environments, record everything, relabel it, and write datasets.
 
@@ -59,6 +66,13 @@ def build(
     best three are trained on each.
     """
     require("`ldm build`", "build")
+    if from_bank is not None:
+        from ldm_hf.bank_commands import ROLLOUT_TRANSITIONS, build_from_bank
+
+        build_from_bank(from_bank, targets, out, transitions or ROLLOUT_TRANSITIONS, jobs, seed)
+        return
+    if not targets:
+        raise ConfigError("name environments or libraries to build, or a bank by --from-bank")
     from ldm_hf.dataset_builder.budgets import choose_budget
     from ldm_hf.dataset_builder.candidates import choose_pool
     from ldm_hf.dataset_builder.plan import make_plan
@@ -85,7 +99,7 @@ def build(
             typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
         running = make_executor(executor, jobs, address, gpus, out.absolute())
         _run(building, running)
-    _print_runs(out, building.libraries)
+    print_runs(out, building.libraries)
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -190,7 +204,7 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
     )
 
 
-def _print_runs(out: Path, libraries: list[str]) -> None:
+def print_runs(out: Path, libraries: list[str]) -> None:
     """The table of all runs, kept and dropped."""
     from rich.console import Console
     from rich.table import Table

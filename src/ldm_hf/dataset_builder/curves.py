@@ -14,6 +14,9 @@ SIGNIFICANCE = 0.05
 BY_START, BY_END = "start", "end"
 """The order in which a curve takes its episodes. Ends put short episodes first where several environments run at once."""
 
+BY_POLICY = "policy"
+"""Of rollouts of a policy that learns nothing: ``first`` is of a random policy, ``last`` its own, deterministic."""
+
 MIN_EPISODES = 10
 _MAX_POINTS = 200  # of a curve that is kept for plots
 
@@ -60,7 +63,8 @@ class LearningCurve:
         transitions: of the points of the curve: transitions that the run had made when the last episode of a point began.
         returns: of the points: mean return of a few consecutive episodes.
         order: ``BY_START``; ``BY_END`` of data of format version 2, whose curves took episodes in the order of their ends,
-            and whose ``transitions`` are those that had been made at these ends.
+            and whose ``transitions`` are those that had been made at these ends; ``BY_POLICY`` of rollouts, whose ``first``
+            and ``last`` are no episodes of the curve.
     """
 
     first: Sample

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ldm_hf.dataset_builder.curves import LearningCurve
+from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve
 from ldm_hf.dataset_builder.recording import Recording
 from ldm_hf.errors import ConfigError
 
@@ -63,10 +63,10 @@ class EpisodeLog:
         starts, totals = [start for start, *_ in every], [total for *_, total in every]
         return np.array(starts, np.int64), np.array(totals, np.float64)
 
-    def curve(self) -> LearningCurve:
-        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are too few."""
+    def curve(self, least: int = MIN_EPISODES) -> LearningCurve:
+        """The learning curve of the episodes that ended; raises ``EnvironmentFailure`` if there are fewer than ``least``."""
         starts, totals = self.episodes()
-        return LearningCurve.of(totals, starts)
+        return LearningCurve.of(totals, starts, least)
 
 
 class Recorder(gymnasium.vector.VectorWrapper):
@@ -117,9 +117,9 @@ class Recorder(gymnasium.vector.VectorWrapper):
         """Starts and returns of the episodes that ended, by their start, but for environments that were broken off."""
         return self._log.episodes()
 
-    def curve(self) -> LearningCurve:
-        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are too few."""
-        return self._log.curve()
+    def curve(self, least: int = MIN_EPISODES) -> LearningCurve:
+        """The learning curve of all episodes that were begun; raises ``EnvironmentFailure`` if there are fewer."""
+        return self._log.curve(least)
 
     def end_training(self) -> None:
         """Say that no more is learned; no episode begins from here on, and those that run should be played to their ends."""

@@ -31,15 +31,27 @@ from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
 FORMAT = 1
 _MEAN, _VARIANCE = ".mean", ".variance"
-_PLAIN = "observation"
-_CLASSES: dict[str, dict[str, Any]] = {
-    "activation_fn": {"Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "ELU": torch.nn.ELU},
+PLAIN = "observation"
+"""Key of the statistics of observations that are one array."""
+
+CLASSES: dict[str, dict[str, Any]] = {
+    "activation_fn": {
+        name: getattr(torch.nn, name)
+        for name in ("Tanh", "ReLU", "ELU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Softplus")
+    },
     "optimizer_class": {"RMSpropTFLike": RMSpropTFLike},
     "features_extractor_class": {"SmallPictureExtractor": SmallPictureExtractor},
 }
 """Classes that policy arguments may name."""
 
 _LINEAR = "linear_"
+
+_NOT_ACTING = (
+    *("critic.", "critic_target.", "actor_target.", "q_net_target.", "quantile_net_target.", "value_net."),
+    *("mlp_extractor.value_net.", "vf_features_extractor.", "pi_features_extractor.", "log_std", "actor.log_std"),
+)
+"""Beginnings of the names of weights that the deterministic policy does not read: of critics, targets and exploration, and
+second names of the features extractor."""
 
 
 class ReferencePolicy:
@@ -67,6 +79,16 @@ class ReferencePolicy:
         self._clip = clip
         self._epsilon = epsilon
 
+    @property
+    def algorithm(self) -> str:
+        """Class name of what trained it."""
+        return self._description["algorithm"]
+
+    @property
+    def spaces(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of the observations that it reads, flat, and of its actions, as JSON."""
+        return self._description["observation_space"], self._description["action_space"]
+
     def act(self, observations: Any) -> np.ndarray:
         """Deterministic actions of shape (N, ...) for N observations (arrays with a leading axis, or a dict of them).
 
@@ -81,11 +103,29 @@ class ReferencePolicy:
         """``act`` as Stable-Baselines3's ``evaluate_policy`` calls it."""
         return self.act(observation), state
 
-    def save(self, folder: Path) -> None:
-        """Write ``policy.json``, ``policy.safetensors`` and, if there are statistics, ``normalizer.safetensors``."""
+    def acting_weights(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        """The weights that its actions depend on, real numbers in a dtype."""
+        return {
+            name: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in self._policy.state_dict().items()
+            if acts(name)
+        }
+
+    def with_weights(self, weights: dict[str, torch.Tensor]) -> "ReferencePolicy":
+        """The same policy with other values of the weights that act."""
+        return self.of_weights(self._description, weights, self._statistics, self._clip, self._epsilon)
+
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write ``policy.json``, ``policy.safetensors`` and, if there are statistics, ``normalizer.safetensors``.
+
+        Args:
+            folder: where to.
+            weights: by default all; those of ``acting_weights`` act alike.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        # Clones, because some algorithms' parameters are views of one vector, or shared between networks.
-        weights = {name: value.detach().clone() for name, value in self._policy.state_dict().items()}
+        if weights is None:
+            # Clones, because some algorithms' parameters are views of one vector, or shared between networks.
+            weights = {name: value.detach().clone() for name, value in self._policy.state_dict().items()}
         save_file(weights, folder / "policy.safetensors")
         if self._statistics:
             save_file(_flat(self._statistics), folder / "normalizer.safetensors")
@@ -104,15 +144,39 @@ class ReferencePolicy:
             if record.pop("format", None) != FORMAT:
                 raise CheckpointError(f"{folder} has another policy format than {FORMAT}")
             clip, epsilon = record.pop("clip"), record.pop("epsilon")
-            policy = _build_policy(record)
-            policy.load_state_dict(load_file(folder / "policy.safetensors"))
+            weights = load_file(folder / "policy.safetensors")
             normalizer = folder / "normalizer.safetensors"
             tensors = load_file(normalizer) if normalizer.exists() else {}
+            keys = [name.removesuffix(_MEAN) for name in tensors if name.endswith(_MEAN)]
+            statistics = {key: (tensors[key + _MEAN].numpy(), tensors[key + _VARIANCE].numpy()) for key in keys}
+            return cls.of_weights(record, weights, statistics, clip, epsilon)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds no readable policy: {' '.join(str(error).split())}") from error
-        keys = [name.removesuffix(_MEAN) for name in tensors if name.endswith(_MEAN)]
-        statistics = {key: (tensors[key + _MEAN].numpy(), tensors[key + _VARIANCE].numpy()) for key in keys}
-        return cls(policy, record, statistics, clip, epsilon)
+
+    @classmethod
+    def of_weights(
+        cls,
+        description: dict[str, Any],
+        weights: dict[str, torch.Tensor],
+        statistics: dict[str, tuple[np.ndarray, np.ndarray]],
+        clip: float = 10.0,
+        epsilon: float = 1e-8,
+    ) -> "ReferencePolicy":
+        """A policy of its description and weights, of which those that do not act may be missing.
+
+        Raises:
+            ValueError: they are not those of such a policy, or not finite.
+            KeyError, TypeError, AttributeError, RuntimeError: the description is none, or shapes differ.
+        """
+        policy = _build_policy(description)
+        missing, unexpected = policy.load_state_dict(weights, strict=False)
+        missing = [name for name in missing if acts(name)]
+        if missing or unexpected:
+            raise ValueError(f"weights that are missing: {missing[:3]}, that do not belong to it: {unexpected[:3]}")
+        wrong = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        if wrong:
+            raise ValueError(f"its weights are not finite: {wrong[0]}")
+        return cls(policy, description, statistics, clip, epsilon)
 
     @classmethod
     def of(cls, model: BaseAlgorithm, candidate: Candidate, normalizer: VecNormalize | None) -> "ReferencePolicy":
@@ -126,7 +190,7 @@ class ReferencePolicy:
         }
         if normalizer is None or not normalizer.norm_obs:
             return cls(model.policy, description, {})
-        running = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {_PLAIN: normalizer.obs_rms}
+        running = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {PLAIN: normalizer.obs_rms}
         statistics = {key: (values.mean.copy(), values.var.copy()) for key, values in running.items()}
         return cls(model.policy, description, statistics, normalizer.clip_obs, normalizer.epsilon)
 
@@ -134,7 +198,7 @@ class ReferencePolicy:
         if not self._statistics:
             return observations
         if not isinstance(observations, dict):
-            return self._normalized(observations, _PLAIN)
+            return self._normalized(observations, PLAIN)
         return {key: self._normalized(part, key) for key, part in observations.items()}
 
     def _normalized(self, values: np.ndarray, key: str) -> np.ndarray:
@@ -143,6 +207,11 @@ class ReferencePolicy:
         mean, variance = self._statistics[key]
         scaled = (values - mean) / np.sqrt(variance + self._epsilon)
         return np.clip(scaled, -self._clip, self._clip).astype(np.float32)
+
+
+def acts(name: str) -> bool:
+    """Whether the deterministic policy reads the weights of a name."""
+    return not name.startswith(_NOT_ACTING)
 
 
 def _flat(statistics: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -222,7 +291,7 @@ def finish_episodes(model: BaseAlgorithm, normalizer: VecNormalize | None, recor
 def _normalizer(venv: VecEnv, candidate: Candidate) -> VecNormalize:
     """Running statistics of boxes that are no pictures; ARS compares returns, so that its rewards stay as they are."""
     space = venv.observation_space
-    parts = space.spaces if isinstance(space, Dict) else {_PLAIN: space}
+    parts = space.spaces if isinstance(space, Dict) else {PLAIN: space}
     keys = [key for key, part in parts.items() if isinstance(part, Box) and not is_image_space(part)]
     return VecNormalize(
         venv,
@@ -275,6 +344,7 @@ class _WhileRecording(BaseCallback):
 
 
 def _policy_name(space: Any) -> str:
+    """The name of the policy for a kind of observations."""
     if type(space).__name__ == "Dict":
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
@@ -291,7 +361,7 @@ def _policy_arguments(model: BaseAlgorithm, candidate: Candidate) -> dict[str, A
 
 def _resolve(arguments: dict[str, Any]) -> dict[str, Any]:
     """Policy arguments with the names of classes replaced by the classes."""
-    return {name: _CLASSES[name][value] if name in _CLASSES else value for name, value in arguments.items()}
+    return {name: CLASSES[name][value] if name in CLASSES else value for name, value in arguments.items()}
 
 
 def _build_policy(record: dict[str, Any]) -> BasePolicy:

@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from ldm_hf.env_registry.experts import checked_actions
 from ldm_hf.env_registry.fleet import Fleet, Step
 from ldm_hf.env_registry.infos import row_info, vector_info
 from ldm_hf.env_registry.isolated.space_tree import join, split
@@ -240,6 +241,15 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
     def call_rows(self, rows: Sequence[int], name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of some environments, or read an attribute."""
         return tuple(self._fleet.ask_rows("call", rows, name=name, args=list(args), kwargs=kwargs))
+
+    def expert_actions(self) -> Any:
+        """What the expert of the settings would do now in each environment: a batch of actions, boxes clipped.
+
+        Raises:
+            EnvironmentFailure: the expert raised an exception, or what it gave is no action.
+        """
+        space = self._fleet.description["action_space"]
+        return join(space, iter(checked_actions(self.settings.id, space, self._fleet.ask("expert"))))
 
     def diagnostics(self) -> dict[str, Any]:
         """Counts of what is out of order, over all environments.

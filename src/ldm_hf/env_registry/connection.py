@@ -30,6 +30,7 @@ _WORKER_FILES = (
     "batch.py",
     "attributes.py",
     "decoding.py",
+    "experts.py",
     "fitting.py",
     "installed.py",
     "translation.py",

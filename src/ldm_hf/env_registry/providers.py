@@ -15,7 +15,7 @@ PROVIDERS = ("inprocess", *ISOLATED)
 Provider = InProcessProvider | IsolatedProvider
 
 
-def choose(manifest: Manifest, entry_point: str, asked: str | None) -> Provider:
+def choose(manifest: Manifest, entry_point: str, asked: str | None, *, isolated_only: bool = False) -> Provider:
     """The provider of a library: the one asked for, that of ``LDM_PROVIDER``, or the first that can be used.
 
     By itself it takes, in this order: this process, where all that the environment needs can be imported; an installation
@@ -26,14 +26,18 @@ def choose(manifest: Manifest, entry_point: str, asked: str | None) -> Provider:
         manifest: of the library.
         entry_point: of the environment, because some need packages beside their library.
         asked: ``"inprocess"``, ``"venv"``, ``"docker"`` or None.
+        isolated_only: whether code that must not run in this process runs beside the environment.
 
     Raises:
-        ConfigError: there is no such provider.
+        ConfigError: there is no such provider, or it is this process and must not be.
     """
     asked = asked or os.environ.get("LDM_PROVIDER") or None
     if asked is not None and asked not in PROVIDERS:
         raise ConfigError(f"provider must be one of {', '.join(PROVIDERS)}, got {asked!r}")
-    if asked == "inprocess" or (asked is None and manifest.install_command(entry_point) is None):
+    if asked == "inprocess" and isolated_only:
+        raise ConfigError("experts run in isolation: provider, or LDM_PROVIDER, must be venv or docker, not inprocess")
+    here = asked is None and not isolated_only and manifest.install_command(entry_point) is None
+    if asked == "inprocess" or here:
         return InProcessProvider(manifest)
     if asked is not None:
         return isolated(manifest, asked)

@@ -10,6 +10,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.experts import Expert
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.inprocess import InProcessProvider, Vectorization
 from ldm_hf.env_registry.isolation import Limits
@@ -119,6 +120,7 @@ def make_vec(
     limits: Limits = Limits(),
     step_timeout: float = STEP_TIMEOUT,
     restart: bool = False,
+    expert: Expert | None = None,
     **kwargs: Any,
 ) -> gymnasium.vector.VectorEnv:
     """Make several copies of an environment behind one Gymnasium vector environment, each with a time limit.
@@ -136,6 +138,8 @@ def make_vec(
         render_mode: as in ``gymnasium.make``.
         max_episode_steps, limits, step_timeout: as in ``make``.
         restart: whether a worker that fails is replaced, the episodes of its environments ending as truncated.
+        expert: a function that chooses actions beside the environments, see ``RemoteVectorEnv.expert_actions``. They are in
+            isolation then, also where the library could be imported here.
         **kwargs: for the environment's constructor.
 
     Raises:
@@ -148,7 +152,7 @@ def make_vec(
         modes = ", ".join(repr(known.value) for known in AutoresetMode)
         raise ConfigError(f"autoreset_mode must be one of {modes}, got {autoreset_mode!r}") from error
     manifest, report = _find(environment)
-    chosen = choose(manifest, report.entry_point, provider)
+    chosen = choose(manifest, report.entry_point, provider, isolated_only=expert is not None)
     _check_limit(max_episode_steps)
     if isinstance(chosen, InProcessProvider):
         return chosen.make_vec(
@@ -163,22 +167,30 @@ def make_vec(
         )
     chosen.build()
     settings = RemoteSettings(
-        chosen, report.name, render_mode, max_episode_steps, kwargs, limits, step_timeout, restart=restart
+        chosen,
+        report.name,
+        render_mode,
+        max_episode_steps,
+        kwargs,
+        limits,
+        step_timeout,
+        restart=restart,
+        expert=expert,
     )
     return RemoteVectorEnv(settings, num_envs, num_workers=num_workers, autoreset_mode=mode)
 
 
-def library_version(environment: str, provider: str | None = None) -> str:
+def library_version(environment: str, provider: str | None = None, *, isolated: bool = False) -> str:
     """Version of the library that ``make`` runs an environment of."""
     manifest, report = _find(environment)
-    chosen = choose(manifest, report.entry_point, provider)
+    chosen = choose(manifest, report.entry_point, provider, isolated_only=isolated)
     return chosen.version() if isinstance(chosen, InProcessProvider) else load_report(manifest.slug).version
 
 
-def provenance(environment: str, provider: str | None = None) -> dict[str, str]:
+def provenance(environment: str, provider: str | None = None, *, isolated: bool = False) -> dict[str, str]:
     """What ``make`` runs an environment in, for the record: provider, Python, image digest or hash of the lock."""
     manifest, report = _find(environment)
-    chosen = choose(manifest, report.entry_point, provider)
+    chosen = choose(manifest, report.entry_point, provider, isolated_only=isolated)
     if isinstance(chosen, InProcessProvider):
         return {"provider": "inprocess", "python": platform.python_version()}
     return chosen.provenance()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.env_registry.connection import START_TIMEOUT, Worker
+from ldm_hf.env_registry.experts import Expert
 from ldm_hf.env_registry.isolated.protocol import SharedBatch
 from ldm_hf.env_registry.isolation import IsolatedProvider, Limits
 from ldm_hf.errors import ConfigError, EnvironmentFailure
@@ -38,6 +39,7 @@ class RemoteSettings:
         step_timeout: seconds that a step or a reset may take.
         start_timeout: seconds that starting a worker, importing the library and making the environments may take, each.
         restart: whether a worker that fails is replaced, its environments' episodes ending as truncated.
+        expert: what chooses actions beside the environments, if they are asked for.
     """
 
     provider: IsolatedProvider
@@ -49,6 +51,7 @@ class RemoteSettings:
     step_timeout: float = STEP_TIMEOUT
     start_timeout: float = START_TIMEOUT
     restart: bool = False
+    expert: Expert | None = None
 
     def __post_init__(self) -> None:
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
@@ -92,6 +95,7 @@ class WorkerBatch:
         self._worker = Worker(settings.provider, settings.id, settings.limits, settings.start_timeout)
         try:
             make = {"recipe": settings.recipe(), "num_envs": num_envs, "autoreset": autoreset}
+            make["expert"] = None if settings.expert is None else vars(settings.expert)
             self.description = self._worker.ask(settings.start_timeout, do="make", spin=WORKER_SPIN, **make)
             with self.trust():
                 observation, action = self.description["observation_space"], self.description["action_space"]

@@ -6,9 +6,10 @@ Python 3.7 with numpy alone must run this file.
 import numpy as np
 from attributes import get_attribute, set_attribute
 from decoding import decode
+from experts import Expert, load
 from fitting import fit
 from protocol import FLOATS, SharedBatch
-from space_tree import array_format, at, join, leaves
+from space_tree import array_format, at, join, leaves, split
 from translation import Environment, TranslationError, rendering
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -19,10 +20,15 @@ _MAX_DEPTH = 8
 class Batch:
     """``num_envs`` copies of one environment."""
 
-    def __init__(self, recipe, num_envs, autoreset):
-        """Make the environments; ``autoreset`` is the value of Gymnasium's ``AutoresetMode``."""
+    def __init__(self, recipe, num_envs, autoreset, expert=None):
+        """Make the environments; ``autoreset`` is the value of Gymnasium's ``AutoresetMode``.
+
+        An expert is a map: its function as ``module:function``, and the source of the module or None.
+        """
         self.environments = [Environment(recipe) for _ in range(num_envs)]
         first = self.environments[0]
+        function = None if expert is None else load(expert["function"], expert["source"])
+        self.experts = [] if function is None else [Expert(function, one.env) for one in self.environments]
         self.autoreset = autoreset
         self.outside = np.zeros(num_envs, np.int64)
         self.steps = 0
@@ -61,6 +67,8 @@ class Batch:
                 observation, infos[index] = environment.reset(seeds[index], options[index])
                 self._write(self.shared.observations, index, observation, inline)
                 self._ended[index] = False
+                if self.experts:
+                    self.experts[index].begin(observation)
         self._count_outside(self.shared.observations)
         return self._answer(infos, None, inline, None)
 
@@ -72,7 +80,8 @@ class Batch:
         same_step, next_step = self.autoreset == "SameStep", self.autoreset == "NextStep"
         actions = self._actions(actions)
         for index, environment in enumerate(self.environments):
-            if next_step and self._ended[index]:
+            begins = next_step and self._ended[index]
+            if begins:
                 (observation, info), reward, terminated, truncated = environment.reset(), 0.0, False, False
             else:
                 observation, reward, terminated, truncated, info = environment.step(actions[index])
@@ -82,7 +91,12 @@ class Batch:
                 finals = [None] * len(self.environments) if finals is None else finals
                 finals[index] = info
                 observation, info = environment.reset()
+                begins = True
             self._ended[index] = ended
+            if self.experts and begins:
+                self.experts[index].begin(observation)
+            elif self.experts:
+                self.experts[index].follow(actions[index], observation)
             self._write(shared.observations, index, observation, inline)
             rewards.append(reward)
             ends.append((terminated, truncated))
@@ -124,6 +138,11 @@ class Batch:
         """Call a method of the environments of some rows, or read an attribute; what that gives, as plain data."""
         found = [get_attribute(self.environments[row].env, name) for row in rows]
         return [plain(one(*args, **kwargs) if callable(one) else one, strict=True) for one in found]
+
+    def expert_actions(self):
+        """What the expert of each environment would do now: the leaves of an action each, as plain data."""
+        chosen = [expert.act() for expert in self.experts]
+        return [[plain(part, strict=True) for part in split(self._space, action)] for action in chosen]
 
     def _actions(self, inline):
         """The actions, one an environment, in the types that libraries expect: Python integers and arrays of their own."""

@@ -93,10 +93,10 @@ class Server:
         """Every package with its version, and what it says of itself."""
         return {"frozen": installed.frozen(), "distributions": installed.distributions()}
 
-    def do_make(self, recipe, num_envs, autoreset, spin):
-        """Make environments; the memory for their numbers follows."""
+    def do_make(self, recipe, num_envs, autoreset, spin, expert=None):
+        """Make environments, with an expert beside each if one is named; the memory for their numbers follows."""
         self.spin = spin
-        self.batch = Batch(recipe, num_envs, autoreset)
+        self.batch = Batch(recipe, num_envs, autoreset, expert)
         return self.batch.description()
 
     def do_reset(self, seeds, options, mask):
@@ -106,6 +106,10 @@ class Server:
     def do_step(self, actions=None):
         """Step every environment; ``actions`` are those that have no fixed size."""
         return self.batch.step(actions)
+
+    def do_expert(self):
+        """What the expert of each environment would do now."""
+        return {"values": self.batch.expert_actions()}
 
     def do_render(self):
         """A picture of each environment."""

@@ -1,0 +1,270 @@
+"""The bank: one reference policy an environment, with all that is known of it. Data are made from it again, and not kept."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.curves import BY_POLICY
+from ldm_hf.dataset_builder.flags import flags
+from ldm_hf.dataset_builder.records import RECORD, RunRecord, describe_files, read_records, sha256
+from ldm_hf.dataset_builder.rollout_jobs import NOISE, RolloutRequest
+from ldm_hf.dataset_builder.schema import POLICY_FOLDER, RunInfo, environment_folder
+from ldm_hf.env_registry.registry import spec
+from ldm_hf.errors import ConfigError, DatasetFormatError, EnvironmentFailure
+from ldm_hf.files import remove_leftovers, replacing, scratch_folder
+
+FORMAT = 1
+ENTRY = "bank.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy of the bank.
+
+    Attributes:
+        folder: where it lies: ``policy/``, ``run.json`` and ``bank.json``.
+        info: of the run that made it, with its learning curve, settings, seed and versions.
+        returns: of 20 deterministic episodes of the policy as it is kept.
+        weights: ``dtype`` of its weights; the largest ``difference`` that rounding them makes to an action, as a share of
+            its range, on a number of ``observations``. Empty of a function.
+        anchors: what its returns are worth.
+        flags: why it is degenerate; none of one that may be imitated.
+        core_hours: that making it took, as far as its record says.
+    """
+
+    folder: Path
+    info: RunInfo
+    returns: list[float]
+    weights: dict[str, Any]
+    anchors: Anchors
+    flags: list[str]
+    core_hours: float | None = None
+
+    @property
+    def value(self) -> float:
+        """Its mean return."""
+        return sum(self.returns) / len(self.returns)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all of its files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Entry":
+        """Read what ``add`` wrote.
+
+        Raises:
+            DatasetFormatError: a file is missing, damaged, or not the one that was written.
+        """
+        record = RunRecord.read(folder)
+        try:
+            values = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise ValueError(f"its format is {values['format']}, this version of ldm_hf reads {FORMAT}")
+            anchors = Anchors.from_json(values["anchors"])
+            if record.info is None:
+                raise ValueError("its run failed")
+            for file in record.files:
+                if sha256(folder / file.path) != file.sha256:
+                    raise ValueError(f"{file.path} is not the file that was written")
+            given = {name: values[name] for name in ("returns", "weights", "flags", "core_hours")}
+            return cls(folder, record.info, anchors=anchors, **given)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetFormatError(f"{folder} is no policy of a bank: {' '.join(str(error).split())}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``bank.json``."""
+        values = {
+            "format": FORMAT,
+            "returns": self.returns,
+            "weights": self.weights,
+            "anchors": self.anchors.to_json(),
+            "flags": self.flags,
+            "core_hours": self.core_hours,
+        }
+        (folder / ENTRY).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def read_bank(bank: Path, environments: Sequence[str] | None = None) -> list[Entry]:
+    """The policies of a bank, sorted by environment.
+
+    Args:
+        bank: its folder.
+        environments: ids, and slugs of libraries; by default all.
+
+    Raises:
+        DatasetFormatError: there is no bank, or an entry of it is damaged.
+        ConfigError: it has none of an environment or library.
+    """
+    found = [Entry.read(path.parent) for path in sorted(bank.glob(f"*/*/{ENTRY}"))]
+    if not found:
+        raise DatasetFormatError(f"{bank} holds no policies: there is no <library>/<environment>/{ENTRY} in it")
+    if not environments:
+        return found
+    chosen = [one for one in found if {one.info.environment, one.folder.parent.name} & set(environments)]
+    known = {one.info.environment for one in chosen} | {one.folder.parent.name for one in chosen}
+    missing = [name for name in environments if name not in known]
+    if missing:
+        raise ConfigError(f"{bank} has no policy of {', '.join(missing)}; `ldm bank show` lists what it has")
+    return chosen
+
+
+def best_runs(runs: Path) -> list[Path]:
+    """The folder of the best kept run of each environment, in a data folder, a folder of such, or one library's repository.
+
+    The best is the one whose policy returns most, acting deterministically.
+
+    Raises:
+        DatasetFormatError: there are no runs, or a record is damaged.
+    """
+    best: dict[str, tuple[float, Path]] = {}
+    environments = sorted({path.parent.parent for path in runs.rglob(RECORD) if ".partial-" not in str(path)})
+    for folder in environments:
+        for record in read_records(folder):
+            if record.dropped is None and record.info is not None:
+                value = record.info.deterministic_return
+                value = record.info.last10 if np.isnan(value) else value
+                if value > best.get(record.environment, (-np.inf, folder))[0]:
+                    best[record.environment] = value, folder / record.run
+    if not best:
+        raise DatasetFormatError(
+            f"{runs} holds no runs that were kept: there is no <config>/<run>/{RECORD} of one in it"
+        )
+    return [folder for _, (_, folder) in sorted(best.items())]
+
+
+def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
+    """Take the policy of a run into a bank, in the place of one of the same environment that is not as good.
+
+    It is played again, and what is kept is what was played: without weights that do not act, and rounded to 16 bits where it
+    then acts the same. A flagged one is not taken.
+
+    Returns:
+        What was found of it; and why it was not taken, or None.
+
+    Raises:
+        DatasetFormatError, CheckpointError, ConfigError: the run, or what the bank holds of its environment, cannot be read.
+        UnknownEnvironmentError, EnvironmentFailure: it cannot be played.
+        StorageError: the disk is full.
+    """
+    from ldm_hf.dataset_builder.compact import save_compact
+    from ldm_hf.dataset_builder.policies import load_policy
+    from ldm_hf.dataset_builder.rollouts import score
+    from ldm_hf.dataset_builder.sources import open_source
+
+    record = RunRecord.read(run)
+    described = spec(record.environment)
+    policy, info = open_source(str(run), described)
+    if info is None:
+        raise DatasetFormatError(f"{run} is a run that failed")
+    folder = environment_folder(bank, record.environment)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    anchors = measure_anchors(record.environment)
+    with scratch_folder(folder) as scratch:
+        weights = save_compact(policy, record.environment, info.seed, scratch / POLICY_FOLDER)
+        played = score(load_policy(scratch / POLICY_FOLDER, described), record.environment, info.seed)
+        found = flags(played.returns, played.lengths, played.conduct, anchors)
+        hours = None if record.seconds is None else round(record.seconds / 3600, 4)
+        entry = Entry(folder, info, played.returns, weights, anchors, found, hours)
+        if found:
+            return entry, f"flagged: {'; '.join(found)}"
+        if (folder / ENTRY).is_file() and (held := Entry.read(folder)).value >= entry.value:
+            return entry, f"returns {entry.value:.4g}, what the bank holds {held.value:.4g}"
+        replace(record, files=describe_files(scratch)).write(scratch)
+        entry.write(scratch)
+        with replacing(folder) as temporary:
+            scratch.rename(temporary)
+    return entry, None
+
+
+def add_all(runs: Path, bank: Path, say: Callable[[str], None]) -> int:
+    """Take the best run of each environment into a bank; one that cannot be played does not keep the others out.
+
+    Args:
+        runs: as of ``best_runs``.
+        bank: folder of the bank.
+        say: called with a line for each environment.
+
+    Returns:
+        How many were taken.
+
+    Raises:
+        LDMError: as ``add``, but for environments that break.
+    """
+    taken = 0
+    for run in best_runs(runs):
+        name = f"{RunRecord.read(run).environment}, run {run.name}"
+        try:
+            entry, reason = add(run, bank)
+        except EnvironmentFailure as failure:
+            reason = str(failure)
+        if reason is None:
+            taken += 1
+            dtype = entry.weights.get("dtype", "a function")
+            say(f"{name}: taken, it returns {entry.value:.4g} ({dtype}, {entry.bytes:,} bytes)")
+        else:
+            say(f"{name}: not taken, {reason}")
+    return taken
+
+
+def requests(
+    bank: Path, environments: Sequence[str] | None, timesteps: int, seed: int = 0, noise: tuple[float, ...] = NOISE
+) -> list[RolloutRequest]:
+    """What makes data again from the policies of a bank; raises as ``read_bank``."""
+    return [
+        RolloutRequest(
+            entry.info.environment,
+            str(entry.folder),
+            timesteps,
+            seed,
+            noise,
+            run=f"{entry.info.run.partition('-rollouts-')[0]}-rollouts-{seed}",
+        )
+        for entry in read_bank(bank, environments)
+    ]
+
+
+COLUMNS = (
+    *("environment", "spaces", "trained for", "random", "best trivial", "policy"),
+    *("known good", "share", "solved", "made by", "kB"),
+)
+"""Of the table of a bank."""
+
+
+def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+    """The table of a bank, a row an entry, as texts."""
+    for entry in entries:
+        anchors, info = entry.anchors, entry.info
+        trivial, share, solved = anchors.best_trivial, anchors.share(entry.value), anchors.solved(entry.value)
+        training = info.curve.order != BY_POLICY
+        yield (
+            info.environment,
+            f"{info.observation_space['type']} → {info.action_space['type']}",
+            f"{info.num_transitions:,}" if training else "",
+            f"{anchors.random.mean:.4g}",
+            "" if trivial is None else f"{trivial[1].mean:.4g}",
+            f"{entry.value:.4g}",
+            "" if anchors.known is None else f"{anchors.known.good:.4g}",
+            "" if share is None else f"{share:.0%}",
+            {None: "", True: "yes", False: "no"}[solved] + (f" ({'; '.join(entry.flags)})" if entry.flags else ""),
+            info.run.partition("-rollouts-")[0],
+            f"{entry.bytes / 1000:.0f}",
+        )
+
+
+def summary(entries: Sequence[Entry]) -> str:
+    """A line on a whole bank."""
+    libraries = {entry.folder.parent.name for entry in entries}
+    known = [solved for entry in entries if (solved := entry.anchors.solved(entry.value)) is not None]
+    size = sum(entry.bytes for entry in entries) / 1e6
+    return (
+        f"{len(entries)} environments of {len(libraries)} libraries, {size:.1f} MB; {len(known)} with a known good score, "
+        f"{sum(known)} of them solved; {sum(bool(entry.flags) for entry in entries)} flagged"
+    )
