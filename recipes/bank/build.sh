@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The references of the bank: one `ldm build` per library of environments.txt, cheap libraries first, with no settings for any environment.
+# Resumable: what is done is not repeated. `ldm env build LIBRARY --provider venv` installs what is missing at first use.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+libraries=(
+    gym-classics gym-simplegrid bsuite mdp-playground ns-gym gym-legacy-toytext gym-maze gymnasium mo-gymnasium minigrid gym-minigrid
+    panda-gym gymnasium-robotics pybullet-envs-gymnasium popgym nasim or-gym building-energy-storage-simulation gym-trading-env
+    gym-anytrading gym-electric-motor jsbgym gymnasium-search-race highway-env minatar dm-control gymnax gym-pusht gym-xarm metaworld
+    gym-simpletetris slimevolleygym vizdoom evogym jumanji pyflyt gl-gym simglucose procgen memory-gym ale-py crafter
+)
+for library in "${@:-${libraries[@]}}"; do
+    mapfile -t environments < <(grep "^$library/" recipes/bank/environments.txt | grep -v " expert$")
+    .venv/bin/ldm build "${environments[@]}" --core-minutes 6 --out "runs/bank/$library" ||
+        echo "$library: exit status $?" >&2
+done
