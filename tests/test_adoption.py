@@ -383,9 +383,8 @@ def test_a_heuristic_becomes_data_and_a_bad_policy_none(isolated, tmp_path):
     (tmp_path / "lean.py").write_text("def act(observation):\n    return 1\n")
     bad = build_rollouts(RolloutRequest(CARTPOLE, f"{tmp_path}/lean.py:act", 300), tmp_path)
     folder = tmp_path / "gymnasium/CartPole-v1/act-rollouts-0"
-    assert (
-        bad.dropped is not None and "no better than random" in bad.dropped and "always does the same: 1" in bad.dropped
-    )
+    assert bad.dropped is not None and "no better than random" in bad.dropped
+    assert bad.info is not None and "always does the same: 1" in bad.info.flags
     assert not list(folder.glob("*.parquet")) and (folder / "policy" / "expert.py").exists()
 
 

@@ -47,7 +47,7 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "gymnasium/CartPole-v1, run upright-rollouts-0: taken, it returns 500 (float16, " in done.stdout
     [entry] = read_bank(tmp_path / "bank")
-    assert entry.returns == [500.0] * 20 and not entry.flags and entry.anchors.solved(entry.value)
+    assert entry.info.deterministic_returns == [500.0] * 20 and entry.solved and not entry.info.flags
     assert entry.weights == {"dtype": "float16", "difference": 0.0, "observations": 8 * 256}
     weights = load_file(entry.folder / "policy" / "policy.safetensors")
     assert {name: value.dtype for name, value in weights.items()} == {
@@ -68,7 +68,7 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert (
         "| gymnasium/CartPole-v1 | Box → Discrete |  | " in shown and "| 500 | 500 | 100% | yes | upright | " in shown
     )
-    assert "1 environments of 1 libraries, 0.0 MB; 1 with a known good score, 1 of them solved; 0 flagged" in shown
+    assert "1 environments of 1 libraries, 0.0 MB; 1 with a known good score, 1 of them solved" in shown
 
 
 def test_only_what_is_better_is_taken(runs, tmp_path):
@@ -104,7 +104,7 @@ def test_what_is_no_bank_is_refused_in_one_line(runs, tmp_path):
     for wrong, reason in (
         ("{", "is no policy of a bank"),
         (json.dumps({**json.loads(text), "format": 9}), "its format is 9"),
-        (json.dumps({"format": 1}), "'anchors'"),
+        (json.dumps({"format": 1}), "'weights'"),
     ):
         path.write_text(wrong)
         with pytest.raises(DatasetFormatError, match=reason):

@@ -52,7 +52,9 @@ def adopt(
         Path | None, typer.Option(help="Of an SB3 zip: what VecNormalize.save made. It is not unpickled.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run. Default: SOURCE-rollouts-SEED.")] = None,
-    keep_flagged: Annotated[bool, typer.Option(help="Keep the data of policies that curation drops.")] = False,
+    keep_all: Annotated[
+        bool, typer.Option(help="Keep the data of a policy that is no better than a random one.")
+    ] = False,
     seed: Seed = 0,
     jobs: Jobs = None,
 ) -> None:
@@ -67,7 +69,7 @@ def adopt(
     from ldm_hf.env_registry.registry import list_environments, spec
 
     known = list_environments(target) if target in load_manifests() else [spec(target)]
-    statistics, keep = None if normalizer is None else str(normalizer), "all" if keep_flagged else "fit"
+    statistics, keep = None if normalizer is None else str(normalizer), "all" if keep_all else "fit"
     levels, root = tuple(noise or NOISE), out.absolute()
     requests = [
         RolloutRequest(one.id, source, transitions, seed, levels, keep, statistics, run or "")

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.assessment import Assessment, assess
 from ldm_hf.dataset_builder.curves import BY_POLICY
-from ldm_hf.dataset_builder.flags import flags
 from ldm_hf.dataset_builder.records import RECORD, RunRecord, describe_files, read_records, sha256
 from ldm_hf.dataset_builder.rollout_jobs import NOISE, RolloutRequest
 from ldm_hf.dataset_builder.schema import POLICY_FOLDER, RunInfo, environment_folder
@@ -28,27 +27,32 @@ class Entry:
 
     Attributes:
         folder: where it lies: ``policy/``, ``run.json`` and ``bank.json``.
-        info: of the run that made it, with its learning curve, settings, seed and versions.
-        returns: of 20 deterministic episodes of the policy as it is kept.
+        record: of the run that made it, with its learning curve, settings, seed and versions. Its deterministic returns, and
+            what they are worth, are those of the policy as it is kept.
         weights: ``dtype`` of its weights; the largest ``difference`` that rounding them makes to an action, as a share of
             its range, on a number of ``observations``. Empty of a function.
-        anchors: what its returns are worth.
-        flags: why it is degenerate; none of one that may be imitated.
-        core_hours: that making it took, as far as its record says.
     """
 
     folder: Path
-    info: RunInfo
-    returns: list[float]
+    record: RunRecord
     weights: dict[str, Any]
-    anchors: Anchors
-    flags: list[str]
-    core_hours: float | None = None
 
     @property
-    def value(self) -> float:
-        """Its mean return."""
-        return sum(self.returns) / len(self.returns)
+    def info(self) -> RunInfo:
+        """What its record says of the run."""
+        assert self.record.info is not None
+        return self.record.info
+
+    @property
+    def assessment(self) -> Assessment:
+        """What it is worth."""
+        assert self.info.assessment is not None
+        return self.info.assessment
+
+    @property
+    def solved(self) -> bool | None:
+        """Whether it solves its environment; None where that is not known."""
+        return self.assessment.anchors.solved(self.info.deterministic_return)
 
     @property
     def bytes(self) -> int:
@@ -67,28 +71,19 @@ class Entry:
             values = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']}, this version of ldm_hf reads {FORMAT}")
-            anchors = Anchors.from_json(values["anchors"])
-            if record.info is None:
-                raise ValueError("its run failed")
+            if record.info is None or record.info.assessment is None:
+                raise ValueError("its record does not say what it is worth")
             for file in record.files:
                 if sha256(folder / file.path) != file.sha256:
                     raise ValueError(f"{file.path} is not the file that was written")
-            given = {name: values[name] for name in ("returns", "weights", "flags", "core_hours")}
-            return cls(folder, record.info, anchors=anchors, **given)
+            return cls(folder, record, values["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{folder} is no policy of a bank: {' '.join(str(error).split())}") from error
 
     def write(self, folder: Path) -> None:
-        """Write ``bank.json``."""
-        values = {
-            "format": FORMAT,
-            "returns": self.returns,
-            "weights": self.weights,
-            "anchors": self.anchors.to_json(),
-            "flags": self.flags,
-            "core_hours": self.core_hours,
-        }
-        (folder / ENTRY).write_text(json.dumps(values, indent=1), encoding="utf-8")
+        """Write ``run.json`` and ``bank.json``."""
+        self.record.write(folder)
+        (folder / ENTRY).write_text(json.dumps({"format": FORMAT, "weights": self.weights}), encoding="utf-8")
 
 
 def read_bank(bank: Path, environments: Sequence[str] | None = None) -> list[Entry]:
@@ -166,18 +161,17 @@ def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
     folder = environment_folder(bank, record.environment)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
-    anchors = measure_anchors(record.environment)
     with scratch_folder(folder) as scratch:
         weights = save_compact(policy, record.environment, info.seed, scratch / POLICY_FOLDER)
         played = score(load_policy(scratch / POLICY_FOLDER, described), record.environment, info.seed)
-        found = flags(played.returns, played.lengths, played.conduct, anchors)
-        hours = None if record.seconds is None else round(record.seconds / 3600, 4)
-        entry = Entry(folder, info, played.returns, weights, anchors, found, hours)
-        if found:
-            return entry, f"flagged: {'; '.join(found)}"
-        if (folder / ENTRY).is_file() and (held := Entry.read(folder)).value >= entry.value:
-            return entry, f"returns {entry.value:.4g}, what the bank holds {held.value:.4g}"
-        replace(record, files=describe_files(scratch)).write(scratch)
+        assessed = assess(played, record.environment)
+        info = replace(info, deterministic_returns=played.returns, assessment=assessed)
+        entry = Entry(folder, replace(record, info=info, files=describe_files(scratch)), weights)
+        if assessed.flags:
+            return entry, f"flagged: {'; '.join(assessed.flags)}"
+        value = info.deterministic_return
+        if (folder / ENTRY).is_file() and (held := Entry.read(folder).info.deterministic_return) >= value:
+            return entry, f"returns {value:.4g}, what the bank holds {held:.4g}"
         entry.write(scratch)
         with replacing(folder) as temporary:
             scratch.rename(temporary)
@@ -208,7 +202,7 @@ def add_all(runs: Path, bank: Path, say: Callable[[str], None]) -> int:
         if reason is None:
             taken += 1
             dtype = entry.weights.get("dtype", "a function")
-            say(f"{name}: taken, it returns {entry.value:.4g} ({dtype}, {entry.bytes:,} bytes)")
+            say(f"{name}: taken, it returns {entry.info.deterministic_return:.4g} ({dtype}, {entry.bytes:,} bytes)")
         else:
             say(f"{name}: not taken, {reason}")
     return taken
@@ -241,19 +235,18 @@ COLUMNS = (
 def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
     """The table of a bank, a row an entry, as texts."""
     for entry in entries:
-        anchors, info = entry.anchors, entry.info
-        trivial, share, solved = anchors.best_trivial, anchors.share(entry.value), anchors.solved(entry.value)
-        training = info.curve.order != BY_POLICY
+        info, anchors = entry.info, entry.assessment.anchors
+        trivial, share = anchors.best_trivial, anchors.share(info.deterministic_return)
         yield (
             info.environment,
             f"{info.observation_space['type']} → {info.action_space['type']}",
-            f"{info.num_transitions:,}" if training else "",
+            f"{info.num_transitions:,}" if info.curve.order != BY_POLICY else "",
             f"{anchors.random.mean:.4g}",
             "" if trivial is None else f"{trivial[1].mean:.4g}",
-            f"{entry.value:.4g}",
+            f"{info.deterministic_return:.4g}",
             "" if anchors.known is None else f"{anchors.known.good:.4g}",
             "" if share is None else f"{share:.0%}",
-            {None: "", True: "yes", False: "no"}[solved] + (f" ({'; '.join(entry.flags)})" if entry.flags else ""),
+            {None: "", True: "yes", False: "no"}[entry.solved],
             info.run.partition("-rollouts-")[0],
             f"{entry.bytes / 1000:.0f}",
         )
@@ -262,9 +255,9 @@ def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
 def summary(entries: Sequence[Entry]) -> str:
     """A line on a whole bank."""
     libraries = {entry.folder.parent.name for entry in entries}
-    known = [solved for entry in entries if (solved := entry.anchors.solved(entry.value)) is not None]
+    known = [entry.solved for entry in entries if entry.solved is not None]
     size = sum(entry.bytes for entry in entries) / 1e6
     return (
         f"{len(entries)} environments of {len(libraries)} libraries, {size:.1f} MB; {len(known)} with a known good score, "
-        f"{sum(known)} of them solved; {sum(bool(entry.flags) for entry in entries)} flagged"
+        f"{sum(known)} of them solved"
     )

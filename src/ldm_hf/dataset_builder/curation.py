@@ -37,6 +37,18 @@ def unfit(curve: LearningCurve, deterministic: Sample | None) -> str | None:
     return None
 
 
+def unfit_policy(random: Sample, deterministic: Sample) -> str | None:
+    """Why a policy that learned elsewhere, or nothing at all, is dropped; None if it does better than a random one.
+
+    Args:
+        random: returns of a random policy.
+        deterministic: returns of the policy acting deterministically.
+    """
+    if significantly_higher(deterministic, random):
+        return None
+    return f"no better than random: it returns {deterministic.mean:.4g}, a random policy {random.mean:.4g}"
+
+
 def below_best(curves: Mapping[str, LearningCurve]) -> dict[str, str]:
     """The runs of one environment, by name, that fall short of its best run, each with the reason.
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.anchors import measure_anchors
-from ldm_hf.dataset_builder.curation import unfit
-from ldm_hf.dataset_builder.curves import BY_POLICY, BY_START, LearningCurve, Sample
-from ldm_hf.dataset_builder.flags import flags
+from ldm_hf.dataset_builder.assessment import Assessment, assess
+from ldm_hf.dataset_builder.curation import unfit, unfit_policy
+from ldm_hf.dataset_builder.curves import BY_POLICY, LearningCurve, Sample
 from ldm_hf.dataset_builder.playing import Episodes, play
 from ldm_hf.dataset_builder.policies import Policy, drawn
 from ldm_hf.dataset_builder.recorder import Recorder
@@ -61,19 +60,21 @@ def build_rollouts(
     with scratch_folder(request.folder(root)) as scratch:
         with _failures_of(f"{policy.description['algorithm']} on {request.environment}"):
             progress("scoring", 0, 1)
-            anchors = measure_anchors(request.environment)
             scored = score(policy, request.environment, request.seed)
+            assessment = assess(scored, request.environment)
             recorded = _record(policy, request, described, scratch, progress)
         with recorded, replacing(request.folder(root)) as folder:
             policy.save(folder / POLICY_FOLDER)
-            judged = Sample.of(scored.returns)
-            reasons = flags(scored.returns, scored.lengths, scored.conduct, anchors)
-            curve = replace(recorded.recorder.curve(least=1), first=anchors.random, last=judged, order=BY_POLICY)
-            if origin is not None and origin.curve.order == BY_START:
+            judged, random = Sample.of(scored.returns), assessment.anchors.random
+            # Of episodes of several levels of noise, the first and the last 10 % would say nothing.
+            starts, returns = recorded.recorder.episodes()
+            curve = replace(LearningCurve.of(returns, starts, least=1), first=random, last=judged, order=BY_POLICY)
+            dropped = unfit_policy(random, judged)
+            if origin is not None and origin.curve.order != BY_POLICY:
                 curve = origin.curve
-                reasons += filter(None, [unfit(curve, judged)])
-            dropped = "; ".join(reasons) if reasons and request.keep != "all" else None
-            info = _info(request, described, policy, recorded, curve, scored.returns)
+                dropped = dropped or unfit(curve, judged)
+            dropped = None if request.keep == "all" else dropped
+            info = _info(request, described, policy, recorded, curve, scored.returns, assessment)
             if dropped is None:
                 source = RecordedRows(recorded.recording, observation, action)
                 write_dataset(
@@ -175,6 +176,7 @@ def _info(
     recorded: _Recorded,
     curve: LearningCurve,
     deterministic: list[float],
+    assessment: Assessment,
 ) -> RunInfo:
     recording, isolated = recorded.recording, policy.isolated
     return RunInfo(
@@ -198,6 +200,7 @@ def _info(
         licence=described.licence,
         provenance=provenance(described.id, isolated=isolated),
         packages=package_versions(),
+        assessment=assessment,
     )
 
 
