@@ -349,6 +349,10 @@ def test_rollouts_are_data_like_any_other(data, tmp_path):
     assert request.run == "PPO-0-rollouts-3" and not job.is_done
     record = build_rollouts(request, tmp_path)
     assert job.is_done and not RolloutJob(replace(request, noise=(0.0,)), tmp_path).is_done
+    RolloutJob(replace(request, noise=(0.0,)), tmp_path).refuse_to_replace()  # which the same policy may
+    other = replace(request, source=str(data / "gymnasium/CliffWalking-v1/DQN-0"))
+    with pytest.raises(ConfigError, match=r"PPO-0-rollouts-3 is a run of another policy: give this one .* by --run"):
+        RolloutJob(other, tmp_path).refuse_to_replace()
     dataset = open_dataset(request.folder(tmp_path))
     origin = open_dataset(source).info
     assert record.info is not None and record.info.curve == origin.curve and record.info.training_steps == 0
@@ -394,9 +398,17 @@ def test_requests_are_checked_at_once():
         ({"noise": ()}, "levels from 0 to 1"),
         ({"timesteps": 0}, "at least 1"),
         ({"run": "../up"}, "the name of a run"),
+        ({"source": "a/.b:c", "run": ".b"}, "the name of a run"),
     ):
         with pytest.raises(ConfigError, match=error):
             RolloutRequest(**{"environment": CLIFF, "source": "a:b", "timesteps": 1, **changes})
+    for source, name in (
+        ("x/PPO-3/policy", "PPO-3"),
+        ("x/best.zip", "best"),
+        ("x/lean.py:act", "act"),
+        ("policy", "policy"),
+    ):
+        assert RolloutRequest(CLIFF, source, 1, 2).run == f"{name}-rollouts-2"
 
 
 def test_shipped_experts_are_named_by_manifests_of_their_libraries():

@@ -48,7 +48,7 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert "gymnasium/CartPole-v1, run upright-rollouts-0: taken, it returns 500 (float16, " in done.stdout
     [entry] = read_bank(tmp_path / "bank")
     assert entry.info.deterministic_returns == [500.0] * 20 and entry.solved and not entry.info.flags
-    assert entry.weights == {"dtype": "float16", "difference": 0.0, "observations": 8 * 256}
+    assert entry.weights == {"dtype": "float16", "difference": 0.0, "observations": 16 * 256}
     weights = load_file(entry.folder / "policy" / "policy.safetensors")
     assert {name: value.dtype for name, value in weights.items()} == {
         "action_net.weight": torch.float16,

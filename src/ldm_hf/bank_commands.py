@@ -25,7 +25,7 @@ Noise = Annotated[
     list[float] | None,
     typer.Option(
         help="Noise of a stream, 0 to 1: share of random actions, or of half the range of real ones; repeatable. "
-        "Default: 0 0 0 0 0.1 0.1 0.3 1."
+        "Default: 8 streams of 0, 4 of 0.1, 2 of 0.3, 2 of 1."
     ),
 ]
 Transitions = Annotated[int, typer.Option(min=1, help="Of each environment.")]
@@ -105,7 +105,7 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
             records = run_rollouts(works, executor, root, lambda line: bar.write(line, file=sys.stderr), watch)
             bar.n = total
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted: the same command goes on with what is not finished", err=True)
+            typer.echo("\ninterrupted: the same command resumes with what is not finished", err=True)
             raise typer.Exit(130) from None
         finally:
             executor.close()

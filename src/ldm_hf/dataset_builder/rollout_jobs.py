@@ -10,13 +10,13 @@ from ldm_hf.dataset_builder.executor import Executor
 from ldm_hf.dataset_builder.records import RECORD, RunRecord
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import Progress
-from ldm_hf.dataset_builder.schema import environment_folder
+from ldm_hf.dataset_builder.schema import POLICY_FOLDER, environment_folder
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
 from ldm_hf.files import remove, remove_leftovers
 
-NOISE = (0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.3, 1.0)
-"""Noise of each stream: half of the transitions are the policy's own, the others lead it astray, some of them all the time.
+NOISE = (*[0.0] * 8, *[0.1] * 4, *[0.3] * 2, *[1.0] * 2)
+"""Noise of each of 16 streams: half of the transitions are the policy's own, the others lead it astray, a few all the time.
 
 Experts with noise of several levels, labelled by what the expert would do, are what Vintix (arXiv 2501.19400) and AD-eps
 (arXiv 2312.12275) train on; JAT (arXiv 2402.09844) on experts alone.
@@ -60,7 +60,8 @@ class RolloutRequest:
         if self.timesteps < 1:
             raise ConfigError(f"transitions must be at least 1, got {self.timesteps}")
         if not self.run:
-            stem = Path(self.source.rpartition(":")[2]).name.partition(".")[0] or "policy"
+            path = Path(self.source.rpartition(":")[2])
+            stem = (path.parent if path.name == POLICY_FOLDER else path).name.partition(".")[0] or "policy"
             object.__setattr__(self, "run", f"{stem}-rollouts-{self.seed}")
         if not self.run.replace("-", "").replace("_", "").replace(".", "").isalnum() or self.run.startswith("."):
             raise ConfigError(f"the name of a run must be letters, digits, '-', '_' and '.', got {self.run!r}")
@@ -109,8 +110,20 @@ class RolloutJob:
         if not self.result.is_file():
             return False
         info = RunRecord.read(self.result.parent).info
-        found = None if info is None else {key: info.hyperparameters.get(key) for key in self.request.settings}
-        return found == self.request.settings and info is not None and info.seed == self.request.seed
+        if info is None:
+            return False
+        found = {key: info.hyperparameters.get(key) for key in self.request.settings}
+        return found == self.request.settings and info.seed == self.request.seed
+
+    def refuse_to_replace(self) -> None:
+        """Raise ``ConfigError`` if a run of this name of another policy is there; those of the same one are made again."""
+        info = RunRecord.read(self.result.parent).info if self.result.is_file() else None
+        key = ROLLOUT_SETTINGS[-1]
+        if info is not None and info.hyperparameters.get(key) != self.request.settings[key]:
+            raise ConfigError(
+                f"{self.result.parent} is a run of another policy: give this one another name by --run, or choose another "
+                "--out"
+            )
 
     def on(self, device: str) -> "RolloutJob":
         """The same job."""
@@ -156,10 +169,12 @@ def run_rollouts(
         The records of all of them, those that were there before too.
 
     Raises:
+        ConfigError: a run of another policy would be replaced; nothing was done then.
         LDMError: something that no job can get past.
     """
     for job in jobs:
         remove_leftovers(job.result.parent.parent)
+        job.refuse_to_replace()
     waiting = [job for job in jobs if not job.is_done]
     running: dict[str, RolloutJob] = {}
     while waiting or running:
