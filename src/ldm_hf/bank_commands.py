@@ -41,8 +41,9 @@ def adopt(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A policy: folder of a run or of its policy, SB3 zip, safetensors file of an MLP with a JSON file beside "
-            "it, FILE.py:function or module:function (experts:babyai and experts:metaworld are the libraries' own)."
+            "it, FILE.py:function or module:function (experts:babyai and experts:metaworld are the libraries' own).",
         ),
     ],
     out: Out = Path("runs/data"),
