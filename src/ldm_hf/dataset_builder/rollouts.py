@@ -67,8 +67,7 @@ def build_rollouts(
             policy.save(folder / POLICY_FOLDER)
             judged, random = Sample.of(scored.returns), assessment.anchors.random
             # Of episodes of several levels of noise, the first and the last 10 % would say nothing.
-            starts, returns = recorded.recorder.episodes()
-            curve = replace(LearningCurve.of(returns, starts, least=1), first=random, last=judged, order=BY_POLICY)
+            curve = replace(recorded.recorder.curve(least=1), first=random, last=judged, order=BY_POLICY)
             dropped = unfit_policy(random, judged)
             if origin is not None and origin.curve.order != BY_POLICY:
                 curve = origin.curve
