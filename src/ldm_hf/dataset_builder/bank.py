@@ -29,8 +29,9 @@ class Entry:
         folder: where it lies: ``policy/``, ``run.json`` and ``bank.json``.
         record: of the run that made it, with its learning curve, settings, seed and versions. Its deterministic returns, and
             what they are worth, are those of the policy as it is kept.
-        weights: ``dtype`` of its weights; the largest ``difference`` that rounding them makes to an action, as a share of
-            its range, on a number of ``observations``. Empty of a function.
+        weights: ``dtype`` of its weights; the ``difference`` that rounding them makes, on a number of ``observations``:
+            the largest to a continuous action, as a share of its range, or the share of other discrete ones. Empty of a
+            function.
     """
 
     folder: Path

@@ -16,7 +16,8 @@ from ldm_hf.env_registry.registry import spec
 
 SAME = 1e-3
 """Share of its range by which a real number of an action may differ between policies that act the same: about the width of
-one of the 1024 bins in which a model gives actions (paper section 4.3)."""
+one of the 1024 bins in which a model gives actions (paper section 4.3). Also the share of observations at which an action of
+whole numbers may be another one, where two were about as good."""
 
 _STEPS = 256
 _SEED = 1_800_000_000  # far from the seeds of data, of scoring and of evaluations
@@ -54,12 +55,12 @@ def save_compact(policy: Policy, environment: str, seed: int, folder: Path) -> d
 def _difference(policy: NetworkPolicy, other: NetworkPolicy, environment: str, seed: int) -> tuple[float, int]:
     """How far the actions of two policies are apart at most, on observations that the first sees, with noise and without.
 
-    A real number counts by its share of its range; of whole numbers, other ones count 1.
+    Of real numbers, it is the largest difference, as a share of the range; of whole numbers, the share of other actions.
     """
     described = spec(environment)
     noise = Noise(NOISE, described.action_space, seed)
     parts = [leaf for _, leaf in leaves(described.action_space)]
-    largest, seen = 0.0, 0
+    largest, others_taken, seen = 0.0, 0, 0
     with contextlib.closing(policy.environments(environment, len(NOISE))) as envs:
         observations, _ = envs.reset(seed=[_SEED + 1000 * seed + index for index in range(len(NOISE))])  # type: ignore[arg-type]
         for _ in range(_STEPS):
@@ -67,15 +68,18 @@ def _difference(policy: NetworkPolicy, other: NetworkPolicy, environment: str, s
             pairs = zip(
                 parts, split(described.action_space, actions), split(described.action_space, others), strict=True
             )
-            largest = max(largest, *(_apart(*pair) for pair in pairs))
+            apart = [_apart(*pair) for pair in pairs]
+            largest = max([largest, *(value.max() for value in apart if value.dtype.kind == "f")])
+            others_taken += int(np.any([value for value in apart if value.dtype.kind == "b"], axis=0).sum())
             seen += len(NOISE)
             observations, *_ = envs.step(noise.add(actions))
-    return largest, seen
+    return max(float(largest), others_taken / seen), seen
 
 
-def _apart(leaf: dict[str, Any], values: np.ndarray, others: np.ndarray) -> float:
+def _apart(leaf: dict[str, Any], values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each environment, whether whole numbers differ, or shares of the range by which real numbers do."""
     if leaf["type"] != "Box" or values.dtype.kind != "f":
-        return float((values != others).any())
+        return (values != others).reshape(len(values), -1).any(1)
     low, high = bounds(leaf)
     reach = np.subtract(high, low, dtype=np.float64)
-    return float((np.abs(values - others) / np.where(np.isfinite(reach), reach, 1.0)).max())
+    return np.abs(values - others) / np.where(np.isfinite(reach), reach, 1.0)
