@@ -132,7 +132,7 @@ def test_a_good_reference_has_no_flag():
 @pytest.mark.parametrize(
     ("returns", "lengths", "conduct", "anchors", "reason"),
     [
-        ([0.1, -0.1, 0.0], [100] * 3, ALIVE, _anchors(), "no better than random"),
+        ([0.1, -0.1, 0.0], [100] * 3, ALIVE, _anchors(), "is no better than random"),
         ([5, 5.2, 4.9], [100] * 3, ALIVE, _anchors(trivial={"always 1": 5}), "a trivial policy, always 1"),
         ([5, 6], [9, 9], Conduct(18, "", -10.0, -0.1), _anchors(random=-50), "ends its episodes after 9 steps"),
         ([5, 6], [100] * 2, Conduct(200, "0 0", None, 0.1), _anchors(random=-50), "always does the same: 0 0"),
