@@ -192,7 +192,7 @@ def worth(environment: str, value: float | None, anchors: Anchors | None) -> tup
     """
     known = known_score(environment)
     random = "—" if anchors is None else f"{anchors.random.mean:.4g}"
-    good = "—" if known is None else f"{known.good:.4g}" if known.comparable else f"({known.good:.4g}, {known.metric})"
+    good = "—" if known is None else f"{known.good:.4g}" if known.comparable else f"({known.good:.4g})"
     if anchors is None or value is None or math.isnan(value) or (share := anchors.share(value)) is None:
         return random, good, "—", "—"
     return random, good, f"{share:.0%}", "yes" if anchors.solved(value) else "no"

@@ -127,7 +127,7 @@ def known_good(result: EnvironmentResult) -> str:
     known = result.known_good
     if known is None:
         return "—"
-    return f"{known['good']:.4g}" if known["comparable"] else f"({known['good']:.4g}, {known['metric']})"
+    return f"{known['good']:.4g}" if known["comparable"] else f"({known['good']:.4g})"
 
 
 def worth(result: EnvironmentResult, whose: str = "") -> tuple[str, str]:
