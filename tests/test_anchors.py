@@ -146,6 +146,15 @@ def test_each_kind_of_degenerate_reference_is_named(returns, lengths, conduct, a
     assert reason in found
 
 
+def test_rounding_makes_nobody_better_than_a_trivial_policy():
+    # A motor that is switched off at once: -10 by the reference, -10.000000000000002 by the constant action.
+    off = Anchors(
+        "a/b", Sample(-10.4, 0.6, 100), Sample(2.5, 1.0, 100), {"always -1": Sample(-10.000000000000002, 0, 20)}
+    )
+    (found,) = flags([-10.0] * 10, [1] * 10, None, off)
+    assert "a trivial policy, always -1" in found
+
+
 def test_a_goal_that_ends_an_episode_is_no_way_out():
     bonus = Conduct(18, "", 20.0, -1.0)
     assert flags([5, 6], [9, 9], bonus, _anchors(random=-50)) == []
