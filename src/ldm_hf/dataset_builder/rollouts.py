@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.dataset_builder.anchors import measure_anchors
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.curation import unfit
 from ldm_hf.dataset_builder.curves import BY_POLICY, BY_START, LearningCurve, Sample
-from ldm_hf.dataset_builder.flags import flags
 from ldm_hf.dataset_builder.playing import Episodes, play
 from ldm_hf.dataset_builder.policies import Policy, drawn
 from ldm_hf.dataset_builder.recorder import Recorder
@@ -67,13 +67,15 @@ def build_rollouts(
         with recorded, replacing(request.folder(root)) as folder:
             policy.save(folder / POLICY_FOLDER)
             judged = Sample.of(scored.returns)
-            reasons = flags(scored.returns, scored.lengths, scored.conduct, anchors)
+            assessment = Assessment.of(scored, anchors)
+            reasons = list(assessment.flags)
             curve = replace(recorded.recorder.curve(least=1), first=anchors.random, last=judged, order=BY_POLICY)
             if origin is not None and origin.curve.order == BY_START:
                 curve = origin.curve
                 reasons += filter(None, [unfit(curve, judged)])
             dropped = "; ".join(reasons) if reasons and request.keep != "all" else None
             info = _info(request, described, policy, recorded, curve, scored.returns)
+            info = replace(info, assessment=assessment)
             if dropped is None:
                 source = RecordedRows(recorded.recording, observation, action)
                 write_dataset(
