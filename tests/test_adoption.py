@@ -377,6 +377,7 @@ def test_a_heuristic_becomes_data_and_a_bad_policy_none(isolated, tmp_path):
     good = build_rollouts(RolloutRequest(CARTPOLE, f"{tmp_path}/lean.py:act", 1000, 0, (0.0, 0.0, 1.0)), tmp_path)
     assert good.dropped is None and good.info is not None
     assert good.info.last10 == good.info.deterministic_return > 400 > 40 > good.info.first10 > 10
+    assert good.info.flags == [] and good.info.assessment.anchors.random.mean == good.info.first10
     assert good.info.curve.order == BY_POLICY and good.info.provenance["provider"] == "venv"
     dataset = open_dataset(tmp_path / "gymnasium/CartPole-v1/act-rollouts-0")
     assert not replay(dataset).different

@@ -7,13 +7,15 @@ import pytest
 from gymnasium import spaces
 
 from ldm_hf.dataset_builder import anchors as module
+from ldm_hf.dataset_builder import assessment
 from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
 from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.flags import flags
-from ldm_hf.dataset_builder.playing import Conduct, play
+from ldm_hf.dataset_builder.playing import Conduct, Episodes, play
 from ldm_hf.dataset_builder.trivial_policies import MOST_CONSTANTS, constant_actions, trivial_policies
 from ldm_hf.env_registry.known_scores import POLICY, RETURN, THRESHOLD, KnownScore
 from ldm_hf.env_registry.registry import make_vec
+from ldm_hf.errors import EnvironmentFailure
 
 TAXI, CLIFF = "gymnasium/Taxi-v4", "gymnasium/CliffWalking-v1"
 ALIVE = Conduct(1000, "", None, -0.1)
@@ -132,7 +134,7 @@ def test_a_good_reference_has_no_flag():
 @pytest.mark.parametrize(
     ("returns", "lengths", "conduct", "anchors", "reason"),
     [
-        ([0.1, -0.1, 0.0], [100] * 3, ALIVE, _anchors(), "no better than random"),
+        ([0.1, -0.1, 0.0], [100] * 3, ALIVE, _anchors(), "is no better than random"),
         ([5, 5.2, 4.9], [100] * 3, ALIVE, _anchors(trivial={"always 1": 5}), "a trivial policy, always 1"),
         ([5, 6], [9, 9], Conduct(18, "", -10.0, -0.1), _anchors(random=-50), "ends its episodes after 9 steps"),
         ([5, 6], [100] * 2, Conduct(200, "0 0", None, 0.1), _anchors(random=-50), "always does the same: 0 0"),
@@ -142,6 +144,15 @@ def test_a_good_reference_has_no_flag():
 def test_each_kind_of_degenerate_reference_is_named(returns, lengths, conduct, anchors, reason):
     (found,) = flags(returns, lengths, conduct, anchors)
     assert reason in found
+
+
+def test_rounding_makes_nobody_better_than_a_trivial_policy():
+    # A motor that is switched off at once: -10 by the reference, -10.000000000000002 by the constant action.
+    off = Anchors(
+        "a/b", Sample(-10.4, 0.6, 100), Sample(2.5, 1.0, 100), {"always -1": Sample(-10.000000000000002, 0, 20)}
+    )
+    (found,) = flags([-10.0] * 10, [1] * 10, None, off)
+    assert "a trivial policy, always -1" in found
 
 
 def test_a_goal_that_ends_an_episode_is_no_way_out():
@@ -157,3 +168,21 @@ def test_a_goal_that_ends_an_episode_is_no_way_out():
 
 def test_a_policy_that_reaches_the_most_there_is_from_many_starts_is_not_flagged():
     assert flags([500.0] * 5, [500] * 5, Conduct(2500, "", None, 1.0), _anchors(random=20)) == []
+
+
+def test_an_environment_that_cannot_be_measured_costs_no_run(monkeypatch):
+    def breaks(environment):
+        raise EnvironmentFailure(f"{environment} broke")
+
+    monkeypatch.setattr(assessment, "measure_anchors", breaks)
+    assert assessment.assess(Episodes([1.0], [1], ALIVE, 1), CLIFF) is None
+
+
+def test_without_trivial_policies_it_is_measured_once_and_again_when_they_are_wanted(tmp_path):
+    short = measure_anchors("gymnasium/CartPole-v1", tmp_path, trivial=False)
+    assert short.trivial == {} and short.random.size == 100
+    whole = measure_anchors("gymnasium/CartPole-v1", tmp_path)
+    # Random play falls after about 22 steps, always the same action after 8 to 10, and 1 is paid for each.
+    assert whole.random == short.random and 15 < whole.random.mean < 30
+    assert all(8 <= whole.trivial[f"always {action}"].mean <= 11 for action in (0, 1))
+    assert measure_anchors("gymnasium/CartPole-v1", tmp_path, trivial=False) == whole

@@ -25,7 +25,9 @@ ALLOWED = {
     "env_registry": BASE,
     "dataset_builder": BASE | {"env_registry"},
     "training": BASE | {"env_registry", "dataset_builder", "evaluation.rollout", "evaluation.scores", "cli"},
-    "evaluation": BASE | {"env_registry", "dataset_builder.reader", "dataset_builder.schema", "dataset_builder.curves"},
+    "evaluation": BASE
+    | {"env_registry"}
+    | {f"dataset_builder.{name}" for name in ("reader", "schema", "curves", "anchors", "flags")},
     "finetuning": BASE | {"env_registry", "dataset_builder", "evaluation", "training"},
 }
 EVERYTHING = {

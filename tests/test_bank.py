@@ -76,7 +76,7 @@ def test_only_what_is_better_is_taken(runs, tmp_path):
     [best] = best_runs(runs)
     assert best.name == "upright-rollouts-0"
     _, reason = add(runs / "gymnasium/CartPole-v1/fixed-rollouts-0", bank)
-    assert reason is not None and reason.startswith("flagged: no better than random")
+    assert reason is not None and reason.startswith("flagged: is no better than random")
     assert not list(bank.rglob("*.json")) and not list(bank.rglob("*.partial*"))
     assert add(best, bank)[1] is None
     before = hashes(bank)

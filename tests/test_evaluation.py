@@ -17,9 +17,9 @@ from ldm_hf.dataset_builder.reader import open_datasets
 from ldm_hf.env_registry import registry
 from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
 from ldm_hf.evaluation import evaluate as evaluate_module
-from ldm_hf.evaluation import random_policy, showcase
+from ldm_hf.evaluation import showcase
 from ldm_hf.evaluation.evaluate import evaluate
-from ldm_hf.evaluation.players import ModelPlayer, RandomPlayer
+from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import SEEN_SEED
 from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, evaluate_environment, roll_out
@@ -181,25 +181,6 @@ def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(UnsupportedSpaceError):
         patch.setattr(Diary, "action_space", spaces.MultiBinary(1000))
         evaluate_environment(model, processor, "test/Wide-v0")
-
-
-def test_a_random_policy_is_seeded_and_measured_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("LDM_HOME", str(tmp_path))
-    first = roll_out(RandomPlayer(7), [CARTPOLE], SHORT)
-    assert roll_out(RandomPlayer(7), [CARTPOLE], SHORT) == first != roll_out(RandomPlayer(8), [CARTPOLE], SHORT)
-    sample = random_policy.random_returns(CARTPOLE, {"library": "1"}, 60.0)
-    # Random play falls after about 22 steps, so that all of the 100 episodes are played.
-    assert sample.size == 100 and 15 < sample.mean < 30
-    again = random_policy.random_returns(CARTPOLE, {"library": "2"}, 60.0)  # another version is another measurement
-    assert again == sample
-
-    def never(*arguments):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(random_policy, "_measure", never)
-    assert random_policy.random_returns(CARTPOLE, {"library": "2"}, 60.0) == sample
-    with pytest.raises(AssertionError, match="measured again"):
-        random_policy.random_returns(CARTPOLE, {"library": "3"}, 60.0)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from conftest import run_ldm_here
+from ldm_hf.dataset_builder.anchors import Anchors
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.curves import Sample
+from ldm_hf.dataset_builder.playing import Conduct
+from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.env_registry.known_scores import POLICY, RETURN, KnownScore
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.render import markdown_tables, model_card, write_all
 from ldm_hf.evaluation.report import Report, comparable
-from ldm_hf.evaluation.results import judge
+from ldm_hf.evaluation.results import SINGLE_START, judge
 from test_scores import run_info
 
 RANDOM = Sample(-10.0, 1.0, 20)
@@ -42,7 +47,11 @@ def test_the_card_is_valid_and_complete():
         ("lib/Up-v0", "deterministic_score"): 1.9,
     }
     body = card.partition("---\n\n#")[2]
-    assert "| `lib/Up-v0` | trained on | -10.00 | 0.00 | 10.00 | 5.00 | 9.50 (9.00 to 10.00) |" in body
+    unknown = "— | — | —"  # known good, share of it, solved
+    assert (
+        f"| `lib/Up-v0` | trained on | -10.00 | 0.00 | 10.00 | 5.00 | {unknown} | 9.50 (9.00 to 10.00) | — | — |"
+        in body
+    )
     assert "95.0 % (90.0 to 100.0)" in body and "not scored" in body
     assert (
         "1,234,567 parameters" in body
@@ -135,3 +144,35 @@ def test_other_files_are_no_reports(tmp_path, text):
     path.write_text(text)
     with pytest.raises(DatasetFormatError, match=str(path)):
         Report.load(path)
+
+
+def test_what_scores_are_worth_is_shown_beside_them():
+    known = KnownScore(None, 30.0, RETURN, POLICY, "a paper", "", True)
+    anchors = Anchors("gymnasium/CartPole-v1", RANDOM, RANDOM, {}, 1, known)
+    info = run_info("gymnasium/CartPole-v1", deterministic=(26.0, 26.0))
+    result = judge(info, [[10.0, 10.0]], [[1, 1]], RANDOM, anchors=anchors)
+    assert (result.share, result.solved) == (0.5, False)  # 10 is half of the way from -10 to 30
+    assert (result.reference_share, result.reference_solved) == (0.9, True)
+    assert SINGLE_START in result.flags
+    tables = markdown_tables(Report([result], {}, {"name": "toy"}))
+    assert "the model solves 0, the references 1." in tables
+    assert "| 26.00 | 30 | 90% | yes | 10.00 (10.00 to 10.00) | 50% | no |" in tables
+
+
+def test_reports_of_earlier_versions_are_read_with_what_is_known_now(tmp_path):
+    info = run_info("gymnasium/CartPole-v1", deterministic=(500.0, 500.0))
+    Report([judge(info, [[255.0]], [[255]], Sample(10.0, 1.0, 20))], {}, {"name": "toy"}).save(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    for name in ("known_good", "share", "solved", "reference_share", "reference_solved"):
+        del written["environments"][0][name]
+    (tmp_path / "report.json").write_text(json.dumps(written))
+    (result,) = Report.load(tmp_path).environments
+    assert (result.share, result.solved, result.reference_share, result.reference_solved) == (0.5, False, 1, True)
+
+
+def test_a_degenerate_reference_is_named():
+    assessment = Assessment([8], Conduct(8, "0", -10.0, -0.1), Anchors("lib/Up-v0", RANDOM, RANDOM), ["never acts"])
+    result = judge(run_info("lib/Up-v0", assessment=assessment), [[9.0, 10.0]], [[1, 1]], RANDOM)
+    assert "the reference is degenerate: it never acts" in result.flags
+    again = RunInfo.from_json(run_info("lib/Up-v0", assessment=assessment).to_json(), "here")
+    assert again.assessment == assessment and again.flags == ["never acts"]

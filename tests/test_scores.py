@@ -76,8 +76,8 @@ def test_threshold_curve_counts_at_or_above():
 
 
 def test_intervals_of_means():
-    # The means of resamples of 0 and 1 are 0, 0.5 and 1 with probabilities 1/4, 1/2, 1/4, which is symmetrical.
-    assert mean_interval([0, 1]) == (0, 1)
+    # The means of resamples of 2 and 3 are 2, 2.5 and 3 with probabilities 1/4, 1/2, 1/4, which is symmetrical.
+    assert mean_interval([2, 3]) == (2, 3)
     assert mean_interval([3, 3, 3]) == (3, 3)
     assert mean_interval([3]) is None
     assert mean_interval([0.1] * 11 + [0.1 + 2e-17]) == (0.1, 0.1 + 2e-17)  # the same but for rounding
@@ -88,6 +88,17 @@ def test_intervals_of_means():
     # Of many values a bootstrap's interval is that of the normal distribution.
     many = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
     assert mean_interval(many) == pytest.approx((-1.96 / 2000**0.5, 1.96 / 2000**0.5), rel=0.05)
+
+
+def test_intervals_of_rates_of_success_are_exact():
+    # Clopper and Pearson: with 20 successes of 20, the rate p at which that happens with 2.5 %: p^20 = 0.025.
+    assert mean_interval([1.0] * 20) == pytest.approx((0.025 ** (1 / 20), 1))
+    assert mean_interval([0.0] * 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    # FrozenLake8x8, which reports called "1.00 (1.00 to 1.00)": the optimum, 0.913, is inside now.
+    low, high = mean_interval([1.0] * 20)
+    assert low < 0.913 < high
+    low, high = mean_interval([1] * 33 + [0] * 7)
+    assert stats.binom.sf(32, 40, low) == pytest.approx(0.025) and stats.binom.cdf(33, 40, high) == pytest.approx(0.025)
 
 
 def test_intervals_of_shares():

@@ -209,17 +209,22 @@ def print_runs(out: Path, libraries: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ldm_hf.dataset_builder.anchors import WORTH, worth
     from ldm_hf.dataset_builder.repository import run_records
 
     table = Table(title="Runs", title_justify="left")
-    for column in ("environment", "run", "first 10 %", "last 10 %", "deterministic", ""):
-        table.add_column(column, justify="right" if column.endswith(("%", "c")) else "left")
+    texts = ("environment", "run", "solved", "")
+    for column in ("environment", "run", "first 10 %", "last 10 %", "deterministic", *WORTH, ""):
+        table.add_column(column, justify="left" if column in texts else "right")
     for library in libraries:
         for record in run_records(out / library):
             info = record.info
             values = () if info is None else (info.first10, info.last10, info.deterministic_return)
             scores = [f"{value:.2f}" for value in values] or [""] * 3
-            table.add_row(record.environment, record.run, *scores, record.dropped or "kept")
+            anchors = None if info is None or info.assessment is None else info.assessment.anchors
+            beside = worth(record.environment, None if info is None else info.deterministic_return, anchors)
+            flagged = "" if info is None or not info.flags else f"; degenerate: {'; '.join(info.flags)}"
+            table.add_row(record.environment, record.run, *scores, *beside, (record.dropped or "kept") + flagged)
     (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
 
 

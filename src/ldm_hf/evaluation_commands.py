@@ -100,13 +100,14 @@ def references(
 ) -> None:
     """Say which references are worth imitating, before anything is trained on them.
 
-    They are if they are better than random, keep it when they act deterministically, and improve by more than the noise of
-    an evaluation.
+    They are if they are better than random and than every trivial policy, keep it when they act deterministically, and
+    improve by more than the noise of an evaluation.
     """
     require("`ldm references`", "evaluate")
     from rich.console import Console
     from rich.table import Table
 
+    from ldm_hf.dataset_builder.anchors import WORTH, worth
     from ldm_hf.dataset_builder.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
     from ldm_hf.evaluation.references import check_references
@@ -117,13 +118,17 @@ def references(
     with progress_bar("random policy", len(opened), "environment") as bar:
         checks = check_references(opened, checked=lambda check: bar.update(1) and None)
     table = Table(title="References", title_justify="left")
-    for column in ("environment", "random", "first 10 %", "last 10 %", "deterministic", "resolution", ""):
-        table.add_column(column, justify="left" if column in ("environment", "") else "right")
+    columns = ("random", "trivial", "first 10 %", "last 10 %", "deterministic", *WORTH[1:], "resolution", "")
+    for column in ("environment", *columns):
+        table.add_column(column, justify="left" if column in ("environment", "solved", "") else "right")
     for check in checks:
         info = check.info
-        random = "" if check.random is None else f"{check.random.mean:.4g}"
-        scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return, check.resolution)]
-        table.add_row(info.environment, random, *scores, "; ".join(check.doubts) or "worth imitating")
+        random, *beside = worth(info.environment, info.deterministic_return, check.anchors)
+        best = None if check.anchors is None else check.anchors.best_trivial
+        scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return)]
+        trivial = "—" if best is None else f"{best[1].mean:.4g}"
+        verdict = "; ".join(check.doubts) or "worth imitating"
+        table.add_row(info.environment, random, trivial, *scores, *beside, f"{check.resolution:.4g}", verdict)
     (Console() if sys.stdout.isatty() else Console(width=220)).print(table)
     fit = [check.info.environment for check in checks if not check.doubts]
     typer.echo(f"{len(fit)} of {len(checks)} references are worth imitating")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,7 +103,12 @@ class Anchors:
 
 
 def measure_anchors(
-    environment: str, cache: Path | None = None, seed: int = 0, *, step_timeout: float = STEP_TIMEOUT
+    environment: str,
+    cache: Path | None = None,
+    seed: int = 0,
+    *,
+    trivial: bool = True,
+    step_timeout: float = STEP_TIMEOUT,
 ) -> Anchors:
     """Play a random policy and the trivial ones, unless that was done before with the same installation.
 
@@ -112,6 +118,7 @@ def measure_anchors(
         environment: id of the environment.
         cache: folder of what was measured, a JSON file for each environment; by default ``$LDM_HOME/anchors``.
         seed: of everything random.
+        trivial: whether trivial policies are needed; without them it takes half the time, and ``trivial`` may be empty.
         step_timeout: as of ``make_vec``.
 
     Raises:
@@ -124,27 +131,28 @@ def measure_anchors(
     with FileLock(path.with_suffix(".lock")):  # several runs on an environment begin together
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not ours: it is replaced
             stored = json.loads(path.read_text())
-            if stored["key"] == key:
+            if stored["key"] == key and stored["trivial"] >= trivial:
                 return Anchors.from_json(stored["anchors"])
-        anchors = _measure(environment, seed, step_timeout)
+        anchors = _measure(environment, seed, trivial, step_timeout)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "anchors": anchors.to_json()}, indent=1))
+            stored = {"key": key, "trivial": trivial, "anchors": anchors.to_json()}
+            temporary.write_text(json.dumps(stored, indent=1))
     return anchors
 
 
-def _measure(environment: str, seed: int, step_timeout: float) -> Anchors:
+def _measure(environment: str, seed: int, trivial: bool, step_timeout: float) -> Anchors:
     most = int(min(max(_SECONDS * spec(environment).steps_per_second, _LEAST_STEPS), _MOST_STEPS))
     first = _SEED + 1000 * seed
     with _failures_of(environment):
         envs = make_vec(environment, _NUM_ENVS, autoreset_mode="SameStep", step_timeout=step_timeout)
         with contextlib.closing(envs):
             random = _random_episodes(envs, first, most)
-            trivial = _trivial_samples(envs, first, most)
+            samples = _trivial_samples(envs, first, most) if trivial else {}
     return Anchors(
         environment,
         Sample.of(random.returns),
         Sample.of(random.lengths),
-        trivial,
+        samples,
         random.starts,
         known_score(environment),
     )
@@ -171,6 +179,23 @@ def _trivial_samples(envs: VectorEnv, seed: int, most: int) -> dict[str, Sample]
         again = play(envs, policies[name], _BEST_EPISODES, seed + 500 + 10 * index, most_steps=most / _BEST)
         played[name] = Sample.of(again.returns)
     return played
+
+
+WORTH = ("random", "known good", "share", "solved")
+"""Headings of ``worth``: what stands beside every return of a reference that is shown."""
+
+
+def worth(environment: str, value: float | None, anchors: Anchors | None) -> tuple[str, str, str, str]:
+    """What a mean return is worth, as the cells of a table under ``WORTH``; a dash is what is not known.
+
+    A known good score that cannot be compared with a return is in brackets.
+    """
+    known = known_score(environment)
+    random = "—" if anchors is None else f"{anchors.random.mean:.4g}"
+    good = "—" if known is None else f"{known.good:.4g}" if known.comparable else f"({known.good:.4g})"
+    if anchors is None or value is None or math.isnan(value) or (share := anchors.share(value)) is None:
+        return random, good, "—", "—"
+    return random, good, f"{share:.0%}", "yes" if anchors.solved(value) else "no"
 
 
 @contextlib.contextmanager

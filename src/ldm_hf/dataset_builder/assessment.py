@@ -9,6 +9,7 @@ from ldm_hf.dataset_builder.flags import flags
 from ldm_hf.dataset_builder.playing import Act, Conduct, Episodes, play
 from ldm_hf.env_registry.flat import FlatObservations
 from ldm_hf.env_registry.registry import make_vec
+from ldm_hf.errors import LDMError
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -67,13 +68,15 @@ def deterministic_episodes(
         return play(envs, lambda given, _: _acting(policy, given), number, seed)
 
 
-def assess(episodes: Episodes, environment: str) -> Assessment:
+def assess(episodes: Episodes, environment: str) -> Assessment | None:
     """Assess the deterministic episodes of a reference beside the anchors of its environment, which may be measured first.
 
-    Raises:
-        UnknownEnvironmentError, EnvironmentFailure: as ``measure_anchors``.
+    None where these cannot be measured: an environment that breaks under some trivial policy costs nobody a trained run.
     """
-    return Assessment.of(episodes, measure_anchors(environment))
+    try:
+        return Assessment.of(episodes, measure_anchors(environment))
+    except LDMError:
+        return None
 
 
 def _acting(policy: "ReferencePolicy", envs: "VectorEnv") -> Act:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from ldm_hf.dataset_builder.anchors import worth
 from ldm_hf.dataset_builder.schema import EPISODES_FILE, MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.files import replacing
@@ -54,8 +55,16 @@ def render_card(library: str, manifest: Sequence[Row], runs: Sequence[Row]) -> s
         hub_licences=hub_licences(licences),
         has_episodes=any(entry["path"].endswith(f"/{EPISODES_FILE}") for row in manifest for entry in row["files"]),
         infos=infos,
+        worth=[_worth(info) for info in infos],
     )
     return f"{text.rstrip()}\n\n{NOTES_MARK}"
+
+
+def _worth(info: RunInfo) -> tuple[str, ...]:
+    """What the deterministic policy of a run is worth, as cells of the table."""
+    return worth(
+        info.environment, info.deterministic_return, None if info.assessment is None else info.assessment.anchors
+    )
 
 
 def hub_licences(licences: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Why a reference is degenerate: reasons not to imitate it, whatever its learning curve says."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from ldm_hf.dataset_builder.anchors import Anchors
 from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 from ldm_hf.dataset_builder.playing import Conduct
 
+_ROUNDING = 1e-9
 EARLY = 0.5
 """Share of a random policy's mean length below which episodes end early."""
 
@@ -23,25 +25,30 @@ def flags(returns: Sequence[float], lengths: Sequence[int], conduct: Conduct | N
     - Its returns are one number, because every episode begins alike.
 
     Args:
-        returns, lengths: of the reference's deterministic episodes; at least one.
+        returns, lengths: of the reference's deterministic episodes; at least one. No lengths where they are not known.
         conduct: how it acted in them; None where that is not known, so that two of the rules cannot be asked.
         anchors: of the environment.
     """
     found = []
     reached = Sample.of(returns)
     best = anchors.best_trivial
-    if not significantly_higher(reached, anchors.random):
-        found.append(f"no better than random: {reached.mean:.4g} against {anchors.random.mean:.4g}")
-    elif best is not None and not significantly_higher(reached, best[1]):
-        found.append(f"no better than a trivial policy, {best[0]}: {reached.mean:.4g} against {best[1].mean:.4g}")
-    length, usual = float(np.mean(lengths)), anchors.random_length.mean
+    if not _better(reached, anchors.random):
+        found.append(f"is no better than random: {reached.mean:.4g} against {anchors.random.mean:.4g}")
+    elif best is not None and not _better(reached, best[1]):
+        found.append(f"is no better than a trivial policy, {best[0]}: {reached.mean:.4g} against {best[1].mean:.4g}")
+    length, usual = float(np.mean(lengths)) if lengths else math.inf, anchors.random_length.mean
     if conduct is not None and length < EARLY * usual and _pays(conduct) and not anchors.solved(reached.mean):
         found.append(f"ends its episodes after {length:.3g} steps, a random policy after {usual:.3g}, while steps cost")
     if conduct is not None and conduct.only_action and conduct.steps > 1:
         found.append(f"always does the same: {conduct.only_action}")
-    if len(returns) > 1 and anchors.starts == 1 and np.ptp(returns) <= 1e-9 * max(1.0, abs(returns[0])):
-        found.append(f"every episode returns {returns[0]:.4g}, because every episode begins alike")
+    if len(returns) > 1 and anchors.starts == 1 and np.ptp(returns) <= _ROUNDING * max(1.0, abs(returns[0])):
+        found.append(f"returns {returns[0]:.4g} in every episode, because every episode begins alike")
     return found
+
+
+def _better(one: Sample, other: Sample) -> bool:
+    """Significantly higher, and by more than rounding, which tells returns apart that do not vary."""
+    return significantly_higher(one, other) and one.mean - other.mean > _ROUNDING * max(1.0, abs(other.mean))
 
 
 def _pays(conduct: Conduct) -> bool:

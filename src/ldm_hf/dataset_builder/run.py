@@ -180,7 +180,7 @@ def _run_info(
     curve: LearningCurve,
     deterministic: list[float],
     extra: Mapping[str, Any],
-    assessment: Assessment,
+    assessment: Assessment | None,
 ) -> RunInfo:
     return RunInfo(
         environment=described.id,

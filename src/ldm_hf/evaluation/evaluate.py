@@ -14,7 +14,7 @@ from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.batches import batches
 from ldm_hf.evaluation.lineage import relation, training_settings
 from ldm_hf.evaluation.players import ModelPlayer, load_pretrained
-from ldm_hf.evaluation.random_policy import random_returns
+from ldm_hf.evaluation.references import environment_anchors
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import SEEN_SEED, EnvironmentResult, judge
@@ -137,14 +137,14 @@ class _Store:
 def _judged(
     reference: EnvironmentDataset, result: RolloutResult, protocol: Protocol, training: str
 ) -> EnvironmentResult:
-    info, random = reference.info, None
+    info, anchors = reference.info, None
     versions = {"data": versions_of_data(info)}
     notes = [SEEN_SEED] if any(_shares_seeds(run, protocol) for run in reference.runs) else []
     failure = None if result.failure is None else str(result.failure)
     try:
         versions["evaluation"] = versions_here(info.environment)
         if failure is None:
-            random = random_returns(info.environment, versions["evaluation"], protocol.step_timeout)
+            anchors = environment_anchors(info, protocol.step_timeout)
     except LDMError as error:
         notes.append(f"a random policy was not measured: {error}")
     differing = differences(versions["data"], versions.get("evaluation", {}))
@@ -152,8 +152,9 @@ def _judged(
         info,
         result.returns,
         result.lengths,
-        random,
+        None if anchors is None else anchors.random,
         failure,
+        anchors,
         training=training,
         versions=versions,
         differences=differing,

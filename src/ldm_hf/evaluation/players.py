@@ -1,4 +1,4 @@
-"""What can be rolled out: a model, and a policy that acts at random."""
+"""What can be rolled out: a model, and whatever else acts in a batch of environments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,29 +61,3 @@ def load_pretrained(folder: str | Path) -> tuple[LDMModel, LDMProcessor]:
         return model, AutoProcessor.from_pretrained(folder)
     except Exception as error:  # safetensors and strict configurations raise errors of their own
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-
-
-class RandomPlayer:
-    """Samples of the action spaces, each seeded with its number in the batch's environment."""
-
-    def __init__(self, seed: int = 0):
-        self._seed = seed
-
-    def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
-        for row, env in enumerate(envs):
-            env.action_space.seed(self._seed + row)
-        return _RandomPolicy(envs)
-
-    def check(self, env: gymnasium.Env, observation: Any) -> None:
-        """Whatever has an action space will do."""
-
-
-class _RandomPolicy:
-    def __init__(self, envs: Sequence[gymnasium.Env]):
-        self._envs = list(envs)
-
-    def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
-        return [env.action_space.sample() for env in self._envs]
-
-    def select(self, rows: Sequence[int]) -> None:
-        self._envs = [self._envs[row] for row in rows]

@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
 from ldm_hf.dataset_builder.curves import Sample
+from ldm_hf.dataset_builder.flags import flags
 from ldm_hf.dataset_builder.reader import EnvironmentDataset
 from ldm_hf.dataset_builder.schema import RunInfo
 from ldm_hf.errors import LDMError
-from ldm_hf.evaluation.random_policy import random_returns
 from ldm_hf.evaluation.results import reference_flags
 from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.evaluation.scores import normalized_score
-from ldm_hf.evaluation.versions import versions_here
 
 MIN_DETERMINISTIC = 0.9
 """Share of its improvement that a reference must keep when it acts deterministically, which is what models imitate."""
@@ -31,6 +31,7 @@ class ReferenceCheck:
         deterministic_score: of its final policy acting deterministically, 1 being the last 10 % of its training.
         resolution: standard errors, of the mean return of as many episodes as the protocol has, from 0 % to 100 %.
         doubts: what speaks against it, one line each; none if it is worth imitating.
+        anchors: of the environment; None where they could not be measured.
     """
 
     info: RunInfo
@@ -38,17 +39,25 @@ class ReferenceCheck:
     deterministic_score: float | None
     resolution: float
     doubts: list[str]
+    anchors: Anchors | None = None
 
 
-def check_reference(info: RunInfo, random: Sample | None, episodes: int) -> ReferenceCheck:
-    """Judge a reference by its own episodes and a random policy's.
+def check_reference(
+    info: RunInfo, random: Sample | None, episodes: int, anchors: Anchors | None = None
+) -> ReferenceCheck:
+    """Judge a reference by its own episodes, a random policy's, and trivial ones'.
 
     Args:
         info: of the run.
         random: returns of a random policy, None if unknown.
         episodes: over which an evaluation averages.
+        anchors: of the environment, None if unknown.
     """
     doubts = reference_flags(info, random)
+    if info.assessment is not None:
+        doubts += [f"it {flag}" for flag in info.flags]
+    elif anchors is not None and info.deterministic_returns:
+        doubts += [f"it {flag}" for flag in flags(info.deterministic_returns, [], None, anchors)]
     deterministic = normalized_score(info.deterministic_return, info.first10, info.last10)
     if deterministic is not None and math.isnan(deterministic):
         deterministic = None
@@ -60,7 +69,7 @@ def check_reference(info: RunInfo, random: Sample | None, episodes: int) -> Refe
         doubts.append(
             f"{episodes} episodes cannot tell it: it improves by {resolution:.1f} standard errors of their mean"
         )
-    return ReferenceCheck(info, random, deterministic, resolution, doubts)
+    return ReferenceCheck(info, random, deterministic, resolution, doubts, anchors)
 
 
 def check_references(
@@ -68,7 +77,7 @@ def check_references(
     protocol: Protocol = Protocol(),
     checked: Callable[[ReferenceCheck], None] = lambda check: None,
 ) -> list[ReferenceCheck]:
-    """Judge the best run of each environment; a random policy acts in it, unless that was measured before.
+    """Judge the best run of each environment; random and trivial policies act in it, unless that was measured before.
 
     Args:
         references: the environments.
@@ -79,11 +88,23 @@ def check_references(
     for reference in references:
         environment, episodes = reference.environment, protocol.episodes * protocol.rollouts
         try:
-            random = random_returns(environment, versions_here(environment), protocol.step_timeout)
-            check = check_reference(reference.info, random, episodes)
+            anchors = measure_anchors(environment, step_timeout=protocol.step_timeout)
+            check = check_reference(reference.info, anchors.random, episodes, anchors)
         except LDMError as error:
             check = check_reference(reference.info, None, episodes)
             check = replace(check, doubts=[*check.doubts, f"a random policy was not measured: {error}"])
         checks.append(check)
         checked(check)
     return checks
+
+
+def environment_anchors(info: RunInfo, step_timeout: float) -> Anchors:
+    """The anchors of an environment as it runs here; the trivial policies are those that were played for the reference.
+
+    Raises:
+        UnknownEnvironmentError, EnvironmentFailure: as ``measure_anchors``.
+    """
+    anchors = measure_anchors(info.environment, trivial=False, step_timeout=step_timeout)
+    if anchors.trivial or info.assessment is None:
+        return anchors
+    return replace(anchors, trivial=info.assessment.anchors.trivial)

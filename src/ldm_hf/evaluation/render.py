@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve
 from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
+from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.files import replacing
 
 CURVE, BARS, SCALING = "threshold_curve.png", "scores.png", "scaling.png"
@@ -78,14 +79,15 @@ def result_table(report: Report) -> Table:
     """The table that the command line prints."""
     table = Table(title="Large Decision Model against its reference policies")
     table.add_column("environment")
-    headings = ("random", "first 10 %", "last 10 %", "deterministic reference", "LDM", "normalised", "of deterministic")
+    headings = ("random", "reference", "known good", "share", "solved", "LDM", "share", "solved", "normalised")
     for heading in headings:
         table.add_column(heading, justify="right")
     for result in report.environments:
         random = (result.random or {}).get("mean")
-        returns = (random, result.first10, result.last10, result.deterministic_return, result.mean_return)
         score = "failed" if result.failure else percent(result.normalized_score)
-        table.add_row(result.id, *map(number, returns), score, percent(result.deterministic_score))
+        reference = (number(result.deterministic_return), known_good(result), *worth(result, "reference_"))
+        model = (number(result.mean_return), *worth(result))
+        table.add_row(result.id, number(random), *reference, *model, score)
     return table
 
 
@@ -118,6 +120,22 @@ def percent(score: float | None, interval: Sequence[float] | None = None) -> str
     return f"{100 * score:.1f} %" + (
         "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
     )
+
+
+def known_good(result: EnvironmentResult) -> str:
+    """The known good score as people read it; in brackets where it cannot be compared with a return."""
+    known = result.known_good
+    if known is None:
+        return "—"
+    return f"{known['good']:.4g}" if known["comparable"] else f"({known['good']:.4g})"
+
+
+def worth(result: EnvironmentResult, whose: str = "") -> tuple[str, str]:
+    """How far a model, or with ``reference_`` its reference, is on the way to known good, and whether it solves the task."""
+    share, solved = getattr(result, f"{whose}share"), getattr(result, f"{whose}solved")
+    if share is None:
+        return "—", "—"
+    return f"{share:.0%}", "yes" if solved else "no"
 
 
 def number(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -172,7 +190,13 @@ def _template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=name.endswith(".html")
     )
     environment.filters.update(
-        percent=percent, number=number, reached=reached, title=title_of, combined=lambda one, other: {**one, **other}
+        percent=percent,
+        number=number,
+        reached=reached,
+        title=title_of,
+        known_good=known_good,
+        worth=worth,
+        combined=lambda one, other: {**one, **other},
     )
     return environment.from_string(resources.files("ldm_hf.evaluation").joinpath(name).read_text(encoding="utf-8"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.errors import ConfigError, DatasetFormatError
-from ldm_hf.evaluation.results import RELATIONS, EnvironmentResult
+from ldm_hf.evaluation.results import RELATIONS, EnvironmentResult, read_result
 from ldm_hf.evaluation.scores import share_interval, threshold_curve
 from ldm_hf.files import replacing
 
@@ -148,7 +148,7 @@ class Report:
             if found != FORMAT:
                 raise DatasetFormatError(f"{path} has report format {found!r}; this version reads {FORMAT}")
             values.pop("summaries", None)  # They follow from the rest.
-            results = [EnvironmentResult(**result) for result in values.pop("environments")]
+            results = [read_result(result) for result in values.pop("environments")]
             return cls(results, **values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DatasetFormatError):

@@ -1,12 +1,14 @@
 """What a model's rollouts in one environment are worth: scores, intervals, and what speaks against scoring."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ldm_hf.dataset_builder.anchors import Anchors
 from ldm_hf.dataset_builder.curves import BY_END, Sample, significantly_higher
+from ldm_hf.env_registry.known_scores import known_score
 from ldm_hf.evaluation.scores import mean_interval, normalized_score
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
 
@@ -22,6 +24,7 @@ NO_IMPROVEMENT = "the reference did not improve"
 NOT_ABOVE_RANDOM = "the reference is no better than random"
 CURVE_BY_END = "0 % and 100 % are of episodes in the order of their ends, which favours short ones at the start"
 SEEN_SEED = "an evaluation seed was used to make the data"
+SINGLE_START = "every episode begins alike: nothing is said of other starts"
 DETERMINISTIC_NOT_ABOVE_RANDOM = "the deterministic reference is no better than random"
 
 
@@ -48,6 +51,10 @@ class EnvironmentResult:
         training: ``TRAINED``, ``HELD_OUT``, ``UNSEEN_LIBRARY`` or ``UNKNOWN``.
         versions: of the library and of what ran it, under ``data`` and ``evaluation``.
         differences: one line for each of these that is not the same on both sides.
+        known_good: ``good``, ``metric``, ``kind``, ``source`` and ``comparable`` of the known good score, if there is one.
+        share, solved: how far the model is from a random policy (0) to known good (1), and whether that solves the
+            environment; None where no score is known that can be compared.
+        reference_share, reference_solved: the same of the reference, acting deterministically.
     """
 
     id: str
@@ -70,6 +77,11 @@ class EnvironmentResult:
     training: str = UNKNOWN
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    known_good: dict[str, Any] | None = None
+    share: float | None = None
+    solved: bool | None = None
+    reference_share: float | None = None
+    reference_solved: bool | None = None
 
     @property
     def library(self) -> str:
@@ -94,6 +106,7 @@ def judge(
     lengths: list[list[int]],
     random: Sample | None = None,
     failure: str | None = None,
+    anchors: Anchors | None = None,
     **known: Any,
 ) -> EnvironmentResult:
     """Score the returns of an environment.
@@ -106,10 +119,13 @@ def judge(
         returns, lengths: of the model's episodes, by rollout.
         random: returns of a random policy, None where there are none.
         failure: why the model has no result.
+        anchors: of the environment, None where they were not measured.
         **known: further attributes of the result.
     """
     deterministic = None if math.isnan(info.deterministic_return) else info.deterministic_return
     flags = reference_flags(info, random) + [CURVE_BY_END] * (info.curve.order == BY_END)
+    flags += [f"the reference is degenerate: it {reason}" for reason in info.flags]
+    flags += [SINGLE_START] * (anchors is not None and anchors.starts == 1)
     above_random = NOT_ABOVE_RANDOM not in flags
     mean = interval = score = deterministic_score = random_score = score_interval = None
     if failure is None:
@@ -138,10 +154,34 @@ def judge(
         deterministic_score,
         random_score,
         None if random is None else vars(random),
+        **_worth(info.environment, mean, deterministic, anchors),
         observation_kind=_kind(SlotLayout.of(info.observation_space)),
         action_kind=_kind(SlotLayout.of(info.action_space, role="action")),
         **known,
     )
+
+
+def read_result(values: dict[str, Any]) -> EnvironmentResult:
+    """Read a result of a report; what reports of earlier versions did not say of known good scores is worked out."""
+    result = EnvironmentResult(**values)
+    if "known_good" in values or result.random is None:
+        return result
+    random = Sample(**result.random)  # type: ignore[arg-type]
+    anchors = Anchors(result.id, random, random, known=known_score(result.id))
+    return replace(result, **_worth(result.id, result.mean_return, result.deterministic_return, anchors))
+
+
+def _worth(
+    environment: str, mean: float | None, deterministic: float | None, anchors: Anchors | None
+) -> dict[str, Any]:
+    known = known_score(environment) if anchors is None else anchors.known
+    names = ("good", "metric", "kind", "source", "comparable")
+    found: dict[str, Any] = {"known_good": None if known is None else {name: getattr(known, name) for name in names}}
+    if anchors is not None and mean is not None:
+        found |= {"share": anchors.share(mean), "solved": anchors.solved(mean)}
+    if anchors is not None and deterministic is not None:
+        found |= {"reference_share": anchors.share(deterministic), "reference_solved": anchors.solved(deterministic)}
+    return found
 
 
 def reference_flags(info: "RunInfo", random: Sample | None) -> list[str]:

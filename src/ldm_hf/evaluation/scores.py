@@ -31,14 +31,19 @@ def threshold_curve(scores: Sequence[float | None], thresholds: Sequence[float] 
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """The 95 % interval of a mean, by the bias-corrected and accelerated bootstrap over its values, with a fixed seed.
+    """The 95 % interval of a mean.
 
-    None of fewer than two values, of which nothing can be said. Values that are all the same have an interval of no width.
+    Of values that are 0 or 1, which are successes, it is Clopper and Pearson's, exact for every rate and number. Of others
+    it is the bias-corrected and accelerated bootstrap's over the values, with a fixed seed; if all are the same, of no
+    width. None of fewer than two values, of which nothing can be said.
     """
     from scipy import stats
 
     if len(values) < 2:
         return None
+    if set(values) <= {0, 1}:
+        exact = stats.binomtest(int(sum(values)), len(values)).proportion_ci(CONFIDENCE, method="exact")
+        return float(exact.low), float(exact.high)
     if np.allclose(values, values[0], rtol=_NEARLY, atol=0):  # but for rounding, of which the bootstrap makes NaN
         return float(min(values)), float(max(values))
     found = stats.bootstrap(
