@@ -35,7 +35,8 @@ def test_gymnasium_s_own_tests_pass(bridge):
         pytest.skip(
             "Gymnasium's tests can be had from its repository only, which is out of reach: LDM_GYMNASIUM_SOURCE"
         )
-    provider(bridge)  # skips the test where there are no containers
+    if bridge == "docker":
+        provider(bridge)  # skips the test where there are no containers
     number = passed(bridge, folder, "gymnasium_tests", [f"tests/vector/test_{name}.py" for name in MODULES])
     assert number >= 100  # of 115 in Gymnasium 1.4: fewer would mean that they were not found
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +53,8 @@ def test_hardware_is_what_it_is_called(name, machines, processes):
 
 
 def test_launch_lines_name_files_that_are_there():
-    lines = re.findall(r"^ {4}(\S.*)$", (ROOT / "docs/training.md").read_text(), re.MULTILINE)
-    named = {word for line in lines for word in shlex.split(line) if word.startswith("recipes/")}
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"(?<![\w/])recipes/[\w./-]*\w", pages))
     assert named == {str(path.relative_to(ROOT)) for path in RECIPES.rglob("*") if path.is_file()}
 
 
