@@ -11,6 +11,7 @@ from ldm_hf.dataset_builder import costs
 from ldm_hf.dataset_builder.anchor_job import AnchorJob, anchors_file, read_anchors
 from ldm_hf.dataset_builder.anchors import Anchors
 from ldm_hf.dataset_builder.build_settings import BuildSettings
+from ldm_hf.dataset_builder.candidates import OFF_POLICY
 from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 from ldm_hf.dataset_builder.fields import order
 from ldm_hf.dataset_builder.plan import PlannedEnvironment
@@ -86,7 +87,8 @@ class EnvironmentRace:
 
     def standing(self) -> Standing:
         """How it stands."""
-        return stand({name: self.slices(name) for name in self._names}, self._target)
+        families = {name: "replay" if self._pool[name].algorithm in OFF_POLICY else "rollouts" for name in self._names}
+        return stand({name: self.slices(name) for name in self._names}, self._target, families)
 
     def slices(self, name: str) -> list[SliceResult]:
         """What a candidate's slices showed so far."""
