@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,8 @@ def build(
     from ldm_hf.dataset_builder.race_budget import RaceBudget
 
     chosen = choose_budget(budget, transitions, core_minutes)
+    if candidates and isinstance(chosen, RaceBudget):
+        chosen = replace(chosen, tuned=False)  # those that were named race, and no others
     pool = choose_pool(tuple(candidates or ()))
     made = make_plan(targets, pool, chosen, seed)
     if plan:

@@ -41,6 +41,10 @@ class Budget:
         """Transitions of a run of the ranking."""
         return round(self.run_transitions(candidate) * self.ranking_share)
 
+    def pool(self, environment: str, pool: Mapping[str, Candidate]) -> Mapping[str, Candidate]:
+        """The candidates of an environment."""
+        return pool
+
     def misfits(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
         """Why candidates of a pool are not trained on an environment, by their names."""
         ranked = len(pool) > self.runs

@@ -5,7 +5,7 @@ import json
 import math
 from importlib import resources
 
-from ldm_hf.dataset_builder.candidates import Candidate, observation_bytes
+from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, observation_bytes, pool
 from ldm_hf.env_registry.isolated.space_tree import is_byte_image, leaves
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.modeling.spaces_ldm import SlotLayout
@@ -24,7 +24,7 @@ def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions:
     pixels = sum(
         part["shape"][0] * part["shape"][1] for _, part in leaves(environment.observation_space) if is_byte_image(part)
     )
-    costs = _costs()[candidate.name]
+    costs = _costs()[candidate.name if candidate.name in _costs() else _nearest(candidate)]
     picture = costs.get("picture", 0.0)
     vector = costs.get("vector", picture / 10)
     cost = vector + max(picture - vector, 0.0) * min(pixels / _PIXELS, 4.0)
@@ -50,6 +50,32 @@ def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: 
 def has_picture(environment: EnvironmentSpec) -> bool:
     """Whether policies read a picture there."""
     return any(is_byte_image(part) for _, part in leaves(environment.observation_space))
+
+
+def _nearest(candidate: Candidate) -> str:
+    """Of the candidates whose costs were measured, the one of the same algorithm that is most alike in what costs time."""
+    known = [other for name, other in pool().items() if other.algorithm == candidate.algorithm and name in _costs()]
+    wanted = _work(candidate)
+    distances = {
+        other.name: sum(abs(math.log(one / two)) for one, two in zip(_work(other), wanted, strict=True))
+        for other in known
+    }
+    return min(distances, key=lambda name: distances[name])
+
+
+def _work(candidate: Candidate) -> tuple[float, float]:
+    """Updates for each transition, and transitions that are made together."""
+    given = candidate.hyperparameters
+    if candidate.algorithm in OFF_POLICY:
+        every, updates = (
+            given.get("train_freq", 4 if "DQN" in candidate.algorithm else 1),
+            given.get("gradient_steps", 1),
+        )
+        return (1.0 if updates == -1 or not isinstance(every, int) else updates / every), candidate.num_envs
+    epochs = given.get("n_epochs", 10 if candidate.algorithm == "PPO" else 1)
+    rollout = max(1, candidate.first_update)
+    batch = min(rollout, given.get("batch_size", 64)) if candidate.algorithm == "PPO" else rollout
+    return epochs / batch, candidate.num_envs
 
 
 @functools.cache

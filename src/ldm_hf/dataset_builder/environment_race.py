@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.dataset_builder import costs
+from ldm_hf.dataset_builder.anchor_job import AnchorJob, anchors_file, read_anchors
+from ldm_hf.dataset_builder.anchors import Anchors
 from ldm_hf.dataset_builder.build_settings import BuildSettings
+from ldm_hf.dataset_builder.candidates import OFF_POLICY
 from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 from ldm_hf.dataset_builder.fields import order
 from ldm_hf.dataset_builder.plan import PlannedEnvironment
@@ -28,7 +31,6 @@ from ldm_hf.dataset_builder.slices import (
     read_kept,
     slice_folder,
 )
-from ldm_hf.env_registry.known_scores import known_score
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.files import remove, remove_leftovers, replacing
 
@@ -55,12 +57,13 @@ class EnvironmentRace:
         """Read how the race stands; arguments as of ``RaceBuild``."""
         self.environment, self.library = planned.spec.id, planned.library
         self._planned, self._settings, self._budget, self._root = planned, settings, budget, root
+        self._pool = budget.pool(self.environment, settings.pool)
         self._folder = race_folder(root, self.environment)
         self._results: dict[tuple[str, int], SliceResult] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
         self._cleared: set[str] = set()
         self._names, self._learned_from = self._read()
-        self._random, self._good = _known(self.environment)
+        self._anchors: Anchors | None = None
         for name in self._names:
             remove_leftovers(self._run_folder(name))
         remove_leftovers(environment_folder(root, self.environment))
@@ -84,7 +87,8 @@ class EnvironmentRace:
 
     def standing(self) -> Standing:
         """How it stands."""
-        return stand({name: self.slices(name) for name in self._names}, self._target)
+        families = {name: "replay" if self._pool[name].algorithm in OFF_POLICY else "rollouts" for name in self._names}
+        return stand({name: self.slices(name) for name in self._names}, self._target, families)
 
     def slices(self, name: str) -> list[SliceResult]:
         """What a candidate's slices showed so far."""
@@ -98,11 +102,14 @@ class EnvironmentRace:
                 self._results[key] = SliceResult.read(folder)
             found.append(self._results[key])
 
-    def jobs(self) -> list[SliceJob | KeepJob]:
+    def jobs(self) -> list[AnchorJob | SliceJob | KeepJob]:
         """What is to be done until a run is kept: slices that are missing, or a run that is to be written.
 
         Where the winner's run is not fit to be kept, the runner-up catches up with the race, and is written, and so on.
         """
+        if not anchors_file(self._root, self.environment).is_file():
+            request = self._request(self._names[0])
+            return [AnchorJob(request, self._root, costs.run_memory(self._planned.spec, request.candidate, 1))]
         standing = self.standing()
         racing = 0 if standing.is_over else len(standing.running)
         self._clear(standing.order[max(_RESERVE, racing) :])
@@ -141,13 +148,14 @@ class EnvironmentRace:
 
     @property
     def urgency(self) -> float:
-        """The share of known good that is reached, where it is known and below solved; -1 elsewhere."""
-        name = self.winner
-        if name is None or self._good is None or self._random is None or self._good == self._random:
+        """The share of known good that is reached, where it is known and does not solve the environment; -1 elsewhere."""
+        name, anchors = self.winner, self._known()
+        if name is None or anchors is None:
             return -1.0
         slices = self.slices(name)
-        share = (_return_of(slices[best_slice(slices)]) - self._random) / (self._good - self._random)
-        return share if 0 <= share < _SOLVED else -1.0
+        value = _return_of(slices[best_slice(slices)])
+        share = anchors.share(value)
+        return -1.0 if share is None or share < 0 or anchors.solved(value) else share
 
     def next_slice(self) -> SliceJob:
         """Another slice of the run that is kept."""
@@ -176,7 +184,7 @@ class EnvironmentRace:
         return [
             {
                 "candidate": name,
-                "source": self._settings.pool[name].source,
+                "source": self._pool[name].source,
                 "transitions": [one.total for one in slices],
                 "training": [None if one.training is None else one.training.mean for one in slices],
                 "deterministic": [float(np.mean(one.deterministic)) if one.deterministic else None for one in slices],
@@ -193,13 +201,20 @@ class EnvironmentRace:
         written = [f"written and dropped: {one['dropped']}" for one in self._written(name) if one["dropped"]]
         return "; ".join([*([standing.dropped[name]] if name in standing.dropped else []), *written]) or "running"
 
+    def _known(self) -> Anchors | None:
+        """The anchors of the environment, once they are measured; None where they could not be."""
+        path = anchors_file(self._root, self.environment)
+        if self._anchors is None and path.is_file():
+            self._anchors = read_anchors(path)
+        return self._anchors
+
     @property
     def _target(self) -> float | None:
-        if self._good is None:
+        """The return that is near known good; None where it is not known."""
+        anchors = self._known()
+        if anchors is None or anchors.known is None or anchors.share(0.0) is None:
             return None
-        if self._random is None:
-            return self._good - (1 - NEAR_GOOD) * abs(self._good)
-        return self._random + NEAR_GOOD * (self._good - self._random)
+        return anchors.random.mean + NEAR_GOOD * (anchors.known.good - anchors.random.mean)
 
     def _writable(self, standing: Standing) -> list[str]:
         names = [name for name in standing.order[:_RESERVE] if (slices := self.slices(name)) and not slices[0].failure]
@@ -222,8 +237,10 @@ class EnvironmentRace:
         return higher or significantly_higher(last.training, before.training)
 
     def _request(self, name: str) -> RunRequest:
-        settings, candidate = self._settings, self._settings.pool[name]
-        return RunRequest(self.environment, candidate, _MOST_REPLAYED, settings.seed, settings.keep, settings.device)
+        settings = self._settings
+        return RunRequest(
+            self.environment, self._pool[name], _MOST_REPLAYED, settings.seed, settings.keep, settings.device
+        )
 
     def _slice_job(self, name: str, number: int) -> SliceJob:
         request, described = self._request(name), self._planned.spec
@@ -293,12 +310,13 @@ class EnvironmentRace:
 
     def _write(self) -> None:
         """Keep the field, and the table of what its candidates showed, for those who ask."""
+        anchors = self._known()
         values = {
             "environment": self.environment,
             "field": self._names,
             "learned_from": self._learned_from,
-            "known_good": self._good,
-            "random": self._random,
+            "random": None if anchors is None else anchors.random.mean,
+            "known_good": None if anchors is None or anchors.known is None else anchors.known.good,
             "target": self._target,
             "candidates": self.rows(),
         }
@@ -311,9 +329,3 @@ class EnvironmentRace:
 
 def _return_of(result: SliceResult) -> float:
     return float(np.mean(result.confirmed or result.deterministic))
-
-
-def _known(environment: str) -> tuple[float | None, float | None]:
-    """Mean returns of a random and of a good policy, as far as they are known and can be compared."""
-    score = known_score(environment)
-    return (score.random, score.good) if score is not None and score.comparable else (None, None)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from ldm_hf.dataset_builder.zoo import PREFIX
+
 _PRIOR = (
     *("PPO-normalized", "SAC", "DQN-frequent", "PPO-pictures", "TRPO-normalized", "TQC-exploring", "PPO-long-rollouts"),
     *("QRDQN", "TD3-noise", "A2C-8-envs", "ARS-linear", "PPO-short-rollouts", "DQN", "A2C-normalized", "A2C-pictures"),
@@ -27,7 +29,14 @@ def order(fitting: Sequence[str], races: Sequence[Sequence[str]]) -> list[str]:
 
     def key(name: str) -> tuple[bool, float, int]:
         known = [0.5, *shares.get(name, [])]
-        prior = _PRIOR.index(name) if name in _PRIOR else len(_PRIOR)
-        return not name.startswith("zoo-"), sum(known) / len(known), prior
+        return not name.startswith(PREFIX), sum(known) / len(known), _prior(name)
 
     return sorted(fitting, key=key)
+
+
+def _prior(name: str) -> int:
+    """The place in ``_PRIOR``; of a candidate that was tuned for an environment, that of the first of its algorithm."""
+    if name.startswith(PREFIX):
+        algorithm = name.removeprefix(PREFIX)
+        return min((place for place, other in enumerate(_PRIOR) if other.partition("-")[0] == algorithm), default=0)
+    return _PRIOR.index(name) if name in _PRIOR else len(_PRIOR)

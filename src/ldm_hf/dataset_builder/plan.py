@@ -88,8 +88,9 @@ def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Bud
         if described.problems:
             left_out[described.id] = "; ".join(described.problems)
             continue
-        misfits = budget.misfits(described, pool)
-        fitting = tuple(name for name in pool if name not in misfits)
+        candidates = budget.pool(described.id, pool)
+        misfits = budget.misfits(described, candidates)
+        fitting = tuple(name for name in candidates if name not in misfits)
         if fitting:
             planned.append(PlannedEnvironment(described, fitting, misfits))
         else:

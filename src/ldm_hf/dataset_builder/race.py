@@ -57,12 +57,16 @@ class Standing:
         return not self.missing
 
 
-def stand(runs: Mapping[str, Sequence[SliceResult]], target: float | None) -> Standing:
+def stand(
+    runs: Mapping[str, Sequence[SliceResult]], target: float | None, families: Mapping[str, str] | None = None
+) -> Standing:
     """How a race stands.
 
     Args:
         runs: slices of each candidate of the field so far, in the order of the field.
         target: the return that is near known good, or None where it is not known.
+        families: of the candidates. After the first round, the best of each goes on: those that learn from a replay buffer
+            begin to do so late, and then need fewer transitions.
     """
     alive, dropped = list(runs), dict[str, str]()
     out: list[str] = []  # the last that was dropped first
@@ -74,8 +78,8 @@ def stand(runs: Mapping[str, Sequence[SliceResult]], target: float | None) -> St
                 alive.remove(name)
                 out.insert(0, name)
                 dropped[name] = f"slice {number}: {failure}"
-        if winners := [name for name in alive if reached(runs[name], target)]:
-            best = max(winners, key=lambda name: _confirmed(runs[name]))
+        if winners := [name for name in alive if reached(runs[name][: number + 1], target)]:
+            best = max(winners, key=lambda name: _confirmed(runs[name][: number + 1]))
             rest = [name for name in alive if name != best]
             behind = [*_ranked(rest, runs, number), *out]
             dropped |= dict.fromkeys(rest, f"slice {number}: {best} reached known good")
@@ -84,11 +88,14 @@ def stand(runs: Mapping[str, Sequence[SliceResult]], target: float | None) -> St
         if missing or not alive:
             return Standing(number, tuple(alive), missing, (*alive, *out), dropped)
         ranked = _ranked(alive, runs, number)
-        keep = -(-len(ranked) // 2) if number < ROUNDS - 1 else 1
-        for place, name in reversed(list(enumerate(ranked))[keep:]):
-            out.insert(0, name)
-            dropped[name] = f"slice {number}: place {place + 1} of {len(ranked)}"
-        alive = [name for name in alive if name in ranked[:keep]]
+        kept = ranked[: -(-len(ranked) // 2) if number < ROUNDS - 1 else 1]
+        if number == 0 and families is not None:
+            kept = _with_each_family(kept, ranked, families)
+        for place, name in reversed(list(enumerate(ranked))):
+            if name not in kept:
+                out.insert(0, name)
+                dropped[name] = f"slice {number}: place {place + 1} of {len(ranked)}"
+        alive = [name for name in alive if name in kept]
     return Standing(ROUNDS - 1, tuple(alive), (), (*alive, *out), dropped)
 
 
@@ -128,6 +135,16 @@ def _ranked(names: Sequence[str], runs: Mapping[str, Sequence[SliceResult]], num
     made = {name: runs[name][number] for name in names if len(runs[name]) > number}
     summed = places(made)
     return sorted(names, key=lambda name: summed.get(name, np.inf))
+
+
+def _with_each_family(kept: Sequence[str], ranked: Sequence[str], families: Mapping[str, str]) -> list[str]:
+    """Give the last place to the best of a family that has none, if others of the family that has it are kept."""
+    found = list(kept)
+    for family in dict.fromkeys(families[name] for name in ranked):
+        own = [families[name] for name in found]
+        if family not in own and own.count(own[-1]) > 1:
+            found[-1] = next(name for name in ranked if families[name] == family)
+    return found
 
 
 def _confirmed(slices: Sequence[SliceResult]) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate
 from ldm_hf.dataset_builder.costs import has_picture, run_seconds
 from ldm_hf.dataset_builder.race import FIELD, ROUNDS, first_seconds
+from ldm_hf.dataset_builder.zoo import tuned
 from ldm_hf.env_registry.spec import EnvironmentSpec
 
 _FIRST_UPDATES = 2.0  # times what its first update needs that a candidate's first slice has at least
@@ -19,10 +20,12 @@ class RaceBudget:
     Attributes:
         core_minutes: for each environment, of all its candidates.
         max_environments: of a library.
+        tuned: whether candidates that RL Zoo tuned for an environment race there.
     """
 
     core_minutes: float = 10.0
     max_environments: int = 250
+    tuned: bool = True
 
     @property
     def seconds(self) -> float:
@@ -40,6 +43,10 @@ class RaceBudget:
         if candidate.algorithm in OFF_POLICY:  # until it begins to learn, it costs what the environment costs
             return max(1, round(first + max(seconds - start, seconds / 2) / run_seconds(described, candidate, 1)))
         return max(1, round(seconds / run_seconds(described, candidate, 1)), round(_FIRST_UPDATES * first))
+
+    def pool(self, environment: str, pool: Mapping[str, Candidate]) -> dict[str, Candidate]:
+        """The candidates of an environment: those of a pool, and those that were tuned for it."""
+        return {**(tuned(environment) if self.tuned else {}), **pool}
 
     def misfits(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
         """Why candidates of a pool do not race on an environment. Where all that fit are slow, the two fastest race."""

@@ -308,6 +308,8 @@ def _arguments(candidate: Candidate, venv: VecEnv, timesteps: int) -> dict[str, 
     if "action_noise" in arguments:
         shape = venv.action_space.shape or ()
         arguments["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, arguments["action_noise"]))
+    if isinstance(arguments.get("train_freq"), list):  # a number and its unit
+        arguments["train_freq"] = tuple(arguments["train_freq"])
     if candidate.algorithm in OFF_POLICY:
         arguments["buffer_size"], _ = candidate.replay(space_to_json(venv.observation_space), timesteps)
     given = dict(arguments.pop("policy_kwargs", {}))

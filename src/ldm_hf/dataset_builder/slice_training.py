@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ldm_hf.dataset_builder.assessment import deterministic_episodes
+from ldm_hf.dataset_builder.core_clock import CoreClock
 from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve, Sample
 from ldm_hf.dataset_builder.joined_recording import JoinedRecording
 from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.dataset_builder.recording import Recording
-from ldm_hf.dataset_builder.records import RECORD, RunRecord
+from ldm_hf.dataset_builder.records import RECORD, RunRecord, read_records
 from ldm_hf.dataset_builder.reference import ReferencePolicy, ReportProgress, finish_episodes, make_model
 from ldm_hf.dataset_builder.request import Progress
 from ldm_hf.dataset_builder.run import (
@@ -33,6 +35,7 @@ from ldm_hf.dataset_builder.slices import (
     slice_folder,
 )
 from ldm_hf.dataset_builder.training_state import load_state, save_state
+from ldm_hf.env_registry.registry import provenance
 from ldm_hf.env_registry.sb3 import Sb3VecEnv
 from ldm_hf.errors import EnvironmentFailure
 from ldm_hf.files import publish, remove, replacing, scratch_folder
@@ -66,7 +69,7 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
     SlotLayout.of(described.observation_space)
     SlotLayout.of(described.action_space, role="action")
     torch.set_num_threads(1)  # One run, one core: runs are what is done in parallel.
-    start = time.monotonic()
+    clock = CoreClock(by_wall=request.device != "cpu" or provenance(request.environment)["provider"] == "docker")
     subject = f"{candidate.algorithm} on {request.environment}"
     with replacing(job.folder) as folder:
         folder.mkdir()
@@ -87,9 +90,9 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
             if job.number:
                 load_state(slice_folder(job.root, request, job.number - 1) / STATE, model, normalizer)
             before = model.num_timesteps
-            begun = time.monotonic()
-            rate = _learn(model, job, recorder, progress)
-            learned = time.monotonic() - begun
+            begun = clock.seconds()
+            rate = _learn(model, job, recorder, clock, progress)
+            learned = clock.seconds() - begun
             save_state(folder / STATE, model, normalizer)
             trained = model.num_timesteps - before
             finish_episodes(model, normalizer, recorder)
@@ -105,7 +108,7 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
         with failures_of(f"the policy that {subject} trained"):
             deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY))
         last = returns[-max(1, len(returns) // 3) :]
-        seconds = round(time.monotonic() - start, 1)
+        seconds = round(clock.seconds(), 1)
         total = before + trained
         training = Sample.of(last) if len(last) else None
         SliceResult(
@@ -125,7 +128,7 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
         remove(slice_folder(job.root, request, job.number - 1) / STATE)
 
 
-def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, progress: Progress) -> float:
+def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreClock, progress: Progress) -> float:
     """Train for the slice's transitions, and for longer where hardly an episode was begun in them.
 
     Schedules move from the first transition of a run to the last of one that wins its race; a run that is trained for longer
@@ -142,7 +145,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, progress: Pr
 
     def report(done: int) -> None:
         if not half and done - first >= job.transitions // 2:
-            half.append((time.monotonic(), done))
+            half.append((clock.seconds(), done))
         progress("training", min(done - first, job.transitions), job.transitions)
 
     callback = ReportProgress(report)
@@ -150,7 +153,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, progress: Pr
     while recorder.begun < MIN_EPISODES and model.num_timesteps - first < _LONGEST * job.transitions:
         model.learn(-(-job.transitions // 4), callback=callback, reset_num_timesteps=False)
     since, done = half[0]
-    return (model.num_timesteps - done) / max(time.monotonic() - since, 1e-3)
+    return (model.num_timesteps - done) / max(clock.seconds() - since, 1e-3)
 
 
 def _score(job: SliceJob, policy: ReferencePolicy) -> tuple[list[float], list[float]]:
@@ -193,14 +196,30 @@ def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None)
             progress,
             {"slices": [result.transitions for result in results], "planned": [result.planned for result in results]},
         )
+        info = record.info
+        assert info is not None and info.assessment is not None
+        flagged = f"degenerate: {'; '.join(info.assessment.flags)}" if info.assessment.flags else None
         target = request.folder(job.root)
         # A run that was continued replaces the one it continues only if it is fit as well.
-        if record.dropped is None or not (target / RECORD).is_file() or RunRecord.read(target).dropped is not None:
+        fit = record.dropped is None and flagged is None
+        if fit or not (target / RECORD).is_file() or RunRecord.read(target).dropped is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             publish(request.folder(scratch), target)
-    info = record.info
-    assert info is not None
-    job.finish(record.dropped, tuple(info.deterministic_returns))
+        if fit:
+            _drop_others(target)
+    job.finish(record.dropped or flagged, tuple(info.deterministic_returns))
+
+
+def _drop_others(folder: Path) -> None:
+    """Drop the data of an environment's other runs, which were kept for want of one that is fit."""
+    for record in read_records(folder.parent):
+        other = folder.parent / record.run
+        if other != folder and record.dropped is None:
+            policy = tuple(file for file in record.files if not file.path.endswith(".parquet"))
+            # The record first: killed in between, the data are dropped but lie there, which harms nobody.
+            replace(record, dropped=f"another run is kept: {folder.name}", files=policy).write(other)
+            for path in other.glob("*.parquet"):
+                remove(path)
 
 
 def _episodes(folder: Path) -> dict[str, np.ndarray]:

@@ -40,10 +40,11 @@ class SliceResult:
         deterministic: returns of the policy that it left, acting deterministically.
         confirmed: further such returns, on other seeds, where those before came near to known good.
         planned: transitions of the whole run by which its schedules moved.
-        rate: transitions a second, of the second half of its training.
-        overhead: seconds that it took beside training: for the ends of episodes, and for scoring.
-        estimate: seconds that it was meant to take.
-        seconds: that it took.
+        rate: transitions a second of a core, of the second half of its training.
+        overhead: seconds of a core that it took beside training: for the ends of episodes, and for scoring.
+        estimate: seconds of a core that it was meant to take.
+        seconds: of a core, that it took; machines and what else they do differ, so that results differ in this and in what
+            follows from it, the lengths of later slices.
     """
 
     failure: str | None = None
