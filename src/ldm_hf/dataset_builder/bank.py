@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.assessment import Assessment, assess
+from ldm_hf.dataset_builder.anchors import measure_anchors
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.curves import BY_POLICY
 from ldm_hf.dataset_builder.records import RECORD, RunRecord, describe_files, read_records, sha256
 from ldm_hf.dataset_builder.rollout_jobs import NOISE, RolloutRequest
@@ -165,7 +166,7 @@ def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
     with scratch_folder(folder) as scratch:
         weights = save_compact(policy, record.environment, info.seed, scratch / POLICY_FOLDER)
         played = score(load_policy(scratch / POLICY_FOLDER, described), record.environment, info.seed)
-        assessed = assess(played, record.environment)
+        assessed = Assessment.of(played, measure_anchors(record.environment))
         info = replace(info, deterministic_returns=played.returns, assessment=assessed)
         entry = Entry(folder, replace(record, info=info, files=describe_files(scratch)), weights)
         if assessed.flags:

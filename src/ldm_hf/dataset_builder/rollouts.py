@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.assessment import Assessment, assess
+from ldm_hf.dataset_builder.anchors import measure_anchors
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.curation import unfit, unfit_policy
 from ldm_hf.dataset_builder.curves import BY_POLICY, LearningCurve, Sample
 from ldm_hf.dataset_builder.playing import Episodes, play
@@ -61,7 +62,7 @@ def build_rollouts(
         with _failures_of(f"{policy.description['algorithm']} on {request.environment}"):
             progress("scoring", 0, 1)
             scored = score(policy, request.environment, request.seed)
-            assessment = assess(scored, request.environment)
+            assessment = Assessment.of(scored, measure_anchors(request.environment))
             recorded = _record(policy, request, described, scratch, progress)
         with recorded, replacing(request.folder(root)) as folder:
             policy.save(folder / POLICY_FOLDER)
