@@ -199,6 +199,18 @@ def slice_job(root, name, number, target=None):
     return SliceJob(request, root, number, transitions, 3 * transitions, target, 1.0, 0)
 
 
+def test_the_rate_of_a_slice_is_that_of_learning(tmp_path):
+    """What a transition costs before anything is learned says nothing of what later ones cost."""
+    job = slice_job(tmp_path, "DQN", 0)
+    late = replace(job.request.candidate, hyperparameters={"learning_starts": 10_000})
+    job = replace(job, request=replace(job.request, candidate=late), transitions=100)
+    job.execute()
+    found = SliceResult.read(job.folder)
+    assert found.failure is None and found.rate == 0 and found.total == found.transitions >= 100
+    slice_job(tmp_path, "ARS", 0).execute()
+    assert SliceResult.read(slice_job(tmp_path, "ARS", 0).folder).rate > 0
+
+
 class Killed(BaseException):
     """What ends a process at any place."""
 

@@ -247,7 +247,7 @@ class EnvironmentRace:
         seconds = [self._budget.slice_seconds(one, len(self._names)) for one in range(ROUNDS)]
         slices, estimate = self.slices(name)[:number], 1 / costs.run_seconds(described, request.candidate, 1)
         if slices:  # what it costs here is known
-            rate = min(max(slices[-1].rate, estimate / _SLOWER), estimate * _FASTER)
+            rate = min(max(slices[-1].rate or estimate, estimate / _SLOWER), estimate * _FASTER)
             wanted = seconds[min(number, ROUNDS - 1)]
             trained = max(wanted - slices[-1].overhead, wanted / 2)
             transitions, total = max(1, round(trained * rate)), slices[-1].total

@@ -132,10 +132,12 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     """Train for the slice's transitions, and for longer where hardly an episode was begun in them.
 
     Schedules move from the first transition of a run to the last of one that wins its race; a run that is trained for longer
-    reaches their end at the end of each slice. Returns the transitions a second of the second half.
+    reaches their end at the end of each slice. Returns the transitions a second of the second half, as far as
+    something was learned in it; 0 if nothing was.
     """
     first = model.num_timesteps
     planned = max(job.planned, first + job.transitions)
+    starts = getattr(model, "learning_starts", 0)  # until then a transition costs what it will not cost later
     half: list[tuple[float, int]] = []
 
     def follow(num_timesteps: int, total_timesteps: int) -> None:
@@ -144,7 +146,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     model._update_current_progress_remaining = follow  # type: ignore[method-assign]
 
     def report(done: int) -> None:
-        if not half and done - first >= job.transitions // 2:
+        if not half and done - first >= job.transitions // 2 and done > starts:
             half.append((clock.seconds(), done))
         progress("training", min(done - first, job.transitions), job.transitions)
 
@@ -152,6 +154,8 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     model.learn(job.transitions, callback=callback, reset_num_timesteps=False)
     while recorder.begun < MIN_EPISODES and model.num_timesteps - first < _LONGEST * job.transitions:
         model.learn(-(-job.transitions // 4), callback=callback, reset_num_timesteps=False)
+    if not half or half[0][1] == model.num_timesteps:
+        return 0.0
     since, done = half[0]
     return (model.num_timesteps - done) / max(clock.seconds() - since, 1e-3)
 
