@@ -62,6 +62,7 @@ class EnvironmentRace:
         self._results: dict[tuple[str, int], SliceResult] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
         self._cleared: set[str] = set()
+        self._shown = 0  # of the results, how many the table has
         self._names, self._learned_from = self._read()
         self._anchors: Anchors | None = None
         for name in self._names:
@@ -111,6 +112,9 @@ class EnvironmentRace:
             request = self._request(self._names[0])
             return [AnchorJob(request, self._root, costs.run_memory(self._planned.spec, request.candidate, 1))]
         standing = self.standing()
+        if len(self._results) != self._shown:
+            self._shown = len(self._results)
+            self._write()
         racing = 0 if standing.is_over else len(standing.running)
         self._clear(standing.order[max(_RESERVE, racing) :])
         if not standing.is_over:
