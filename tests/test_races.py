@@ -189,7 +189,7 @@ SMALL = {
         60,
     ),
     "ARS": (CARTPOLE, Candidate("ARS", {"n_delta": 2, "n_top": 1}, 1, True, "LinearPolicy"), 300),
-    "A2C": (PENDULUM, Candidate("A2C", {"use_sde": True}, 2, True), 400),
+    "A2C": (PENDULUM, Candidate("A2C", {"use_sde": True}, 2, True), 700),
 }
 
 
@@ -429,3 +429,14 @@ def test_a_race_on_real_environments_survives_kills(tmp_path):
         for found in check_repository(storage):
             assert not found.defects and replay(found.dataset).different == 0
     assert read_anchors(tmp_path / "_races/gymnasium/CartPole-v1/anchors.json").known.good == 500
+
+
+def test_known_good_is_confirmed_once_the_run_can_be_written(tmp_path):
+    job = replace(
+        slice_job(tmp_path, "A2C", 0, target=-1e9), transitions=100
+    )  # twice 200 steps at most, of 2 environments
+    job.execute()
+    few = SliceResult.read(job.folder)
+    assert few.failure is None and len(few.deterministic) == 5 and few.confirmed == ()
+    slice_job(tmp_path, "A2C", 1, target=-1e9).execute()
+    assert len(SliceResult.read(slice_job(tmp_path, "A2C", 1).folder).confirmed) == 15

@@ -106,7 +106,9 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
             ReferencePolicy.of(model, candidate, normalizer).save(folder / POLICY)
         progress("scoring", 0, 1)
         with failures_of(f"the policy that {subject} trained"):
-            deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY))
+            before_it = [slice_folder(job.root, request, number) for number in range(job.number)]
+            episodes = len(returns) + sum(len(_episodes(one)["returns"]) for one in before_it)
+            deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY), episodes)
         last = returns[-max(1, len(returns) // 3) :]
         seconds = round(clock.seconds(), 1)
         total = before + trained
@@ -160,11 +162,14 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     return (model.num_timesteps - done) / max(clock.seconds() - since, 1e-3)
 
 
-def _score(job: SliceJob, policy: ReferencePolicy) -> tuple[list[float], list[float]]:
-    """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes."""
+def _score(job: SliceJob, policy: ReferencePolicy, episodes: int) -> tuple[list[float], list[float]]:
+    """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes.
+
+    A run of too few training ``episodes`` to be written is not confirmed: its race goes on.
+    """
     seed = _SCORING_SEED + 1000 * job.request.seed + 20 * job.number
     found = deterministic_episodes(policy, job.request.environment, seed, SLICE_EPISODES).returns
-    if job.target is None or np.mean(found) < job.target:
+    if job.target is None or np.mean(found) < job.target or episodes < MIN_EPISODES:
         return found, []
     more = deterministic_episodes(policy, job.request.environment, seed + _CONFIRMING, _CONFIRMING_EPISODES)
     return found, more.returns
