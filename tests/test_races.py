@@ -288,7 +288,8 @@ def anchors(environment, random=0.0):
 class Script:
     """An executor whose jobs end at once with what a test wrote: returns by candidate and slice, and who is dropped."""
 
-    def __init__(self, returns, dropped=(), seconds=1.0):
+    def __init__(self, returns, dropped=(), seconds=1.0, reason="no improvement"):
+        self.reason = reason
         self.returns, self.dropped, self.seconds, self.started, self.waiting = returns, dropped, seconds, [], []
 
     def has_room(self, job):
@@ -304,7 +305,7 @@ class Script:
         if isinstance(job, AnchorJob):
             job._write(anchors(job.request.environment), None)
         elif isinstance(job, KeepJob):
-            reason = "no improvement" if job.request.candidate.name in self.dropped else None
+            reason = self.reason if job.request.candidate.name in self.dropped else None
             RunRecord(job.request.environment, job.request.name, reason or "by the script", None).write(
                 job.request.folder(job.root)
             )
@@ -374,6 +375,10 @@ def test_a_runner_up_catches_up_where_the_winner_is_not_fit(tmp_path):
     run_build(a_race(tmp_path), script, lambda line: None)
     tail = script.started[script.started.index(f"{CARTPOLE} TRPO-short-rollouts written") + 1 :]
     assert tail == [f"{CARTPOLE} TRPO-normalized slice 3", f"{CARTPOLE} TRPO-normalized written"]
+    # A runner-up of one that is degenerate is written as it is.
+    script = Script(returns, dropped=NAMES[-1:], seconds=100.0, reason="degenerate: it never acts")
+    run_build(a_race(tmp_path / "degenerate"), script, lambda line: None)
+    assert script.started[-2:] == [f"{CARTPOLE} TRPO-short-rollouts written", f"{CARTPOLE} TRPO-normalized written"]
     # Three at most are tried.
     script = Script(returns, dropped=NAMES, seconds=100.0)
     run_build(a_race(tmp_path / "none"), script, lambda line: None)

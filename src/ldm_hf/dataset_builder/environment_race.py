@@ -21,6 +21,7 @@ from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.schema import environment_folder
 from ldm_hf.dataset_builder.slices import (
+    DEGENERATE,
     RECORDING,
     RESULT,
     STATE,
@@ -119,15 +120,18 @@ class EnvironmentRace:
         self._clear(standing.order[max(_RESERVE, racing) :])
         if not standing.is_over:
             return [self._slice_job(name, standing.number) for name in standing.missing]
-        for place, name in enumerate(self._writable(standing)):
+        resumes = False
+        for name in self._writable(standing):
             slices = self.slices(name)
-            if place and len(slices) <= standing.number and slices[-1].failure is None:
+            if resumes and len(slices) <= standing.number and slices[-1].failure is None:
                 return [self._slice_job(name, len(slices))]
             job = self._keep_job(name)
             if not job.is_done:
                 return [job]
             if self._is_kept(name):
                 break
+            # What gains most by a trivial policy or by an early end does so for longer, too: others are written as they are.
+            resumes = not any(one["dropped"].startswith(DEGENERATE) for one in self._written(name))
         self._write()
         return []
 

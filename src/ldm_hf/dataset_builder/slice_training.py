@@ -25,6 +25,7 @@ from ldm_hf.dataset_builder.run import (
     write_run,
 )
 from ldm_hf.dataset_builder.slices import (
+    DEGENERATE,
     EPISODES,
     POLICY,
     RECORDING,
@@ -207,7 +208,7 @@ def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None)
         )
         info = record.info
         assert info is not None and info.assessment is not None
-        flagged = f"degenerate: {'; '.join(info.assessment.flags)}" if info.assessment.flags else None
+        flagged = f"{DEGENERATE}{'; '.join(info.assessment.flags)}" if info.assessment.flags else None
         target = request.folder(job.root)
         # A run that was continued replaces the one it continues only if it is fit as well.
         fit = record.dropped is None and flagged is None

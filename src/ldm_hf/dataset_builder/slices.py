@@ -14,6 +14,9 @@ from ldm_hf.modeling.spaces_ldm import InvalidValueError
 
 RACES_FOLDER = "_races"
 RESULT = "result.json"
+DEGENERATE = "degenerate: "
+"""How the reason begins why a run is not fit that has flags."""
+
 RECORDING, POLICY, STATE, EPISODES = "recording", "policy", "state.pt", "episodes.npz"
 
 
