@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ldm_hf.dataset_builder.candidates import Candidate
     from ldm_hf.dataset_builder.executor import Executor
     from ldm_hf.dataset_builder.plan import Plan
+    from ldm_hf.dataset_builder.race_budget import RaceBudget
     from ldm_hf.dataset_builder.verification import RunCheck
 
 Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a library.")]
@@ -85,8 +86,10 @@ def build(
     pool = choose_pool(tuple(candidates or ()))
     made = make_plan(targets, pool, chosen, seed)
     if plan:
-        assert not isinstance(chosen, RaceBudget)
-        _print_plan(made, pool, chosen, cores)
+        if isinstance(chosen, RaceBudget):
+            _print_races(made, pool, chosen, cores)
+        else:
+            _print_plan(made, pool, chosen, cores)
         return
     from ldm_hf.dataset_builder.build_settings import BuildSettings
     from ldm_hf.dataset_builder.pipeline import Build
@@ -172,8 +175,6 @@ def _run(building: Any, running: "Executor") -> None:
 
 def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", cores: int | None) -> None:
     """Who is compatible with what, and what it costs."""
-    import os
-
     from rich.console import Console
     from rich.table import Table
 
@@ -196,15 +197,59 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
     for name, reason in plan.left_out.items():
         console.print(f"left out: {name}: {reason}")
     costs = estimate(plan, pool, budget)
-    number = cores or len(os.sched_getaffinity(0))
-    days = costs.core_hours / number / 24
-    time = f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes"
     console.print(
         f"{costs.ranking_runs} runs to rank and {costs.runs} to record: {costs.transitions:,} transitions, "
         f"{costs.core_hours:,.1f} core hours, {costs.ranking_share:.0%} of them to rank; "
         f"{costs.bytes / 2**30:,.1f} GiB if every run is kept.\n"
-        f"On {number} cores: {time}, if they are like the one that the costs of steps were measured on."
+        f"{_on_cores(costs.core_hours, cores)}, if they are like the one that the costs of steps were measured on."
     )
+
+
+def _print_races(plan: "Plan", pool: "dict[str, Candidate]", budget: "RaceBudget", cores: int | None) -> None:
+    """Who races on what, what it costs, and how long winners train."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.fields import order
+    from ldm_hf.dataset_builder.race import FIELD
+    from ldm_hf.dataset_builder.race_plan import estimate_races, middle, winner_transitions
+
+    console = Console()
+    for group in plan.groups:
+        first = group.environments[0]
+        candidates = budget.pool(first.spec.id, pool)
+        field = order(first.candidates, ())[:FIELD]
+        table = Table(title=f"{group.library}: {len(group.environments)} environments", title_justify="left")
+        for column in ("candidate", f"transitions if it wins on {first.spec.id}; or why it does not race"):
+            table.add_column(column)
+        for name in field:
+            table.add_row(name, f"{winner_transitions(first.spec, candidates[name], len(field), budget):,}")
+        for name in first.candidates:
+            if name not in field:
+                table.add_row(f"[dim]{name}", "[dim]only where it did well on other environments of the library")
+        for name, reason in first.misfits.items():
+            table.add_row(f"[dim]{name}", f"[dim]{reason}")
+        console.print(table)
+        console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
+    for name, reason in plan.left_out.items():
+        console.print(f"left out: {name}: {reason}")
+    costs = estimate_races(plan, pool, budget)
+    console.print(
+        f"{costs.environments} races of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
+        f"{costs.core_hours:,.1f} core hours, and at most {costs.anchor_hours:,.1f} for random and trivial policies where "
+        f"they were not played yet.\n"
+        f"Winners train for {middle(costs.least):,} (the slowest of the field) to {middle(costs.most):,} transitions (the "
+        f"fastest), medians of the environments; {costs.bytes / 2**30:,.1f} GiB at most.\n"
+        f"{_on_cores(costs.core_hours, cores)}; races that reach known good end sooner, and leave their time to others."
+    )
+
+
+def _on_cores(core_hours: float, cores: int | None) -> str:
+    import os
+
+    number = cores or len(os.sched_getaffinity(0))
+    days = core_hours / number / 24
+    return f"On {number} cores: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")
 
 
 def print_runs(out: Path, libraries: list[str]) -> None:

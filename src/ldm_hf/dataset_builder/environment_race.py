@@ -21,6 +21,7 @@ from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.request import RunRequest
 from ldm_hf.dataset_builder.schema import environment_folder
 from ldm_hf.dataset_builder.slices import (
+    DEGENERATE,
     RECORDING,
     RESULT,
     STATE,
@@ -62,6 +63,7 @@ class EnvironmentRace:
         self._results: dict[tuple[str, int], SliceResult] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
         self._cleared: set[str] = set()
+        self._shown = 0  # of the results, how many the table has
         self._names, self._learned_from = self._read()
         self._anchors: Anchors | None = None
         for name in self._names:
@@ -111,19 +113,25 @@ class EnvironmentRace:
             request = self._request(self._names[0])
             return [AnchorJob(request, self._root, costs.run_memory(self._planned.spec, request.candidate, 1))]
         standing = self.standing()
+        if len(self._results) != self._shown:
+            self._shown = len(self._results)
+            self._write()
         racing = 0 if standing.is_over else len(standing.running)
         self._clear(standing.order[max(_RESERVE, racing) :])
         if not standing.is_over:
             return [self._slice_job(name, standing.number) for name in standing.missing]
-        for place, name in enumerate(self._writable(standing)):
+        resumes = False
+        for name in self._writable(standing):
             slices = self.slices(name)
-            if place and len(slices) <= standing.number and slices[-1].failure is None:
+            if resumes and len(slices) <= standing.number and slices[-1].failure is None:
                 return [self._slice_job(name, len(slices))]
             job = self._keep_job(name)
             if not job.is_done:
                 return [job]
             if self._is_kept(name):
                 break
+            # What gains most by a trivial policy or by an early end does so for longer, too: others are written as they are.
+            resumes = not any(one["dropped"].startswith(DEGENERATE) for one in self._written(name))
         self._write()
         return []
 
@@ -247,7 +255,7 @@ class EnvironmentRace:
         seconds = [self._budget.slice_seconds(one, len(self._names)) for one in range(ROUNDS)]
         slices, estimate = self.slices(name)[:number], 1 / costs.run_seconds(described, request.candidate, 1)
         if slices:  # what it costs here is known
-            rate = min(max(slices[-1].rate, estimate / _SLOWER), estimate * _FASTER)
+            rate = min(max(slices[-1].rate or estimate, estimate / _SLOWER), estimate * _FASTER)
             wanted = seconds[min(number, ROUNDS - 1)]
             trained = max(wanted - slices[-1].overhead, wanted / 2)
             transitions, total = max(1, round(trained * rate)), slices[-1].total

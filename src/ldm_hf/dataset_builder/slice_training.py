@@ -25,6 +25,7 @@ from ldm_hf.dataset_builder.run import (
     write_run,
 )
 from ldm_hf.dataset_builder.slices import (
+    DEGENERATE,
     EPISODES,
     POLICY,
     RECORDING,
@@ -106,7 +107,9 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
             ReferencePolicy.of(model, candidate, normalizer).save(folder / POLICY)
         progress("scoring", 0, 1)
         with failures_of(f"the policy that {subject} trained"):
-            deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY))
+            before_it = [slice_folder(job.root, request, number) for number in range(job.number)]
+            episodes = len(returns) + sum(len(_episodes(one)["returns"]) for one in before_it)
+            deterministic, confirmed = _score(job, ReferencePolicy.load(folder / POLICY), episodes)
         last = returns[-max(1, len(returns) // 3) :]
         seconds = round(clock.seconds(), 1)
         total = before + trained
@@ -132,10 +135,12 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     """Train for the slice's transitions, and for longer where hardly an episode was begun in them.
 
     Schedules move from the first transition of a run to the last of one that wins its race; a run that is trained for longer
-    reaches their end at the end of each slice. Returns the transitions a second of the second half.
+    reaches their end at the end of each slice. Returns the transitions a second of the second half, as far as
+    something was learned in it; 0 if nothing was.
     """
     first = model.num_timesteps
     planned = max(job.planned, first + job.transitions)
+    starts = getattr(model, "learning_starts", 0)  # until then a transition costs what it will not cost later
     half: list[tuple[float, int]] = []
 
     def follow(num_timesteps: int, total_timesteps: int) -> None:
@@ -144,7 +149,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     model._update_current_progress_remaining = follow  # type: ignore[method-assign]
 
     def report(done: int) -> None:
-        if not half and done - first >= job.transitions // 2:
+        if not half and done - first >= job.transitions // 2 and done > starts:
             half.append((clock.seconds(), done))
         progress("training", min(done - first, job.transitions), job.transitions)
 
@@ -152,15 +157,20 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     model.learn(job.transitions, callback=callback, reset_num_timesteps=False)
     while recorder.begun < MIN_EPISODES and model.num_timesteps - first < _LONGEST * job.transitions:
         model.learn(-(-job.transitions // 4), callback=callback, reset_num_timesteps=False)
+    if not half or half[0][1] == model.num_timesteps:
+        return 0.0
     since, done = half[0]
     return (model.num_timesteps - done) / max(clock.seconds() - since, 1e-3)
 
 
-def _score(job: SliceJob, policy: ReferencePolicy) -> tuple[list[float], list[float]]:
-    """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes."""
+def _score(job: SliceJob, policy: ReferencePolicy, episodes: int) -> tuple[list[float], list[float]]:
+    """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes.
+
+    A run of too few training ``episodes`` to be written is not confirmed: its race goes on.
+    """
     seed = _SCORING_SEED + 1000 * job.request.seed + 20 * job.number
     found = deterministic_episodes(policy, job.request.environment, seed, SLICE_EPISODES).returns
-    if job.target is None or np.mean(found) < job.target:
+    if job.target is None or np.mean(found) < job.target or episodes < MIN_EPISODES:
         return found, []
     more = deterministic_episodes(policy, job.request.environment, seed + _CONFIRMING, _CONFIRMING_EPISODES)
     return found, more.returns
@@ -198,7 +208,7 @@ def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None)
         )
         info = record.info
         assert info is not None and info.assessment is not None
-        flagged = f"degenerate: {'; '.join(info.assessment.flags)}" if info.assessment.flags else None
+        flagged = f"{DEGENERATE}{'; '.join(info.assessment.flags)}" if info.assessment.flags else None
         target = request.folder(job.root)
         # A run that was continued replaces the one it continues only if it is fit as well.
         fit = record.dropped is None and flagged is None

@@ -14,6 +14,9 @@ from ldm_hf.modeling.spaces_ldm import InvalidValueError
 
 RACES_FOLDER = "_races"
 RESULT = "result.json"
+DEGENERATE = "degenerate: "
+"""How the reason begins why a run is not fit that has flags."""
+
 RECORDING, POLICY, STATE, EPISODES = "recording", "policy", "state.pt", "episodes.npz"
 
 
@@ -40,7 +43,7 @@ class SliceResult:
         deterministic: returns of the policy that it left, acting deterministically.
         confirmed: further such returns, on other seeds, where those before came near to known good.
         planned: transitions of the whole run by which its schedules moved.
-        rate: transitions a second of a core, of the second half of its training.
+        rate: transitions a second of a core, of the second half of its training; 0 where nothing was learned in it.
         overhead: seconds of a core that it took beside training: for the ends of episodes, and for scoring.
         estimate: seconds of a core that it was meant to take.
         seconds: of a core, that it took; machines and what else they do differ, so that results differ in this and in what
