@@ -40,6 +40,8 @@ LONG = 600  # transitions of a context, more than chunks of CartPole have: seque
 def made_settings(folder: Path, data: Path, **changes) -> Path:
     model = {**TOY_MODEL, "max_position_embeddings": LONG}
     values = {"data": str(data), "output": str(folder / "run"), "model_overrides": model, "steps": 4, "batch_size": 8}
+    # All of them by name: those whose references learned nothing would be left out.
+    values["environments"] = [dataset.environment for dataset in open_datasets(data)]
     values |= {"learning_rate": 1e-2, "log_every": 1, "precision": "fp32", "keep_checkpoints": 9, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(values))
