@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from conftest import run_ldm
 from ldm_hf.dataset_builder.anchor_job import AnchorJob, read_anchors
 from ldm_hf.dataset_builder.anchors import Anchors
+from ldm_hf.dataset_builder.assessment import Assessment
 from ldm_hf.dataset_builder.budgets import choose_budget
 from ldm_hf.dataset_builder.build_settings import BuildSettings
 from ldm_hf.dataset_builder.candidates import Candidate, choose_pool, pool
@@ -22,6 +23,7 @@ from ldm_hf.dataset_builder.costs import run_seconds
 from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.executor import Ended
 from ldm_hf.dataset_builder.fields import order
+from ldm_hf.dataset_builder.flags import ALIKE
 from ldm_hf.dataset_builder.pipeline import run_build
 from ldm_hf.dataset_builder.plan import make_plan
 from ldm_hf.dataset_builder.race import best_slice, first_seconds, places, sizes, stand
@@ -32,7 +34,7 @@ from ldm_hf.dataset_builder.records import RunRecord
 from ldm_hf.dataset_builder.replay import replay
 from ldm_hf.dataset_builder.repository import update_repository
 from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.slices import RECORDING, KeepJob, SliceJob, SliceResult
+from ldm_hf.dataset_builder.slices import RECORDING, KeepJob, SliceJob, SliceResult, read_kept
 from ldm_hf.dataset_builder.storage import open_storages
 from ldm_hf.dataset_builder.verification import check_repository
 from ldm_hf.dataset_builder.zoo import tuned
@@ -445,3 +447,32 @@ def test_known_good_is_confirmed_once_the_run_can_be_written(tmp_path):
     assert few.failure is None and len(few.deterministic) == 5 and few.confirmed == ()
     slice_job(tmp_path, "A2C", 1, target=-1e9).execute()
     assert len(SliceResult.read(slice_job(tmp_path, "A2C", 1).folder).confirmed) == 15
+
+
+def assessed(monkeypatch, *reasons):
+    """Have every policy that is written be found to have these flags."""
+
+    def assess(episodes, environment):
+        return replace(Assessment.of(episodes, anchors(environment, random=9.0)), flags=list(reasons))
+
+    monkeypatch.setattr("ldm_hf.dataset_builder.run.assess", assess)
+
+
+def test_a_run_that_is_degenerate_gives_way_to_one_that_is_not(tmp_path, monkeypatch):
+    jobs = []
+    for name in ("ARS", "PPO"):
+        for number in range(2):
+            slice_job(tmp_path, name, number).execute()
+        jobs.append(KeepJob(slice_job(tmp_path, name, 0).request, tmp_path, 1, 1.0, 0))
+    first, second = (job.request.folder(tmp_path) for job in jobs)
+    assessed(monkeypatch, "always does the same: 1")
+    jobs[0].execute()
+    assert read_kept(jobs[0].result)["dropped"] == "degenerate: always does the same: 1"
+    assert RunRecord.read(first).dropped is None and list(
+        first.glob("train-*")
+    )  # the data of the best there is, flagged
+    # That all episodes begin alike is no fault of the run, of which another would be free.
+    assessed(monkeypatch, f"returns 9 in every episode, {ALIKE}")
+    jobs[1].execute()
+    assert read_kept(jobs[1].result)["dropped"] is None and list(second.glob("train-*"))
+    assert RunRecord.read(first).dropped == "another run is kept: PPO-3" and not list(first.glob("*.parquet"))

@@ -10,6 +10,9 @@ from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 from ldm_hf.dataset_builder.playing import Conduct
 
 _ROUNDING = 1e-9
+ALIKE = "because every episode begins alike"
+"""How the one reason ends that lies in the environment: no other run on it is without."""
+
 EARLY = 0.5
 """Share of a random policy's mean length below which episodes end early."""
 
@@ -42,7 +45,7 @@ def flags(returns: Sequence[float], lengths: Sequence[int], conduct: Conduct | N
     if conduct is not None and conduct.only_action and conduct.steps > 1:
         found.append(f"always does the same: {conduct.only_action}")
     if len(returns) > 1 and anchors.starts == 1 and np.ptp(returns) <= _ROUNDING * max(1.0, abs(returns[0])):
-        found.append(f"returns {returns[0]:.4g} in every episode, because every episode begins alike")
+        found.append(f"returns {returns[0]:.4g} in every episode, {ALIKE}")
     return found
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from ldm_hf.dataset_builder.assessment import deterministic_episodes
 from ldm_hf.dataset_builder.core_clock import CoreClock
 from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve, Sample
+from ldm_hf.dataset_builder.flags import ALIKE
 from ldm_hf.dataset_builder.joined_recording import JoinedRecording
 from ldm_hf.dataset_builder.recorder import Recorder
 from ldm_hf.dataset_builder.recording import Recording
@@ -208,7 +209,8 @@ def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None)
         )
         info = record.info
         assert info is not None and info.assessment is not None
-        flagged = f"{DEGENERATE}{'; '.join(info.assessment.flags)}" if info.assessment.flags else None
+        reasons = [reason for reason in info.assessment.flags if not reason.endswith(ALIKE)]
+        flagged = f"{DEGENERATE}{'; '.join(reasons)}" if reasons else None
         target = request.folder(job.root)
         # A run that was continued replaces the one it continues only if it is fit as well.
         fit = record.dropped is None and flagged is None
