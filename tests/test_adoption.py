@@ -123,7 +123,7 @@ def test_statistics_of_observations_are_read_from_their_pickle(tmp_path):
         open_source(str(tmp_path / "policy.zip"), described)
     for wrong in (b"", pickle.dumps([1, 2]), (tmp_path / "normalizer.pkl").read_bytes()[:-200]):
         (tmp_path / "wrong.pkl").write_bytes(wrong)
-        with pytest.raises(CheckpointError, match=r"wrong\.pkl is no file of VecNormalize"):
+        with pytest.raises(CheckpointError, match=r"wrong\.pkl is not a readable file of VecNormalize"):
             read_normalizer(tmp_path / "wrong.pkl")
 
 

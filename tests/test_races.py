@@ -136,7 +136,7 @@ def test_candidates_that_would_hardly_begin_to_learn_do_not_race():
     only = {name: pool()[name] for name in ("PPO", "PPO-long-rollouts", "PPO-normalized")}
     assert list(RaceBudget(1e-3).misfits(described, only)) == ["PPO-long-rollouts"]
     pictures = spec("ale-py/ALE/Pong-v5")
-    assert budget.misfits(pictures, pool())["TRPO"] == "its updates are slow on pictures"
+    assert budget.misfits(pictures, pool())["TRPO"] == "its updates are slow on images"
 
 
 def test_amounts_of_a_race():

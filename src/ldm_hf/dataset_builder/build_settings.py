@@ -21,7 +21,7 @@ class BuildSettings:
     Attributes:
         pool: candidates by name.
         budget: how much is trained.
-        seed: of every run.
+        seed: random seed for all runs.
         keep: as in ``RunRequest``.
         device: torch device that trains.
     """

@@ -10,7 +10,7 @@ from ldm_hf.env_registry.isolated.space_tree import is_byte_image, leaves
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
-_PICTURE_BYTES = 200  # a 64 x 64 picture in a file: 37 to 196 measured on three Atari games
+_PICTURE_BYTES = 200  # a 64 x 64 image in a file: 37 to 196 measured on three Atari games
 _PIXELS = 64 * 64
 _NUMBER_BYTES = 3.0  # a float32 after compression
 _BASE_MEMORY = 700 * 2**20  # of a process that trains, with the process of its environments
@@ -19,7 +19,7 @@ _BASE_MEMORY = 700 * 2**20  # of a process that trains, with the process of its 
 def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions: int) -> float:
     """Estimate of how long a core trains, from the environment's measured rate and the algorithm's measured costs.
 
-    Costs were measured on vectors and on pictures of 64 x 64; for other pictures they are taken in proportion.
+    Costs were measured on vectors and on images of 64 x 64 pixels; for other images they are scaled by the number of pixels.
     """
     pixels = sum(
         part["shape"][0] * part["shape"][1] for _, part in leaves(environment.observation_space) if is_byte_image(part)
@@ -48,7 +48,7 @@ def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: 
 
 
 def has_picture(environment: EnvironmentSpec) -> bool:
-    """Whether policies read a picture there."""
+    """Whether policies read an image there."""
     return any(is_byte_image(part) for _, part in leaves(environment.observation_space))
 
 

@@ -29,7 +29,7 @@ def sizes(candidates: int) -> list[int]:
 
 
 def first_seconds(candidates: int, seconds: float) -> float:
-    """Time of each slice of the first round, if a race of so many candidates is to take ``seconds`` in all."""
+    """Time of each slice of the first round, if a race of this many candidates is to take ``seconds`` in total."""
     return seconds / sum(size * 2**number for number, size in enumerate(sizes(candidates)))
 
 

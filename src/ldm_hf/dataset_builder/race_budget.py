@@ -67,7 +67,7 @@ class RaceBudget:
 
     def _too_slow(self, described: EnvironmentSpec, candidate: Candidate) -> str | None:
         if candidate.algorithm == "TRPO" and has_picture(described):
-            return "its updates are slow on pictures"
+            return "its updates are slow on images"
         seconds = _start_seconds(described, candidate)
         if seconds > _PATIENCE * first_seconds(FIELD, self.seconds):
             return f"it takes {seconds:,.0f} seconds until it learns for the first time"

@@ -277,6 +277,6 @@ def read_normalizer(path: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]
             raise ValueError("its statistics are not finite")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is no file of VecNormalize that can be read: {' '.join(str(error).split())[:200]}"
+            f"{path} is not a readable file of VecNormalize: {' '.join(str(error).split())[:200]}"
         ) from error
     return found, clip, epsilon

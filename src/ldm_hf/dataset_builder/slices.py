@@ -91,7 +91,7 @@ class SliceJob:
         target: deterministic return near enough to known good to be confirmed on other seeds; None if that is not known.
         seconds: estimate of its time on one core.
         memory: estimate of its memory, in bytes.
-        pictures: whether its policy reads pictures.
+        pictures: whether its policy reads images.
     """
 
     request: RunRequest
