@@ -354,8 +354,9 @@ def test_a_race_from_its_field_to_the_run_that_is_kept(tmp_path):
     rows = {row["candidate"]: row for row in table(tmp_path)["candidates"]}
     assert rows["TRPO-short-rollouts"]["result"] == "kept" and rows["A2C"]["result"] == "slice 0: place 6 of 6"
     assert rows["TRPO-normalized"]["result"] == "slice 2: place 2 of 2"
-    # Nothing is left of recordings and states, and the same again runs nothing.
-    assert not list(tmp_path.rglob("state.pt")) and not list(tmp_path.rglob(RECORDING))
+    # What is left of recordings and states is the winner's, which may be given more time; the same again runs nothing.
+    left = [*tmp_path.rglob("state.pt"), *tmp_path.rglob(RECORDING)]
+    assert left and all(path.parent.parent.name == "TRPO-short-rollouts-0" for path in left)
     again = Script(returns)
     run_build(a_race(tmp_path), again, said.append)
     assert again.started == []
@@ -406,6 +407,39 @@ def test_time_that_is_left_goes_to_the_run_that_is_nearest_to_solved(tmp_path):
     assert more[4:] == [f"{CARTPOLE} A2C slice {number}" for number in (4, 5, 6)]
     assert script.started[-1] == f"{CARTPOLE} A2C written"
     assert table(tmp_path)["candidates"][1]["confirmed"][-1] == 490  # known good is reached: it ends with time left
+
+
+def test_a_build_that_is_given_more_time_continues_the_run_that_is_kept(tmp_path):
+    names = ("A2C", "PPO")
+    returns = {"A2C": [100, 200, 250, 300, 350, 400, 490], "PPO": [0]}
+    first = Script(returns, seconds=48.0)
+    run_build(a_race(tmp_path, names=names, minutes=4), first, lambda line: None)
+    assert first.started[-1] == f"{CARTPOLE} A2C written"
+    build, more = a_race(tmp_path, names=names, minutes=12), Script(returns, seconds=1.0)
+    assert [job.seconds for job in build.jobs()] == [120.0]  # as the race that it began with: 8 of 16 parts of 240 seconds
+    run_build(build, more, lambda line: None)
+    assert more.started[:2] == [f"{CARTPOLE} A2C slice 4", f"{CARTPOLE} A2C written"]
+    assert table(tmp_path)["core_minutes"] == 4
+    assert table(tmp_path)["candidates"][1]["confirmed"][-1] == 490
+    # The run reached known good: nothing of it is kept for later. Time that was given cannot be taken back.
+    assert not list(tmp_path.rglob("state.pt")) and not list(tmp_path.rglob(RECORDING))
+    with pytest.raises(ConfigError, match="12 core minutes per environment, got 4"):
+        a_race(tmp_path, names=names, minutes=4)
+
+
+def test_more_time_gives_another_chance_where_no_run_was_fit(tmp_path):
+    returns = {"A2C": [100, 200, 250, 300, 350], "PPO": [0]}
+    run_build(a_race(tmp_path, names=("A2C", "PPO"), minutes=4), Script(returns, ("A2C", "PPO"), 48.0), lambda line: None)
+    assert all(row["result"].endswith("dropped: no improvement") for row in table(tmp_path)["candidates"])
+    more = Script(returns, ("PPO",), 48.0)
+    run_build(a_race(tmp_path, names=("A2C", "PPO"), minutes=12), more, lambda line: None)
+    assert more.started[:2] == [f"{CARTPOLE} A2C slice 4", f"{CARTPOLE} A2C written"]
+    assert table(tmp_path)["candidates"][1]["result"] == "kept"
+    # One that gains most by a trivial policy does so for longer, too.
+    degenerate = Script(returns, ("A2C", "PPO"), 48.0, "degenerate: it never acts")
+    run_build(a_race(tmp_path / "other", names=("A2C", "PPO"), minutes=4), degenerate, lambda line: None)
+    assert not list((tmp_path / "other").rglob("state.pt"))
+    assert a_race(tmp_path / "other", names=("A2C", "PPO"), minutes=8).jobs() == []
 
 
 def test_no_core_waits_for_a_race_that_waits_for_its_last_slice(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,22 @@ class EnvironmentRace:
         return next((name for name in self._writable(standing) if self._is_kept(name)), None)
 
     @property
+    def contender(self) -> str | None:
+        """The candidate that more time may help: the winner, or the best whose run is not degenerate; None before."""
+        if not self.has_begun or not (standing := self.standing()).is_over or self.winner is not None:
+            return self.winner
+        degenerate = [
+            name
+            for name in standing.order
+            if any((one["dropped"] or "").startswith(DEGENERATE) for one in self._written(name))
+        ]
+        names = [name for name in self._writable(standing) if name not in degenerate and self._has_state(name)]
+        return names[0] if names else None
+
+    @property
     def wants_more(self) -> bool:
-        """Whether more training may help: a run is kept that is not near known good, and that its last slices improved."""
-        name = self.winner
+        """Whether more training may help: the contender is not near known good, and its last slices improved it."""
+        name = self.contender
         if name is None or self.jobs():
             return False
         slices = self.slices(name)
@@ -157,7 +171,7 @@ class EnvironmentRace:
     @property
     def urgency(self) -> float:
         """The share of known good that is reached, where it is known and does not solve the environment; -1 elsewhere."""
-        name, anchors = self.winner, self._known()
+        name, anchors = self.contender, self._known()
         if name is None or anchors is None:
             return -1.0
         slices = self.slices(name)
@@ -166,8 +180,8 @@ class EnvironmentRace:
         return -1.0 if share is None or share < 0 or anchors.solved(value) else share
 
     def next_slice(self) -> SliceJob:
-        """Another slice of the run that is kept."""
-        name = self.winner
+        """Another slice of the contender's run."""
+        name = self.contender
         assert name is not None
         return self._slice_job(name, len(self.slices(name)))
 
@@ -182,8 +196,10 @@ class EnvironmentRace:
         return len(failed)
 
     def clear(self) -> None:
-        """Delete all states and recordings of an ended race: its run is written."""
-        self._clear(self._names)
+        """Delete states and recordings of an ended race, but for those of a run that more time may help."""
+        name = self.contender
+        solved = name is not None and reached(self.slices(name), self._target)
+        self._clear([other for other in self._names if solved or other != name])
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each candidate: what its slices showed, and why it is out."""
@@ -312,6 +328,9 @@ class EnvironmentRace:
             return (), ()
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            # A build that is given more time continues the runs that are kept; races stay as long as they began.
+            minutes = float(values.get("core_minutes", self._budget.core_minutes))
+            self._budget = replace(self._budget, core_minutes=minutes)
             return tuple(values["field"]), tuple(values["learned_from"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{path} does not say who races: {error}") from error
@@ -323,6 +342,7 @@ class EnvironmentRace:
             "environment": self.environment,
             "field": self._names,
             "learned_from": self._learned_from,
+            "core_minutes": self._budget.core_minutes,
             "random": None if anchors is None else anchors.random.mean,
             "known_good": None if anchors is None or anchors.known is None else anchors.known.good,
             "target": self._target,

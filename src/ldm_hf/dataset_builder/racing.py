@@ -69,7 +69,7 @@ class RaceBuild:
         update_repository(self._root / library)
 
     def close(self) -> None:
-        """Delete what only runs that are continued need; nothing is left to be done."""
+        """Delete what is needed by no run that a later build, which has more time, may continue."""
         for race in self._races:
             race.clear()
 
