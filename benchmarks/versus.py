@@ -18,7 +18,13 @@ from pathlib import Path
 from harness import print_table, write_json
 
 HERE = Path(__file__).resolve().parent.parent
-RATES = ("_per_s", "_per_second", "_time_ratio", "_over_sync", "_over_venv")  # endings of figures that say how fast something is
+RATES = (
+    "_per_s",
+    "_per_second",
+    "_time_ratio",
+    "_over_sync",
+    "_over_venv",
+)  # endings of figures that say how fast something is
 
 
 def measure(checkout: Path, script: str, options: list[str]) -> dict[str, float]:

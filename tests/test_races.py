@@ -416,7 +416,9 @@ def test_a_build_that_is_given_more_time_continues_the_run_that_is_kept(tmp_path
     run_build(a_race(tmp_path, names=names, minutes=4), first, lambda line: None)
     assert first.started[-1] == f"{CARTPOLE} A2C written"
     build, more = a_race(tmp_path, names=names, minutes=12), Script(returns, seconds=1.0)
-    assert [job.seconds for job in build.jobs()] == [120.0]  # as the race that it began with: 8 of 16 parts of 240 seconds
+    assert [job.seconds for job in build.jobs()] == [
+        120.0
+    ]  # as the race that it began with: 8 of 16 parts of 240 seconds
     run_build(build, more, lambda line: None)
     assert more.started[:2] == [f"{CARTPOLE} A2C slice 4", f"{CARTPOLE} A2C written"]
     assert table(tmp_path)["core_minutes"] == 4
@@ -429,7 +431,9 @@ def test_a_build_that_is_given_more_time_continues_the_run_that_is_kept(tmp_path
 
 def test_more_time_gives_another_chance_where_no_run_was_fit(tmp_path):
     returns = {"A2C": [100, 200, 250, 300, 350], "PPO": [0]}
-    run_build(a_race(tmp_path, names=("A2C", "PPO"), minutes=4), Script(returns, ("A2C", "PPO"), 48.0), lambda line: None)
+    run_build(
+        a_race(tmp_path, names=("A2C", "PPO"), minutes=4), Script(returns, ("A2C", "PPO"), 48.0), lambda line: None
+    )
     assert all(row["result"].endswith("dropped: no improvement") for row in table(tmp_path)["candidates"])
     more = Script(returns, ("PPO",), 48.0)
     run_build(a_race(tmp_path, names=("A2C", "PPO"), minutes=12), more, lambda line: None)

@@ -160,11 +160,14 @@ class Batch:
 
     def _write(self, arrays, index, observation, inline):
         for array, (path, _, shape_and_dtype) in zip(arrays, self._observation_leaves):
-            value = at(observation, path)
+            value = at(observation, path) if path else observation
             if shape_and_dtype is None:
                 inline.setdefault(index, []).append(plain(value, strict=True))
                 continue
-            if not isinstance(value, np.ndarray) or value.dtype != array.dtype:
+            # Identity is enough where it holds, and asked in a tenth of the time.
+            if not isinstance(value, np.ndarray) or (
+                value.dtype is not shape_and_dtype[1] and value.dtype != array.dtype
+            ):
                 value = fit(value, array.dtype, _where(path))
             if value.shape != shape_and_dtype[0]:
                 value = self._reshape(value, path, shape_and_dtype[0], index)
