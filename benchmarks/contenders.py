@@ -22,8 +22,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ldm_hf.env_registry.manifest import home
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
+from ldm_hf.env_registry.library.manifest import home
 
 HERE = Path(__file__).parent
 BATCHES = 64  # of actions, drawn beforehand and taken over and over

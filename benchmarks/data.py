@@ -21,23 +21,22 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from harness import print_table, ratio, take_turns, write_json
 from step_costs import Noise
 
-from ldm_hf.dataset_builder.candidates import Candidate, pool
+from ldm_hf.dataset_builder.build.jobs import Job
 from ldm_hf.dataset_builder.curves import LearningCurve
-from ldm_hf.dataset_builder.executor import LocalExecutor
-from ldm_hf.dataset_builder.jobs import Job
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.recorder import Recorder
-from ldm_hf.dataset_builder.recording import Recording
-from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.schema import RunInfo
-from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_dataset
+from ldm_hf.dataset_builder.format.schema import RunInfo
+from ldm_hf.dataset_builder.format.writer import ChunkRange, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.reference.candidates import Candidate, pool
+from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, train_policy
+from ldm_hf.dataset_builder.reference.recorder import Recorder
+from ldm_hf.dataset_builder.reference.recording import Recording
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.reference.rows import RecordedRows
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.env_registry.registry import make_vec
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.executors.local import LocalExecutor
 from ldm_hf.modeling import LDMProcessor
-from ldm_hf.modeling.spaces_ldm import SlotLayout, space_to_json
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions, space_to_json
 from ldm_hf.training.mixture import Mixture
 
 OBSERVATIONS, ACTIONS, EPISODE = 17, 6, 1000

@@ -38,7 +38,7 @@ from harness import print_table, write_json
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.evaluation.batches import expected_length
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig

@@ -226,8 +226,8 @@ _DESCRIBE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.repository.repository import update_repository
 folder = Path(sys.argv[1])
 replace(RunRecord.read(folder), files=describe_files(folder)).write(folder)
 update_repository(folder.parent.parent)

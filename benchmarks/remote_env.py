@@ -22,12 +22,12 @@ import numpy as np
 from contenders import SAME_STEP, Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
 from harness import print_table, ratio, take_turns, write_json
 
-from ldm_hf.env_registry.client import RemoteVectorEnv
-from ldm_hf.env_registry.container import DockerProvider, engine_problem
-from ldm_hf.env_registry.isolation import IsolatedProvider
-from ldm_hf.env_registry.manifest import Manifest
-from ldm_hf.env_registry.remote import RemoteSettings
-from ldm_hf.env_registry.venv import VenvProvider
+from ldm_hf.env_registry.library.manifest import Manifest
+from ldm_hf.env_registry.providers.base import IsolatedProvider
+from ldm_hf.env_registry.providers.docker import DockerProvider, engine_problem
+from ldm_hf.env_registry.providers.venv import VenvProvider
+from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"cartpole": "CartPole-v1", "halfcheetah": "HalfCheetah-v5", "image": "LdmBenchmark/MovingSquare-v0"}

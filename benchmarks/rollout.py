@@ -26,7 +26,7 @@ from harness import print_table, ratio, take_turns, write_json
 from transformers import DynamicCache
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
-from ldm_hf.modeling.compiled_ldm import decode
+from ldm_hf.modeling.policy_ldm import decode
 
 OBSERVATIONS, ACTIONS = 17, 6
 

@@ -1,6 +1,6 @@
 """What a transition costs each candidate of the pool beside its environment, on one core; `ldm build --plan` reads it.
 
-python benchmarks/step_costs.py --jobs 4 --output src/ldm_hf/dataset_builder/step_costs.json
+python benchmarks/step_costs.py --jobs 4 --output src/ldm_hf/dataset_builder/build/step_costs.json
 """
 
 import argparse
@@ -18,9 +18,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from harness import print_table, write_json
 
-from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, pool
-from ldm_hf.dataset_builder.reference import train_policy
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate, pool
+from ldm_hf.dataset_builder.reference.policy import train_policy
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.modeling.spaces_ldm import space_to_json
 
 SECONDS = 10.0

@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 
 
 def main(data: str = "runs/quickstart/data", environment: str = "gymnasium/CartPole-v1") -> None:

@@ -20,7 +20,7 @@ import uv
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from ldm_hf.env_registry.venv import find_python
+from ldm_hf.env_registry.providers.venv import find_python
 
 ROOT = Path(__file__).parent.parent
 SHOWN = (

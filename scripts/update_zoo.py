@@ -1,4 +1,4 @@
-"""Writes the package's copy of RL Zoo's tuned hyperparameters: src/ldm_hf/dataset_builder/zoo.json.
+"""Writes the package's copy of RL Zoo's tuned hyperparameters: src/ldm_hf/dataset_builder/build/race/zoo.json.
 
     pip download rl_zoo3 --no-deps
     python scripts/update_zoo.py rl_zoo3-*.whl
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-OUTPUT = Path(__file__).parents[1] / "src/ldm_hf/dataset_builder/zoo.json"
+OUTPUT = Path(__file__).parents[1] / "src/ldm_hf/dataset_builder/build/race/zoo.json"
 ALGORITHMS = ("A2C", "ARS", "DDPG", "DQN", "PPO", "QRDQN", "SAC", "TD3", "TQC", "TRPO")
 DROPPED = (
     "n_timesteps",

@@ -7,11 +7,11 @@ import gymnasium
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
-from ldm_hf.env_registry.container import DockerProvider
-from ldm_hf.env_registry.inprocess import InProcessProvider
-from ldm_hf.env_registry.manifest import EntryPoint
-from ldm_hf.env_registry.remote import RemoteSettings
+from ldm_hf.env_registry.library.manifest import EntryPoint
+from ldm_hf.env_registry.providers.docker import DockerProvider
+from ldm_hf.env_registry.providers.inprocess import InProcessProvider
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from test_docker import HOSTILE, PROBLEM, REQUIRED
 from test_remote_env import ODD, TESTS, Here
 

@@ -15,11 +15,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Small tensors: more threads only wait for each other.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test reaches beyond this machine.
 
-from ldm_hf.cli import main
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import build_run
+from ldm_hf.cli.main import main
+from ldm_hf.dataset_builder.reference.candidates import Candidate
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.reference.run import build_run
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.stages import attach_experts, is_expert, is_router
 

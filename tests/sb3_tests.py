@@ -58,7 +58,7 @@ def _download() -> None:
 
 def bridged(env_fns, start_method=None):
     """What the tests take for ``SubprocVecEnv``: the same environments behind a provider."""
-    from ldm_hf.env_registry.sb3 import Sb3VecEnv
+    from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 
     return Sb3VecEnv(vectorised(env_fns, autoreset_mode=AutoresetMode.SAME_STEP))
 

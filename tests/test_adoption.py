@@ -22,20 +22,20 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
+from ldm_hf.dataset_builder.bank.pickled import array, read_pickle
+from ldm_hf.dataset_builder.bank.policies import ScriptedPolicy, load_policy
+from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollouts import Noise, build_rollouts
+from ldm_hf.dataset_builder.bank.sb3_zip import read_normalizer
+from ldm_hf.dataset_builder.bank.sources import open_source
 from ldm_hf.dataset_builder.curves import BY_POLICY
-from ldm_hf.dataset_builder.pickled import array, read_pickle
-from ldm_hf.dataset_builder.policies import ScriptedPolicy, load_policy
-from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.replay import replay
-from ldm_hf.dataset_builder.rollout_jobs import RolloutJob, RolloutRequest
-from ldm_hf.dataset_builder.rollouts import Noise, build_rollouts
-from ldm_hf.dataset_builder.sb3_zip import read_normalizer
-from ldm_hf.dataset_builder.sources import open_source
+from ldm_hf.dataset_builder.format.reader import open_dataset
+from ldm_hf.dataset_builder.repository.replay import replay
 from ldm_hf.env_registry import registry
-from ldm_hf.env_registry.client import RemoteVectorEnv
 from ldm_hf.env_registry.experts import Expert
-from ldm_hf.env_registry.manifest import load_manifests
-from ldm_hf.env_registry.remote import RemoteSettings
+from ldm_hf.env_registry.library.manifest import load_manifests
+from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import CheckpointError, ConfigError, EnvironmentFailure
 from test_remote_env import ODD, Here

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from ldm_hf.dataset_builder import anchors as module
-from ldm_hf.dataset_builder import assessment
-from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.anchors.anchors import Anchors, assessment, measure_anchors
+from ldm_hf.dataset_builder.anchors.anchors import anchors as module
+from ldm_hf.dataset_builder.anchors.flags import flags
+from ldm_hf.dataset_builder.anchors.playing import Conduct, Episodes, play
+from ldm_hf.dataset_builder.anchors.trivial_policies import MOST_CONSTANTS, constant_actions, trivial_policies
 from ldm_hf.dataset_builder.curves import Sample
-from ldm_hf.dataset_builder.flags import flags
-from ldm_hf.dataset_builder.playing import Conduct, Episodes, play
-from ldm_hf.dataset_builder.trivial_policies import MOST_CONSTANTS, constant_actions, trivial_policies
 from ldm_hf.env_registry.known_scores import POLICY, RETURN, THRESHOLD, KnownScore
 from ldm_hf.env_registry.registry import make_vec
 from ldm_hf.errors import EnvironmentFailure

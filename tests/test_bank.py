@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CARTPOLE, run_ldm_here
-from ldm_hf.dataset_builder.bank import ENTRY, Entry, add, best_runs, read_bank, requests
-from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.replay import replay
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.rollout_jobs import RolloutJob, RolloutRequest
-from ldm_hf.dataset_builder.rollouts import build_rollouts
+from ldm_hf.dataset_builder.bank.bank import ENTRY, Entry, add, best_runs, read_bank, requests
+from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollouts import build_rollouts
+from ldm_hf.dataset_builder.format.reader import open_dataset
+from ldm_hf.dataset_builder.repository.replay import replay
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from test_adoption import hashes
 

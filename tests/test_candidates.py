@@ -8,15 +8,15 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from ldm_hf.dataset_builder.candidates import OFF_POLICY, Candidate, algorithm_class, observation_bytes, pool
-from ldm_hf.dataset_builder.recorder import Recorder
-from ldm_hf.dataset_builder.recording import Recording
-from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.run import make_environments
-from ldm_hf.dataset_builder.writer import ChunkRange
-from ldm_hf.env_registry.flat import FlatObservations, flat_space_json
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.format.writer import ChunkRange
+from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate, algorithm_class, observation_bytes, pool
+from ldm_hf.dataset_builder.reference.flat_observations import FlatObservations, flat_space_json
+from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, train_policy
+from ldm_hf.dataset_builder.reference.recorder import Recorder
+from ldm_hf.dataset_builder.reference.recording import Recording
+from ldm_hf.dataset_builder.reference.rows import RecordedRows
+from ldm_hf.dataset_builder.reference.run import make_environments
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.errors import ConfigError, UnsupportedSpaceError
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_to_json
 
@@ -80,7 +80,7 @@ def fitting(candidate, observation_space):
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 def test_every_candidate_that_fits_can_be_built_saved_and_acts(kind, tmp_path):
     """Without training: algorithms make their networks, and a policy rebuilt from its files acts the same."""
-    from ldm_hf.dataset_builder.reference import _arguments, _policy_name
+    from ldm_hf.dataset_builder.reference.policy import _arguments, _policy_name
 
     fits = 0
     for name, candidate in pool().items():

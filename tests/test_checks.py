@@ -16,17 +16,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
-from ldm_hf.dataset_builder.checks import ValueChecks
-from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.replay import Replay, replay
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.schema import BY_STREAM, METADATA_KEY, RunInfo
-from ldm_hf.dataset_builder.writer import plan_chunks, write_dataset
+from ldm_hf.dataset_builder.format.checks import ValueChecks
+from ldm_hf.dataset_builder.format.reader import open_dataset, open_datasets
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.format.schema import BY_STREAM, METADATA_KEY, RunInfo
+from ldm_hf.dataset_builder.format.writer import plan_chunks, write_dataset
+from ldm_hf.dataset_builder.repository.replay import Replay, replay
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.files import sole_writer
-from ldm_hf.modeling.spaces_ldm import SlotLayout
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 from test_dataset_builder import some_info
 
 
@@ -390,9 +389,9 @@ def test_pictures_resets_and_streams_of_unequal_lengths_are_replayed(tmp_path, m
     ]
     info = some_info(Noise.observation_space, Noise.action_space, sum(lengths))
     info = replace(info, seed=5, max_episode_steps=8, seeding=BY_STREAM)
-    monkeypatch.setattr("ldm_hf.dataset_builder.replay.make_vec", make_noise)
+    monkeypatch.setattr("ldm_hf.dataset_builder.repository.replay.make_vec", make_noise)
     monkeypatch.setattr(
-        "ldm_hf.dataset_builder.replay.spec", lambda environment: SimpleNamespace(nondeterministic=False)
+        "ldm_hf.dataset_builder.repository.replay.spec", lambda environment: SimpleNamespace(nondeterministic=False)
     )
 
     def again(resets, index=0, **changes):

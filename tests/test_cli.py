@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 import ldm_hf.quickstart as quickstart_module
 from conftest import CARTPOLE, run_ldm, run_ldm_here
-from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.errors import ConfigError, LDMError
 from ldm_hf.quickstart import REFERENCES, Reference, quickstart
 
@@ -265,7 +265,7 @@ STREAMING = {
 # it, or hold it, when Python ends, which aborts the process.
 ONE_THREAD = """
 import io, os, threading
-from ldm_hf.dataset_builder.storage import FolderStorage
+from ldm_hf.dataset_builder.format.storage import FolderStorage
 
 class File(io.FileIO):
     def read(self, size=-1):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ldm_hf.dataset_builder.curation import below_best, unfit
+from ldm_hf.dataset_builder.build.ranking import best, points, rank
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample, significantly_higher
-from ldm_hf.dataset_builder.ranking import best, points, rank
+from ldm_hf.dataset_builder.reference.curation import below_best, unfit
 from ldm_hf.errors import EnvironmentFailure
 
 

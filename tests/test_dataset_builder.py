@@ -17,19 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CARTPOLE, CLIFF, PENDULUM
-from ldm_hf.dataset_builder import data_file
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.card import hub_licences
 from ldm_hf.dataset_builder.curves import LearningCurve
-from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.run import RunRequest, build_run
-from ldm_hf.dataset_builder.schema import METADATA_KEY, RunInfo
-from ldm_hf.dataset_builder.writer import ChunkRange, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.format import data_file
+from ldm_hf.dataset_builder.format.reader import open_dataset, open_datasets
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.format.schema import METADATA_KEY, RunInfo
+from ldm_hf.dataset_builder.format.writer import ChunkRange, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.reference.candidates import Candidate
+from ldm_hf.dataset_builder.reference.run import RunRequest, build_run
+from ldm_hf.dataset_builder.repository.card import hub_licences
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import DatasetFormatError, UnknownEnvironmentError
-from ldm_hf.modeling.spaces_ldm import space_to_json
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import Transitions, space_to_json
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=5), st.integers(1, 40))

@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from ldm_hf.env_registry import container as containers
-from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
-from ldm_hf.env_registry.container import OWNER_LABEL, DockerProvider, engine, engine_problem
-from ldm_hf.env_registry.isolation import Limits
-from ldm_hf.env_registry.manifest import Manifest
-from ldm_hf.env_registry.remote import RemoteSettings
+from ldm_hf.env_registry.library.manifest import Manifest
+from ldm_hf.env_registry.providers.base import Limits
+from ldm_hf.env_registry.providers.docker import OWNER_LABEL, DockerProvider, engine, engine_problem
+from ldm_hf.env_registry.providers.selection import docker as containers
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.errors import EnvironmentFailure
 
 PROBLEM = engine_problem()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import ldm_hf
 from ldm_hf.env_registry.doctor import diagnose
 from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.env_registry.library.report import load_report
 from ldm_hf.env_registry.registry import find_manifest
-from ldm_hf.env_registry.report import load_report
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import space_to_json
 

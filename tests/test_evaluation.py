@@ -13,7 +13,7 @@ import ldm_hf.evaluation.players as players_module
 import ldm_hf.evaluation.rollout as rollout_module
 import odd_environments
 from conftest import CARTPOLE, CLIFF, PENDULUM
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.env_registry import registry
 from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
 from ldm_hf.evaluation import evaluate as evaluate_module

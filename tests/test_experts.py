@@ -20,12 +20,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from conftest import CARTPOLE, CLIFF, NUM_EXPERTS, PENDULUM, TOY_MODEL, run_ldm
-from ldm_hf.dataset_builder.executor import Ended
 from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.executors.base import JobResult
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
 from ldm_hf.modeling.experts_ldm import LDMExperts
-from ldm_hf.modeling.packed_ldm import PackedLinear
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.policy_ldm import PackedLinear
+from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.experts import train_experts
 from ldm_hf.training.grouping import _points, even_clusters, gradient_groups, random_groups
@@ -113,7 +113,7 @@ def test_settings_that_mean_nothing_are_refused():
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
 def test_rollouts_with_experts_equal_recomputation(mixture_model, processor, compiled, monkeypatch):
-    monkeypatch.setattr("ldm_hf.modeling.packed_ldm._LARGE", 32 * 64)
+    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._LARGE", 32 * 64)
     policy = LDMPolicy(mixture_model, processor, MIXED, context_length=7, compile=compiled)
     packed = [module for module in policy.model.modules() if isinstance(module, PackedLinear)]
     assert len(packed) in (0, 6 * mixture_model.config.num_hidden_layers)  # of the layer and of its experts; on x86
@@ -171,9 +171,9 @@ class InTurn:
 
     def submit(self, job) -> None:
         job.execute(lambda stage, done, total: None)
-        self.ended.append(Ended(job))
+        self.ended.append(JobResult(job))
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[JobResult]:
         ended, self.ended = self.ended, []
         return ended
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import ldm_hf.finetuning.finetune as finetune_module
 import ldm_hf.training.loop as loop_module
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
-from ldm_hf.dataset_builder.writer import Terminals
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.format.writer import Terminals
 from ldm_hf.errors import ConfigError, LDMError, MissingDependencyError, UnknownEnvironmentError, UnsupportedSpaceError
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import training_data
@@ -29,7 +29,7 @@ from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 
 TOY = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_with": "none"}

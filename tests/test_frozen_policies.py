@@ -8,14 +8,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 
 from conftest import CARTPOLE
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.curation import unfit
-from ldm_hf.dataset_builder.recorder import Recorder
-from ldm_hf.dataset_builder.reference import train_policy
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import train_curve
+from ldm_hf.dataset_builder.reference.candidates import Candidate
+from ldm_hf.dataset_builder.reference.curation import unfit
+from ldm_hf.dataset_builder.reference.policy import train_policy
+from ldm_hf.dataset_builder.reference.recorder import Recorder
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.reference.run import train_curve
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.env_registry.registry import make_vec
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
 
 MOST = 0.07
 """Share of frozen policies that may be called improved.

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm, run_ldm_here
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.run import build_run
+from ldm_hf.dataset_builder.format.reader import open_datasets
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.reference.candidates import Candidate
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.reference.run import build_run
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from loopback import LoopbackHub
 
 TOKEN = "hf_writer"
@@ -212,7 +212,7 @@ def test_environments_of_several_folders_and_publications_are_one_dataset(hub, t
         assert publish(whole, tmp_path, corpus).returncode == 0
         assert files_of(whole) == one_by_one
     program = f"""
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 print([(data.environment, data.num_transitions) for data in open_datasets("hf://datasets/{NAME}")])
 """
     expected = [(data.environment, data.num_transitions) for data in open_datasets(corpus)]
@@ -288,8 +288,8 @@ def test_a_manifest_that_changed_while_data_were_sent_is_not_overwritten(hub, tm
     assert publish(hub, tmp_path, corpus).returncode == 0
     program = f"""
 from pathlib import Path
-from ldm_hf.cli import run_command
-from ldm_hf.dataset_builder import publish
+from ldm_hf.cli.main import run_command
+from ldm_hf.dataset_builder.repository.repository import publish
 before = publish._unchanged_head
 def changed(api, name, there):
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="manifest.parquet", repo_id=name, repo_type="dataset")
@@ -328,7 +328,7 @@ def test_the_reader_gives_the_same_from_the_hub(hub, tmp_path, corpus, cached):
     assert publish(hub, tmp_path, corpus).returncode == 0
     program = f"""
 import hashlib
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 for data in open_datasets("hf://datasets/{NAME}", cached={cached}):
     digest = hashlib.sha256()
     for index in range(data.num_chunks):
@@ -396,8 +396,8 @@ def test_a_full_disk_under_the_cache_is_one_line(hub, tmp_path, corpus):
     assert publish(hub, tmp_path, corpus).returncode == 0
     program = f"""
 import resource
-from ldm_hf.cli import run_command
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.cli.main import run_command
+from ldm_hf.dataset_builder.format.reader import open_datasets
 [data] = open_datasets("hf://datasets/{NAME}", [{CLIFF!r}])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 run_command(lambda: data.chunk(0))
@@ -408,7 +408,7 @@ run_command(lambda: data.chunk(0))
 def test_chunks_are_streamed_in_few_requests(hub, tmp_path, corpus):
     assert publish(hub, tmp_path, corpus).returncode == 0
     program = f"""
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 [data] = open_datasets("hf://datasets/{NAME}", [{CLIFF!r}], cached=False)
 data.chunk(0)
 print("opened", flush=True)
@@ -431,8 +431,8 @@ def test_the_reader_s_errors_name_the_hub_s_file(hub, tmp_path, corpus):
     content[middle : middle + 60] = bytes(60)
     stored.write_bytes(content)
     program = f"""
-from ldm_hf.cli import run_command
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.cli.main import run_command
+from ldm_hf.dataset_builder.format.reader import open_datasets
 [data] = open_datasets("hf://datasets/{NAME}", [{CARTPOLE!r}], cached=False)
 run_command(lambda: [data.chunk(index) for index in range(data.num_chunks)])
 """

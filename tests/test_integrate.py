@@ -12,18 +12,18 @@ import pytest
 import canary
 import ldm_hf
 from conftest import run_ldm, run_ldm_here
-from ldm_hf.env_registry import providers
-from ldm_hf.env_registry.catalogue import catalogue_page
-from ldm_hf.env_registry.connection import installed
-from ldm_hf.env_registry.container import DockerProvider, engine, engine_problem
-from ldm_hf.env_registry.distribution import find_distribution, lock_of
-from ldm_hf.env_registry.integrate import environments_of, validate_all
-from ldm_hf.env_registry.isolated.space_tree import describe
-from ldm_hf.env_registry.manifest import Manifest, library_folders, load_manifests, read_manifest
+from ldm_hf.env_registry.library.add import environments_of, validate_all
+from ldm_hf.env_registry.library.catalogue import catalogue_page
+from ldm_hf.env_registry.library.distribution import find_distribution, lock_of
+from ldm_hf.env_registry.library.manifest import Manifest, library_folders, load_manifests, read_manifest
+from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report, read_report
+from ldm_hf.env_registry.library.validation import NUM_STEPS, validate
+from ldm_hf.env_registry.providers.docker import DockerProvider, engine, engine_problem
+from ldm_hf.env_registry.providers.selection import selection as providers
+from ldm_hf.env_registry.providers.venv import VenvProvider, build_variables
 from ldm_hf.env_registry.registry import find_manifest
-from ldm_hf.env_registry.report import EnvironmentReport, Report, load_report, read_report
-from ldm_hf.env_registry.validation import NUM_STEPS, validate
-from ldm_hf.env_registry.venv import VenvProvider, build_variables
+from ldm_hf.env_registry.remote.worker_process import installed
+from ldm_hf.env_registry.worker.space_tree import describe
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 from test_remote_env import ODD, TESTS, Here

@@ -4,7 +4,7 @@ from importlib import resources
 import pytest
 
 from ldm_hf.env_registry.known_scores import KINDS, RETURN, known_environments, known_score
-from ldm_hf.env_registry.report import load_report
+from ldm_hf.env_registry.library.report import load_report
 
 
 def _rows():

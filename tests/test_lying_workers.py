@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
-from ldm_hf.env_registry.remote import RemoteSettings
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.errors import EnvironmentFailure
 from test_remote_env import ODD, Here
 

@@ -11,11 +11,11 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
-from ldm_hf.dataset_builder.minari_reading import from_minari
-from ldm_hf.dataset_builder.minari_writing import to_minari
-from ldm_hf.dataset_builder.reader import open_dataset, open_datasets
-from ldm_hf.dataset_builder.schema import environment_folder
-from ldm_hf.dataset_builder.writer import Terminals
+from ldm_hf.dataset_builder.format.reader import open_dataset, open_datasets
+from ldm_hf.dataset_builder.format.schema import environment_folder
+from ldm_hf.dataset_builder.format.writer import Terminals
+from ldm_hf.dataset_builder.repository.minari_reading import from_minari
+from ldm_hf.dataset_builder.repository.minari_writing import to_minari
 from ldm_hf.errors import ConfigError, DatasetFormatError, UnknownEnvironmentError
 from ldm_hf.finetuning.episodes import write_run
 

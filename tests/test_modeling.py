@@ -9,8 +9,7 @@ import torch
 from gymnasium import spaces
 
 from ldm_hf.modeling import LDMConfig, LDMModel
-from ldm_hf.modeling.loss_ldm import _histogram
-from ldm_hf.modeling.modeling_ldm import LDMImageEncoder
+from ldm_hf.modeling.modeling_ldm import LDMImageEncoder, _histogram
 from ldm_hf.modeling.quantization_ldm import ActionCode
 from sequences import CAMERA, CONTROL, GRID, Spaces, tokens, without_labels
 
@@ -73,7 +72,7 @@ def test_a_loss_in_pieces_has_the_gradients_of_a_whole_one(model, processor, mon
     whole = -(picked.sum(-1) / there.sum(-1).clamp(min=1)).sum() / there.any(-1).sum()
     expected = gradients_of(model, whole)
     for positions in (8192, 6, 1):  # all rows at a time, and one
-        monkeypatch.setattr("ldm_hf.modeling.loss_ldm._POSITIONS", positions)
+        monkeypatch.setattr("ldm_hf.modeling.modeling_ldm._POSITIONS", positions)
         loss = model(**batch).loss
         torch.testing.assert_close(loss, whole, atol=1e-6, rtol=1e-6)
         found = gradients_of(model, loss)

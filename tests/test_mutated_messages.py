@@ -12,12 +12,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from ldm_hf.env_registry import connection
-from ldm_hf.env_registry.client import RemoteVectorEnv
-from ldm_hf.env_registry.fleet import State
-from ldm_hf.env_registry.isolated import protocol
-from ldm_hf.env_registry.isolation import Limits
-from ldm_hf.env_registry.remote import RemoteSettings, WorkerBatch
+from ldm_hf.env_registry.providers.base import Limits
+from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch, worker_process
+from ldm_hf.env_registry.remote.worker_pool import State
+from ldm_hf.env_registry.worker import protocol
 from ldm_hf.errors import LDMError
 from test_remote_env import ODD, SAME_STEP, Here
 
@@ -102,14 +101,14 @@ class Played(Here):
 def record(name):
     """What a real worker answers to each call, by the call's name, and to load and make."""
     answers = []
-    receive = connection.Worker._next_answer
+    receive = worker_process.WorkerProcess._next_answer
 
     def recording(worker, *arguments):
         answers.append(receive(worker, *arguments))
         return answers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection.Worker, "_next_answer", recording)
+        patch.setattr(worker_process.WorkerProcess, "_next_answer", recording)
         settings = RemoteSettings(Here(ODD), name, **RECORDED[name])
         envs = RemoteVectorEnv(settings, NUM_ENVS, autoreset_mode=SAME_STEP)
         found = {"load": answers[0], "make": answers[1]}
@@ -168,7 +167,7 @@ class Target:
             self.provider, name, **RECORDED[name], step_timeout=1e-3, start_timeout=1e-3, limits=Limits(memory=1 << 24)
         )
         self.envs = self.make(pack(answers["make"]))
-        (self.worker,) = self.envs._fleet.workers
+        (self.worker,) = self.envs._pool.workers
 
     def make(self, description):
         self.provider.first = (pack(self.answers["load"]), description)
@@ -176,7 +175,7 @@ class Target:
 
     def take(self, call, answer, mutate):
         """Answer a call, after a mutation."""
-        self.envs._fleet.workers[0], self.envs._fleet._state = self.worker, State.READY
+        self.envs._pool.workers[0], self.envs._pool._state = self.worker, State.READY
         request = self.worker._worker.number + 1
         self.worker.shared.number[0] = request
         self.player.answer(mutate(pack({**answer, "number": request})))
@@ -185,7 +184,7 @@ class Target:
 
 def fuzz(recorded, number, seed, monkeypatch):
     """Take mutated answers; returns how many were refused and how many were taken."""
-    monkeypatch.setattr(connection, "_LIFELINE_TIMEOUT", 0.0)  # nobody answers `close`
+    monkeypatch.setattr(worker_process, "_LIFELINE_TIMEOUT", 0.0)  # nobody answers `close`
     targets = [Target(name, answers) for name, answers in recorded.items()]
     for target in targets:
         target.player = target.provider.player
@@ -200,7 +199,9 @@ def fuzz(recorded, number, seed, monkeypatch):
             target.make(mutate(pack(target.answers["make"]))).close()
             return
         with monkeypatch.context() as patch:
-            patch.setattr(connection.Worker, "_give_up", lambda worker, reason: connection.WorkerEnd(reason))
+            patch.setattr(
+                worker_process.WorkerProcess, "_give_up", lambda worker, reason: worker_process.WorkerEnd(reason)
+            )
             patch.setattr(WorkerBatch, "close", lambda batch: None)
             call = chance.choice(list(CALLS))
             last = call == "step" and chance.random() < 0.5

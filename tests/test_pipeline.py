@@ -14,21 +14,22 @@ import pytest
 from gymnasium import spaces
 
 from conftest import run_ldm, run_ldm_here
-from ldm_hf.dataset_builder.budgets import BUDGETS, Budget, choose_budget
-from ldm_hf.dataset_builder.build_settings import BuildSettings
-from ldm_hf.dataset_builder.candidates import choose_pool, pool
-from ldm_hf.dataset_builder.costs import run_seconds
+from ldm_hf.dataset_builder.build.budgets import BUDGETS, Budget, choose_budget
+from ldm_hf.dataset_builder.build.costs import run_seconds
+from ldm_hf.dataset_builder.build.jobs import Job, _write_curve
+from ldm_hf.dataset_builder.build.pipeline import Build, run_build
+from ldm_hf.dataset_builder.build.plan import _shares, estimate, make_plan
+from ldm_hf.dataset_builder.build.settings import BuildSettings
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.executor import Ended, LocalExecutor
-from ldm_hf.dataset_builder.jobs import Job, _write_curve
-from ldm_hf.dataset_builder.pipeline import Build, run_build
-from ldm_hf.dataset_builder.plan import _shares, estimate, make_plan
-from ldm_hf.dataset_builder.publish import publish
-from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.dataset_builder.records import RunRecord
-from ldm_hf.dataset_builder.request import RunRequest
+from ldm_hf.dataset_builder.format.reader import open_datasets
+from ldm_hf.dataset_builder.format.records import RunRecord
+from ldm_hf.dataset_builder.reference.candidates import choose_pool, pool
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.repository.publish import publish
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, StorageError, UnknownEnvironmentError
+from ldm_hf.executors.base import JobResult
+from ldm_hf.executors.local import LocalExecutor
 from ldm_hf.files import sole_writer
 from test_dataset_builder import some_info
 
@@ -129,14 +130,14 @@ class Script:
         job, self.waiting = self.waiting[0], self.waiting[1:]
         result = self.results(job)
         if isinstance(result, str):
-            return [Ended(job, result)]
+            return [JobResult(job, result)]
         if job.ranking:
             _write_curve(job.result, result, None)
         elif result is None:
             job.fail("failed: by the script")
         else:
             write_run(job, result)
-        return [Ended(job)]
+        return [JobResult(job)]
 
     def messages(self):
         return []
@@ -330,7 +331,7 @@ def is_python(process):
 
 
 def test_no_more_jobs_than_memory_allows(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm_hf.dataset_builder.executor.available_memory", lambda: 10 * 2**30)
+    monkeypatch.setattr("ldm_hf.executors.local.available_memory", lambda: 10 * 2**30)
     executor = LocalExecutor(8)
     try:
         large = replace(a_job(tmp_path), memory=5 * 2**30)

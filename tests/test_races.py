@@ -13,34 +13,34 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import run_ldm
-from ldm_hf.dataset_builder.anchor_job import AnchorJob, read_anchors
-from ldm_hf.dataset_builder.anchors import Anchors
-from ldm_hf.dataset_builder.assessment import Assessment
-from ldm_hf.dataset_builder.budgets import choose_budget
-from ldm_hf.dataset_builder.build_settings import BuildSettings
-from ldm_hf.dataset_builder.candidates import Candidate, choose_pool, pool
-from ldm_hf.dataset_builder.costs import run_seconds
+from ldm_hf.dataset_builder.anchors.anchors import Anchors
+from ldm_hf.dataset_builder.anchors.assessment import Assessment
+from ldm_hf.dataset_builder.anchors.flags import ALIKE
+from ldm_hf.dataset_builder.build.anchor_job import AnchorJob, read_anchors
+from ldm_hf.dataset_builder.build.budgets import choose_budget
+from ldm_hf.dataset_builder.build.costs import run_seconds
+from ldm_hf.dataset_builder.build.pipeline import run_build
+from ldm_hf.dataset_builder.build.plan import make_plan
+from ldm_hf.dataset_builder.build.race.field import order
+from ldm_hf.dataset_builder.build.race.race import best_slice, first_seconds, places, sizes, stand
+from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
+from ldm_hf.dataset_builder.build.race.race_build import RaceBuild
+from ldm_hf.dataset_builder.build.race.race_plan import estimate_races
+from ldm_hf.dataset_builder.build.race.slices import RECORDING, KeepJob, SliceJob, SliceResult, read_kept
+from ldm_hf.dataset_builder.build.race.zoo import tuned
+from ldm_hf.dataset_builder.build.settings import BuildSettings
 from ldm_hf.dataset_builder.curves import Sample
-from ldm_hf.dataset_builder.executor import Ended
-from ldm_hf.dataset_builder.fields import order
-from ldm_hf.dataset_builder.flags import ALIKE
-from ldm_hf.dataset_builder.pipeline import run_build
-from ldm_hf.dataset_builder.plan import make_plan
-from ldm_hf.dataset_builder.race import best_slice, first_seconds, places, sizes, stand
-from ldm_hf.dataset_builder.race_budget import RaceBudget
-from ldm_hf.dataset_builder.race_plan import estimate_races
-from ldm_hf.dataset_builder.racing import RaceBuild
-from ldm_hf.dataset_builder.records import RunRecord
-from ldm_hf.dataset_builder.replay import replay
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.slices import RECORDING, KeepJob, SliceJob, SliceResult, read_kept
-from ldm_hf.dataset_builder.storage import open_storages
-from ldm_hf.dataset_builder.verification import check_repository
-from ldm_hf.dataset_builder.zoo import tuned
+from ldm_hf.dataset_builder.format.records import RunRecord
+from ldm_hf.dataset_builder.format.storage import open_storages
+from ldm_hf.dataset_builder.reference.candidates import Candidate, choose_pool, pool
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.repository.replay import replay
+from ldm_hf.dataset_builder.repository.repository import update_repository
+from ldm_hf.dataset_builder.repository.verification import check_repository
 from ldm_hf.env_registry.known_scores import known_score
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
+from ldm_hf.executors.base import JobResult
 
 CARTPOLE, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Pendulum-v1"
 
@@ -321,7 +321,7 @@ class Script:
             near = None not in (job.target, value) and value >= job.target
             made = result(value, confirmed=[value] * 2 if near else ()) if value is not None else failed()
             replace(made, seconds=self.seconds).write(job.folder)
-        return [Ended(job)]
+        return [JobResult(job)]
 
     def messages(self):
         return []
@@ -493,7 +493,7 @@ def assessed(monkeypatch, *reasons):
     def assess(episodes, environment):
         return replace(Assessment.of(episodes, anchors(environment, random=9.0)), flags=list(reasons))
 
-    monkeypatch.setattr("ldm_hf.dataset_builder.run.assess", assess)
+    monkeypatch.setattr("ldm_hf.dataset_builder.reference.run.assess", assess)
 
 
 def test_a_run_that_is_degenerate_gives_way_to_one_that_is_not(tmp_path, monkeypatch):

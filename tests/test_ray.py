@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_ldm
-from ldm_hf.dataset_builder.records import RunRecord
+from ldm_hf.dataset_builder.format.records import RunRecord
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

@@ -12,19 +12,19 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conftest import CARTPOLE, PENDULUM, small_disk
-from ldm_hf.dataset_builder import run as run_module
-from ldm_hf.dataset_builder.candidates import Candidate
-from ldm_hf.dataset_builder.reader import open_dataset
-from ldm_hf.dataset_builder.recorder import EpisodeLog, Recorder
-from ldm_hf.dataset_builder.recording import BlockFile, Recording
-from ldm_hf.dataset_builder.records import RunRecord
-from ldm_hf.dataset_builder.reference import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.request import RunRequest
-from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.run import build_run
-from ldm_hf.dataset_builder.writer import ChunkRange
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.format.reader import open_dataset
+from ldm_hf.dataset_builder.format.records import RunRecord
+from ldm_hf.dataset_builder.format.writer import ChunkRange
+from ldm_hf.dataset_builder.reference.candidates import Candidate
+from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, train_policy
+from ldm_hf.dataset_builder.reference.policy import run as run_module
+from ldm_hf.dataset_builder.reference.recorder import EpisodeLog, Recorder
+from ldm_hf.dataset_builder.reference.recording import BlockFile, Recording
+from ldm_hf.dataset_builder.reference.request import RunRequest
+from ldm_hf.dataset_builder.reference.rows import RecordedRows
+from ldm_hf.dataset_builder.reference.run import build_run
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import ConfigError, EnvironmentFailure, StorageError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -101,7 +101,7 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
 
 @pytest.mark.parametrize("item", [(), (3,), (20, 20, 3)])
 def test_blocks_on_disk_are_what_was_appended(tmp_path, item, monkeypatch):
-    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
+    monkeypatch.setattr("ldm_hf.dataset_builder.reference.recording._BLOCK_BYTES", 2 * 7 * 8 * int(np.prod(item)))
     rows = np.random.default_rng(0).integers(0, 255, (25, 2, *item)).astype(np.int64)
     file = BlockFile(tmp_path / "b", np.int64, 2, item)
     for row in rows:
@@ -374,7 +374,7 @@ def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
     envs = vector([lambda: Camera(False)])
     with pytest.raises(StorageError, match=r"needs room for [0-9,]+ bytes at least, and has"):
         Recording(tmp_path / "r", 10**15, envs)
-    monkeypatch.setattr("ldm_hf.dataset_builder.recording._BLOCK_BYTES", 50_000)
+    monkeypatch.setattr("ldm_hf.dataset_builder.reference.recording._BLOCK_BYTES", 50_000)
     recording = Recording(tmp_path / "s", 1000, envs)
     pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
     failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")

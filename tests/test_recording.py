@@ -11,13 +11,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_hf.dataset_builder.recorder import EpisodeRecorder, Recorder
-from ldm_hf.dataset_builder.recording import Recording
-from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.writer import ChunkRange
-from ldm_hf.env_registry.flat import FlatObservations
-from ldm_hf.env_registry.isolated.space_tree import array_format, at, describe, leaves
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.format.writer import ChunkRange
+from ldm_hf.dataset_builder.reference.flat_observations import FlatObservations
+from ldm_hf.dataset_builder.reference.recorder import EpisodeRecorder, Recorder
+from ldm_hf.dataset_builder.reference.recording import Recording
+from ldm_hf.dataset_builder.reference.rows import RecordedRows
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
+from ldm_hf.env_registry.worker.space_tree import array_format, at, describe, leaves
 from ldm_hf.errors import ConfigError, UnsupportedSpaceError
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 

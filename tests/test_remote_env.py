@@ -20,14 +20,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
-from ldm_hf.env_registry.infos import row_info, vector_info
-from ldm_hf.env_registry.isolated import protocol, translation
-from ldm_hf.env_registry.isolated.space_tree import describe
-from ldm_hf.env_registry.manifest import EntryPoint, Manifest, RewardWeights
-from ldm_hf.env_registry.remote import RemoteSettings
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
-from ldm_hf.env_registry.venv import VenvProvider
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
+from ldm_hf.env_registry.library.manifest import EntryPoint, Manifest, RewardWeights
+from ldm_hf.env_registry.providers.venv import VenvProvider
+from ldm_hf.env_registry.remote.infos import row_info, vector_info
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
+from ldm_hf.env_registry.worker import compatibility, protocol
+from ldm_hf.env_registry.worker.space_tree import describe
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 from ldm_hf.modeling.spaces_ldm import space_to_json
 
@@ -418,7 +418,7 @@ def test_what_runs_inside_is_written_for_python_3_7():
         tree = ast.parse(path.read_text(), feature_version=(3, 7))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        imported -= {"ldm_hf.env_registry.isolated.space_tree"}  # where there is no file of this name beside it
+        imported -= {"ldm_hf.env_registry.worker.space_tree"}  # where there is no file of this name beside it
         if path.stem == "experts":  # which are parts of their libraries
             imported -= {"metaworld.policies", "minigrid.utils.baby_ai_bot"}
         assert {name.partition(".")[0] for name in imported} <= allowed
@@ -430,8 +430,8 @@ def test_text_of_an_unknown_space_is_text():
             return "go there"
 
     assert describe(Mission())["type"] == "Text" == space_to_json(Mission())["type"]
-    with pytest.raises(translation.TranslationError, match="none of Gymnasium's"):
-        translation._described(type("Odd", (gymnasium.Space,), {"sample": lambda self: 3})())
+    with pytest.raises(compatibility.TranslationError, match="none of Gymnasium's"):
+        compatibility._described(type("Odd", (gymnasium.Space,), {"sample": lambda self: 3})())
 
 
 def test_numbers_of_infos_travel_together():

@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from conftest import run_ldm_here
-from ldm_hf.dataset_builder.anchors import Anchors
-from ldm_hf.dataset_builder.assessment import Assessment
+from ldm_hf.dataset_builder.anchors.anchors import Anchors
+from ldm_hf.dataset_builder.anchors.assessment import Assessment
+from ldm_hf.dataset_builder.anchors.playing import Conduct
 from ldm_hf.dataset_builder.curves import Sample
-from ldm_hf.dataset_builder.playing import Conduct
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.known_scores import POLICY, RETURN, KnownScore
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.render import markdown_tables, model_card, write_all

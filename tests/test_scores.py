@@ -11,8 +11,8 @@ from scipy import stats
 
 from conftest import CARTPOLE, CLIFF, run_ldm_here
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.reader import open_datasets
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 from ldm_hf.evaluation.batches import batches, chosen
 from ldm_hf.evaluation.lineage import relation, training_data

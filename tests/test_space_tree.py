@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.preprocessing import is_image_space
 
-from ldm_hf.env_registry import manifest
-from ldm_hf.env_registry.flat import FlatObservations, flat_space_json
-from ldm_hf.env_registry.inprocess import TranslatedEnv
-from ldm_hf.env_registry.isolated.space_tree import (
+from ldm_hf.dataset_builder.reference.flat_observations import FlatObservations, flat_space_json
+from ldm_hf.env_registry.library import manifest
+from ldm_hf.env_registry.providers.inprocess import TranslatedEnv
+from ldm_hf.env_registry.worker.space_tree import (
     MAX_NUMBERS,
     SpaceError,
     array_format,
@@ -123,7 +123,7 @@ def test_keys_that_are_no_strings_are_refused_alike():
         TranslatedEnv({**recipe, "max_episode_steps": None, "kwargs": {}})
 
 
-LIBRARIES = Path(manifest.__file__).parent / "libraries"
+LIBRARIES = Path(manifest.__file__).parent / "manifests"
 
 
 def catalogue():

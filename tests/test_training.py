@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm_here, small_disk
-from ldm_hf.dataset_builder.reader import open_datasets
-from ldm_hf.dataset_builder.repository import update_repository
+from ldm_hf.dataset_builder.format.reader import open_datasets
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import training_datasets

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL, run_ldm, run_ldm_here
-from ldm_hf.dataset_builder.reader import open_datasets
+from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.errors import ConfigError, DatasetFormatError, TrainingDivergedError
 from ldm_hf.modeling import LDMProcessor
 from ldm_hf.training.config import TrainingConfig

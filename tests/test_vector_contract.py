@@ -10,7 +10,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
 from bridges import BRIDGES, ISOLATED, make, make_vec
-from ldm_hf.env_registry.sb3 import Sb3VecEnv
+from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.errors import EnvironmentFailure, LDMError
 
 every_bridge = pytest.mark.parametrize("bridge", BRIDGES)

@@ -1,5 +1,5 @@
 """``python -m ldm_hf`` is the ``ldm`` command."""
 
-from ldm_hf.cli import main
+from ldm_hf.cli.main import main
 
 main()

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ldm_hf.dataset_builder.candidates import Candidate
+from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import remove_leftovers, replacing, sole_writer
 from ldm_hf.processes import run_child
 from ldm_hf.progress import progress_bar
 
 if TYPE_CHECKING:
-    from ldm_hf.dataset_builder.executor import Message
-    from ldm_hf.dataset_builder.jobs import Job
+    from ldm_hf.dataset_builder.build.jobs import Job
+    from ldm_hf.executors.base import Message
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def quickstart(
 
 def build_references(references: Mapping[str, Reference], data: Path, *, jobs: int, seed: int) -> None:
     """Train and record the references whose datasets are not there yet, ``jobs`` at a time."""
-    from ldm_hf.dataset_builder.repository import update_repository
+    from ldm_hf.dataset_builder.repository.repository import update_repository
 
     wanted = [_job(*item, data.absolute(), seed) for item in references.items()]
     missing = [job for job in wanted if not job.is_done]
@@ -152,8 +152,8 @@ def build_references(references: Mapping[str, Reference], data: Path, *, jobs: i
 
 
 def _job(environment: str, reference: Reference, data: Path, seed: int) -> "Job":
-    from ldm_hf.dataset_builder.jobs import Job
-    from ldm_hf.dataset_builder.request import RunRequest
+    from ldm_hf.dataset_builder.build.jobs import Job
+    from ldm_hf.dataset_builder.reference.request import RunRequest
 
     # Every reference is kept: the table of results has a row for each.
     request = RunRequest(environment, reference.candidate, reference.timesteps, seed, keep="all")
@@ -161,8 +161,8 @@ def _job(environment: str, reference: Reference, data: Path, seed: int) -> "Job"
 
 
 def _build_in_parallel(missing: "list[Job]", jobs: int) -> None:
-    from ldm_hf.dataset_builder.executor import LocalExecutor
-    from ldm_hf.dataset_builder.records import RunRecord
+    from ldm_hf.dataset_builder.format.records import RunRecord
+    from ldm_hf.executors.local import LocalExecutor
 
     # The longest first, so that none is left to run alone at the end.
     waiting = sorted(missing, key=lambda job: -job.seconds)

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.env_registry.isolated.fitting import MisfitError, fit
-from ldm_hf.env_registry.isolated.space_tree import array_format, leaves
+from ldm_hf.env_registry.worker.fitting import MisfitError, fit
+from ldm_hf.env_registry.worker.space_tree import array_format, leaves
 from ldm_hf.errors import EnvironmentFailure
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A function that an environment's worker asks for actions; ``isolated/experts.py`` says how it is called.
+    """A function that an environment's worker asks for actions; ``worker/experts.py`` says how it is called.
 
     Attributes:
         function: ``module:function``.

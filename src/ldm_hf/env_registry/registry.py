@@ -9,15 +9,15 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
-from ldm_hf.env_registry.client import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.experts import Expert
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.env_registry.inprocess import InProcessProvider, Vectorization
-from ldm_hf.env_registry.isolation import Limits
-from ldm_hf.env_registry.manifest import Manifest, load_manifests
-from ldm_hf.env_registry.providers import choose
-from ldm_hf.env_registry.remote import STEP_TIMEOUT, RemoteSettings
-from ldm_hf.env_registry.report import EnvironmentReport, load_report
+from ldm_hf.env_registry.library.manifest import Manifest, load_manifests
+from ldm_hf.env_registry.library.report import EnvironmentReport, load_report
+from ldm_hf.env_registry.providers.base import Limits
+from ldm_hf.env_registry.providers.inprocess import InProcessProvider, Vectorization
+from ldm_hf.env_registry.providers.selection import choose
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
+from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT, RemoteSettings
 from ldm_hf.env_registry.spec import EnvironmentSpec, LibraryRecord
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 
@@ -73,7 +73,7 @@ def make(
     Args:
         environment: ``<library slug>/<Gymnasium id>``.
         provider: where it runs: ``"inprocess"``, ``"venv"`` or ``"docker"``; by default what ``LDM_PROVIDER`` says, or what
-            ``ldm_hf.env_registry.providers.choose`` finds.
+            ``ldm_hf.env_registry.providers.selection.choose`` finds.
         render_mode: as in ``gymnasium.make``.
         max_episode_steps: steps after which an episode is truncated. By default what the library registers or, where
             it registers nothing, the library's default (1000 unless its manifest says otherwise); see ``spec``.

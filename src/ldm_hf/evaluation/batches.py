@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import SlotLayout

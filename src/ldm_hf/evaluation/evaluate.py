@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.batches import batches

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ldm_hf.dataset_builder.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.anchors.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.anchors.flags import flags
 from ldm_hf.dataset_builder.curves import Sample
-from ldm_hf.dataset_builder.flags import flags
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.results import reference_flags
 from ldm_hf.evaluation.rollout import Protocol

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.anchors import Anchors
+from ldm_hf.dataset_builder.anchors.anchors import Anchors
 from ldm_hf.dataset_builder.curves import BY_END, Sample, significantly_higher
 from ldm_hf.env_registry.known_scores import known_score
 from ldm_hf.evaluation.scores import mean_interval, normalized_score
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
 
 if TYPE_CHECKING:  # rollouts do without what reads datasets
-    from ldm_hf.dataset_builder.schema import RunInfo
+    from ldm_hf.dataset_builder.format.schema import RunInfo
 
 TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN = "trained on", "held out", "unseen library", "unknown"
 """How an environment relates to the training data; ``HELD_OUT`` ones share their library with some that were trained on."""

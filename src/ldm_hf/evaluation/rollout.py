@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 
 from ldm_hf.env_registry.registry import make
-from ldm_hf.env_registry.remote import STEP_TIMEOUT
+from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
 from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation.players import ModelPlayer, Player
 from ldm_hf.evaluation.video import RENDER_MODE

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 
 import ldm_hf
-from ldm_hf.dataset_builder.schema import RunInfo
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry import registry
 
 _PACKAGES = ("gymnasium", "numpy", "torch", "transformers")

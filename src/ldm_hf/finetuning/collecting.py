@@ -9,12 +9,12 @@ import gymnasium
 import numpy as np
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.recorder import EpisodeRecorder
-from ldm_hf.dataset_builder.recording import Recording
-from ldm_hf.dataset_builder.records import package_versions
-from ldm_hf.dataset_builder.rows import RecordedRows
-from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
-from ldm_hf.dataset_builder.writer import ChunkRange
+from ldm_hf.dataset_builder.format.records import package_versions
+from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
+from ldm_hf.dataset_builder.format.writer import ChunkRange
+from ldm_hf.dataset_builder.reference.recorder import EpisodeRecorder
+from ldm_hf.dataset_builder.reference.recording import Recording
+from ldm_hf.dataset_builder.reference.rows import RecordedRows
 from ldm_hf.env_registry.registry import library_version, provenance, spec
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.records import RunRecord, describe_files
-from ldm_hf.dataset_builder.repository import update_repository
-from ldm_hf.dataset_builder.schema import RunInfo, environment_folder
-from ldm_hf.dataset_builder.writer import ChunkRange, Terminals, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
+from ldm_hf.dataset_builder.format.writer import ChunkRange, Terminals, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.files import replacing
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import Transitions
 
 
 @dataclass(frozen=True)

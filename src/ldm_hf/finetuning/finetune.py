@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
-from ldm_hf.dataset_builder.schema import MANIFEST
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.format.schema import MANIFEST
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError

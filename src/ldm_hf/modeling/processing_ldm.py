@@ -28,8 +28,8 @@ from .spaces_ldm import (
     NUM_BINS,
     InvalidValueError,
     SlotLayout,
+    Transitions,
 )
-from .transitions_ldm import Transitions
 
 NOT_DONE, TERMINATED, TRUNCATED, START = 0, 1, 2, 3
 """Done signals; ``START`` marks the first token of a sequence, which has no transition before it."""

@@ -8,6 +8,8 @@ A space is flattened to *slots* in a fixed order (``Dict`` keys sorted, array el
 - a ``Box`` that is a picture: one uint8 RGB image of a fixed size;
 - ``Dict`` and ``Tuple``: their parts, one after another. Texts among the parts of an observation are not read.
 
+``Transitions`` are rows of such slots, as datasets store them and the processor reads them.
+
 Whatever does not fit raises ``UnsupportedSpaceError`` with the reason. This file imports nothing of the package, so that it
 can be published beside a checkpoint.
 """
@@ -17,6 +19,7 @@ import functools
 import json
 import math
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -541,3 +544,40 @@ def _read_space(
     if path == image_path:
         return {"type": "Box", "shape": [image_size, image_size, 3], "dtype": "uint8", "low": 0, "high": 255}
     return space
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """T consecutive transitions of one stream of one environment, as they are stored on disk: nothing is shifted.
+
+    Row t holds what was observed, the action taken there, and what that action brought.
+
+    Attributes:
+        observations: slots, float32 of shape (T, S).
+        images: uint8 of shape (T, image_size, image_size, 3), or None.
+        actions: slots of the action that was taken, float32 of shape (T, A).
+        rewards: float32 of shape (T,).
+        terminated, truncated: bool of shape (T,).
+        reference_actions: slots of the reference action, the training target, float32 of shape (T, A); None in rollout.
+    """
+
+    observations: np.ndarray
+    images: np.ndarray | None
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    reference_actions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __getitem__(self, rows: slice) -> "Transitions":
+        parts = {name: None if part is None else part[rows] for name, part in vars(self).items()}
+        return Transitions(**parts)  # type: ignore[arg-type]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Transitions"]) -> "Transitions":
+        """One or more pieces, one after another."""
+        columns = [[vars(part)[name] for part in parts] for name in vars(parts[0])]
+        return cls(*(None if values[0] is None else np.concatenate(values) for values in columns))  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import typer
 
-from ldm_hf.cli import run_command, train
+from ldm_hf.cli.main import run_command, train
 
 if __name__ == "__main__":
     single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

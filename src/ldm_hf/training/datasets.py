@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError
 from ldm_hf.training.config import TrainingConfig
 

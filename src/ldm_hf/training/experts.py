@@ -14,9 +14,9 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ldm_hf.dataset_builder.executor import Executor
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
+from ldm_hf.executors.base import Executor
 from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import ChildFailure, Termination

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.cluster.vq import ClusterError, kmeans2
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, set_seed
 from torch.distributed.tensor import DTensor
 from transformers.utils.logging import disable_progress_bar
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset, open_datasets
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import Termination

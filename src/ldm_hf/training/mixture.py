@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from ldm_hf.dataset_builder.checks import ValueChecks
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.checks import ValueChecks
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence
-from ldm_hf.modeling.transitions_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import Transitions
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
 _SCHEDULE, _CHUNKS, _OFFSET = range(3)  # separate random streams

@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.training.checkpoint import on_main, read_record

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from ldm_hf.dataset_builder.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
 from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.scores import normalized_score

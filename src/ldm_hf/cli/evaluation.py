@@ -1,0 +1,213 @@
+"""The commands that judge a model and show it: ``ldm evaluate``, ``ldm report`` and ``ldm rollout``."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_hf.dependencies import require
+
+Device = Annotated[str, typer.Option(help="Torch device of the model.")]
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder, as save_pretrained writes it.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of datasets, or hf://datasets/..., which hold the scores of the reference runs; repeatable. "
+            "Default: what the model was trained on."
+        ),
+    ] = None,
+    environments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--environments",
+            "--environment",
+            help="all, ids, or libraries as a whole; repeatable. Default: all that have data.",
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of a rollout.")] = 10,
+    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an environment.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the environments.")] = 0,
+    device: Device = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rollouts that the model acts in at a time.")] = 32,
+    step_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a step of an isolated environment has failed.")
+    ] = 60.0,
+    videos: Annotated[int, typer.Option(min=0, help="Environments to record, from the best score to the worst.")] = 0,
+) -> None:
+    """Score a model by the paper's protocol; writes report.json, tables, pictures, report.html and a model card.
+
+    Interrupted, it goes on from the last finished environment when it is started again; what failed is tried again.
+    """
+    require("`ldm evaluate`", "evaluate")
+    from ldm_hf.dataset_builder.format.reader import open_datasets
+    from ldm_hf.evaluation.batches import chosen
+    from ldm_hf.evaluation.lineage import training_data
+    from ldm_hf.processes import exit_with_owner
+    from ldm_hf.progress import progress_bar
+
+    exit_with_owner()
+    references = chosen(open_datasets(data or training_data(model)), environments or ["all"])
+    # These import torch: only when there is something to evaluate.
+    from ldm_hf.evaluation.evaluate import evaluate as run
+    from ldm_hf.evaluation.rollout import Protocol
+
+    protocol = Protocol(episodes, rollouts, seed, step_timeout)
+    with progress_bar("evaluating", len(references) * episodes * rollouts, "episode") as bar:
+        ended: dict[str, int] = {}
+
+        def progress(environment: str, done: int) -> None:
+            bar.set_description(f"evaluating {environment}", refresh=False)
+            bar.update(done - ended.get(environment, 0))
+            ended[environment] = done
+
+        try:
+            made = run(
+                model,
+                references,
+                output,
+                protocol,
+                device=device,
+                batch_rows=batch_size,
+                videos=videos,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted: the same command goes on after the environments that are finished", err=True)
+            raise typer.Exit(130) from None
+    for result in made.environments:
+        if result.failure is not None:
+            typer.echo(f"failed: {result.failure}", err=True)
+    for environment, video in made.videos.items():
+        if "file" not in video:
+            typer.echo(f"no video of {environment}: {video['note']}", err=True)
+    differing = sum(bool(result.differences) for result in made.environments)
+    if differing:
+        typer.echo(f"warning: {differing} environments run on other versions than their data; see the report", err=True)
+
+
+def references(
+    data: Annotated[list[str], typer.Argument(help="Folders of datasets, or hf://datasets/...")],
+    environments: Annotated[
+        list[str] | None, typer.Option("--environments", "--environment", help="As of `ldm evaluate`.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the ids worth imitating to, one a line.")] = None,
+) -> None:
+    """Say which references are worth imitating, before anything is trained on them.
+
+    They are if they are better than random and than every trivial policy, keep it when they act deterministically, and
+    improve by more than the noise of an evaluation.
+    """
+    require("`ldm references`", "evaluate")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.dataset_builder.anchors.anchors import WORTH, worth
+    from ldm_hf.dataset_builder.format.reader import open_datasets
+    from ldm_hf.evaluation.batches import chosen
+    from ldm_hf.evaluation.references import check_references
+    from ldm_hf.files import replacing
+    from ldm_hf.progress import progress_bar
+
+    opened = chosen(open_datasets(data), environments or ["all"])
+    with progress_bar("random policy", len(opened), "environment") as bar:
+        checks = check_references(opened, checked=lambda check: bar.update(1) and None)
+    table = Table(title="References", title_justify="left")
+    columns = ("random", "trivial", "first 10 %", "last 10 %", "deterministic", *WORTH[1:], "resolution", "")
+    for column in ("environment", *columns):
+        table.add_column(column, justify="left" if column in ("environment", "solved", "") else "right")
+    for check in checks:
+        info = check.info
+        random, *beside = worth(info.environment, info.deterministic_return, check.anchors)
+        best = None if check.anchors is None else check.anchors.best_trivial
+        scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return)]
+        trivial = "—" if best is None else f"{best[1].mean:.4g}"
+        verdict = "; ".join(check.doubts) or "worth imitating"
+        table.add_row(info.environment, random, trivial, *scores, *beside, f"{check.resolution:.4g}", verdict)
+    (Console() if sys.stdout.isatty() else Console(width=220)).print(table)
+    fit = [check.info.environment for check in checks if not check.doubts]
+    typer.echo(f"{len(fit)} of {len(checks)} references are worth imitating")
+    if output is not None:
+        with replacing(output) as temporary:
+            temporary.write_text("".join(f"{environment}\n" for environment in fit))
+
+
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="A report.json or its folder; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write tables, pictures and report.html to; of one report, a card too."),
+    ] = None,
+) -> None:
+    """Print the tables of reports; of several, also how scores grow with the size of the model."""
+    require("`ldm report`", "evaluate")
+    from ldm_hf.evaluation.report import Report
+
+    loaded = [Report.load(path) for path in paths]
+    for path in paths:
+        print_report(path)
+    if output is not None:
+        from ldm_hf.evaluation.render import write_all
+
+        folders = [path if path.is_dir() else path.parent for path in paths]
+        write_all(loaded, output, folders)
+        typer.echo(f"Tables, pictures and report.html are in {output}/", err=True)
+
+
+def rollout(
+    model: Annotated[str, typer.Argument(help="Model folder, or name on the Hub.")],
+    environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes, one after another in one context.")] = 10,
+    video: Annotated[Path | None, typer.Option(help="File to record them to: .mp4 or .gif.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the environment.")] = 0,
+    device: Device = "cpu",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step first: for long rollouts on CUDA.")
+    ] = False,
+) -> None:
+    """Let a model act in any registered environment, and print the returns."""
+    from ldm_hf.evaluation.players import load_pretrained
+    from ldm_hf.evaluation.rollout import evaluate_environment
+    from ldm_hf.evaluation.video import recording_video
+    from ldm_hf.progress import progress_bar
+
+    loaded, processor = load_pretrained(model)
+    loaded.to(device)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as stack:
+        watch = None if video is None else stack.enter_context(recording_video(video))
+        bar = stack.enter_context(progress_bar(environment, episodes, "episode"))
+        result = evaluate_environment(
+            loaded,
+            processor,
+            environment,
+            episodes=episodes,
+            rollouts=1,
+            seed=seed,
+            progress=lambda done, total: bar.update(done - bar.n) and None,
+            watch=watch,
+            compile=compile,
+        )
+    for number, (total, length) in enumerate(zip(result.returns[0], result.lengths[0], strict=True)):
+        typer.echo(f"episode {number}: return {total:g}, {length} steps")
+    typer.echo(f"mean return {result.mean_return:g}")
+
+
+def print_report(path: Path) -> None:
+    """Print the tables of a report."""
+    from rich.console import Console
+
+    from ldm_hf.evaluation.render import result_table, summary_tables
+    from ldm_hf.evaluation.report import THRESHOLDS, Report
+
+    loaded = Report.load(path)
+    # A table that is piped into a file keeps its columns.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for table in (result_table(loaded), *summary_tables(loaded)):
+        console.print(table)
+    for threshold, reached, share in zip(THRESHOLDS, loaded.summary.reached, loaded.summary.shares or (), strict=False):
+        console.print(f"{reached} environments ({share:.0%} of the scored) at {threshold:.0%} or above")

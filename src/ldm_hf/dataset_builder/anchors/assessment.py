@@ -1,0 +1,55 @@
+"""What a reference policy is worth: its deterministic episodes beside those of random and trivial policies."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ldm_hf.dataset_builder.anchors.anchors import Anchors, measure_anchors
+from ldm_hf.dataset_builder.anchors.flags import flags
+from ldm_hf.dataset_builder.anchors.playing import Conduct, Episodes
+from ldm_hf.errors import LDMError
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is kept of a reference beside its returns.
+
+    Attributes:
+        lengths: of its deterministic episodes, in steps.
+        conduct: how it acted in them.
+        anchors: of the environment, with the best of the trivial policies alone.
+        flags: the reasons why it is degenerate; none of one that may be imitated.
+    """
+
+    lengths: list[int]
+    conduct: Conduct
+    anchors: Anchors
+    flags: list[str]
+
+    @classmethod
+    def of(cls, episodes: Episodes, anchors: Anchors) -> "Assessment":
+        """Assess the episodes of a policy that acted deterministically."""
+        found = flags(episodes.returns, episodes.lengths, episodes.conduct, anchors)
+        best = anchors.best_trivial
+        kept = replace(anchors, trivial={} if best is None else dict([best]))
+        return cls(episodes.lengths, episodes.conduct, kept, found)
+
+    def to_json(self) -> dict[str, Any]:
+        """The assessment as plain data; known scores are the package's."""
+        return {**asdict(self), "anchors": self.anchors.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Assessment":
+        """Read what ``to_json`` gave."""
+        anchors = Anchors.from_json(values["anchors"])
+        return cls(values["lengths"], Conduct(**values["conduct"]), anchors, values["flags"])
+
+
+def assess(episodes: Episodes, environment: str) -> Assessment | None:
+    """Assess the deterministic episodes of a reference beside the anchors of its environment, which may be measured first.
+
+    None where these cannot be measured: an environment that breaks under some trivial policy costs nobody a trained run.
+    """
+    try:
+        return Assessment.of(episodes, measure_anchors(environment))
+    except LDMError:
+        return None

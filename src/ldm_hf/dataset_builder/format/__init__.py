@@ -1,0 +1,1 @@
+"""The dataset format: what files hold, and reading, writing and checking them."""

@@ -1,0 +1,1 @@
+"""Data folders as repositories: describing, verifying, replaying, merging, publishing and converting them."""

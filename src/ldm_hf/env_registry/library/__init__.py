@@ -1,0 +1,1 @@
+"""Libraries of environments: their manifests, adding one, validating its environments, the catalogue."""

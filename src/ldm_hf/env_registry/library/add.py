@@ -1,0 +1,288 @@
+"""Adding a library: install it, find what it registers, validate each environment, write its manifest and report."""
+
+import contextlib
+import fnmatch
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
+from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
+from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
+from ldm_hf.env_registry.library.validation import validate
+from ldm_hf.env_registry.providers.base import IsolatedProvider, Limits
+from ldm_hf.env_registry.providers.selection import ISOLATED, isolated
+from ldm_hf.env_registry.remote.worker_process import discover, installed
+from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.files import remove, replacing
+from ldm_hf.progress import progress_bar
+
+PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
+"""Versions of Python that are tried, in this order, where none is asked for."""
+
+OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
+"""Tools that still take what packages of old Gym's time say of themselves."""
+
+_OLD_METADATA = ("invalid metadata", "could not be parsed", "Failed to build", "build_wheel")
+
+_COMPARED = ("observation_space", "action_space", "max_episode_steps", "deterministic", "step_values", "problems")
+
+
+@dataclass(frozen=True)
+class AddRequest:
+    """What ``ldm env add`` was asked for.
+
+    Attributes:
+        keys: keys of the manifest, as TOML would hold them.
+        python: version of Python; None tries ``PYTHONS``.
+        file: TOML file with more keys of the manifest.
+        manifest: slug of a library that is validated again, as it is locked.
+        provider: "venv" or "docker".
+        jobs: environments that are validated at a time.
+        timeout: seconds that the validation of one may take.
+        memory: bytes that the validation of one may take.
+        only: glob of the ids to validate.
+        output: folder that manifest and report are written to.
+    """
+
+    keys: dict[str, Any]
+    python: str | None
+    file: Path | None
+    manifest: str | None
+    provider: str
+    jobs: int
+    timeout: float
+    memory: int
+    only: str
+    output: Path
+
+
+def add_library(request: AddRequest) -> Iterator[str]:
+    """Install a library, validate its environments, write its manifest and report; yields lines that say what came out.
+
+    Raises:
+        ConfigError: the request names no library, or a key that no manifest has.
+        EnvironmentFailure: the library cannot be installed or imported.
+    """
+    draft = _draft(request)
+    pythons = (request.python,) if request.python else (draft.python,) if draft.python else PYTHONS
+    provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
+    environments = environments_of(provider.manifest, found)
+    yield f"{draft.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
+    work_file = request.output / f"{draft.slug}.validation.jsonl"
+    reports = validate_all(
+        provider,
+        environments,
+        work_file=work_file,
+        jobs=request.jobs,
+        timeout=request.timeout,
+        limits=Limits(memory=request.memory),
+        only=request.only,
+    )
+    paths = write_library(request.output, provider, found, reports)
+    remove(work_file)
+    failed = [report for report in reports if report.failure]
+    yield f"{draft.slug}: {len(reports) - len(failed)} environments validated, {len(failed)} failed"
+    yield from (f"  {report.name}: {report.failure}" for report in failed)
+    yield f"written: {', '.join(map(str, paths))}"
+
+
+def _draft(request: AddRequest) -> Manifest:
+    if request.manifest is not None:
+        return (
+            replace(load_manifests()[request.manifest]) if request.manifest in load_manifests() else _unknown(request)
+        )
+    data: dict[str, Any] = {"python": "", "modules": [], "packages": [], "licence": "", "homepage": ""}
+    if request.file is not None:
+        try:
+            data.update(tomllib.loads(request.file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{request.file} cannot be read: {error}") from error
+    data.update(request.keys)
+    if not data.get("requirements"):
+        raise ConfigError("name what to install: a requirement, a repository or a folder")
+    data["requirements"] = [_absolute(requirement) for requirement in data["requirements"]]
+    data.setdefault("slug", _slug(data["requirements"][0]))
+    return Manifest.from_data(data, "the request")
+
+
+def _unknown(request: AddRequest) -> Manifest:
+    raise ConfigError(f"no library is called {request.manifest!r}; `ldm env list` shows them all")
+
+
+def _absolute(requirement: str) -> str:
+    """A folder by its full path: installers run elsewhere."""
+    return str(Path(requirement).resolve()) if Path(requirement).is_dir() else requirement
+
+
+def _slug(requirement: str) -> str:
+    if "://" in requirement or Path(requirement).is_dir():
+        name = re.sub(r"(\.git)?(@[^/]*)?$", "", requirement.rstrip("/")).rpartition("/")[2]
+    else:
+        name = re.match(r"[\w.-]*", requirement)[0]  # type: ignore[index]
+    return normal_name(name)
+
+
+def check_library(target: str, provider_name: str, *, jobs: int, timeout: float) -> list[str]:
+    """Validate a library, or one environment, again; returns a line for each difference from the report."""
+    slug, _, name = target.partition("/")
+    if slug not in load_manifests():
+        raise ConfigError(f"no library is called {slug!r}; `ldm env list` shows them all")
+    report = load_report(slug)
+    provider = isolated(load_manifests()[slug], provider_name)
+    provider.build()
+    wanted = [one for one in report.validated if not name or one.name == name]
+    if not wanted:
+        raise ConfigError(f"{target} is not among the validated environments of {slug}")
+    differences = []
+    with ThreadPoolExecutor(jobs) as pool:
+        again = pool.map(lambda one: validate(provider, one, timeout=timeout), wanted)
+        for before, now in zip(wanted, again, strict=True):
+            different = [key for key in _COMPARED if getattr(before, key) != getattr(now, key)]
+            reason = now.failure or ", ".join(f"{key} is {getattr(now, key)}" for key in different)
+            if reason:
+                differences.append(f"{slug}/{before.name}: {reason}")
+    return differences
+
+
+def install(
+    draft: Manifest, pythons: Iterable[str], provider_class: Callable[[Manifest], IsolatedProvider]
+) -> tuple[IsolatedProvider, dict[str, Any]]:
+    """Install a library with the first Python that takes it, import it and list what is registered.
+
+    What the draft leaves empty is filled in: modules, packages, licence, homepage, and the lock of all versions.
+
+    Returns:
+        The installation, whose manifest is complete, and what ``worker_process.discover`` found in it.
+
+    Raises:
+        EnvironmentFailure: no Python could install and import it; the message has the reason of each.
+    """
+    failures = []
+    for python in pythons:
+        attempt = replace(draft, python=python)
+        # uv takes no old metadata (gym 0.21's, for one) and no Python 3.7: then it is pip, with the tools of that time.
+        old = replace(attempt, installer="pip", build_requirements=draft.build_requirements or OLD_TOOLS)
+        for manifest in (attempt, old) if python != "3.7" and attempt != old else (old,):
+            try:
+                return _install(manifest, provider_class)
+            except EnvironmentFailure as failure:
+                reason = str(failure)
+                failures.append(f"Python {python} with {manifest.installer}: {reason}")
+                print(f"Python {python} with {manifest.installer} does not do: {reason[-300:]}", file=sys.stderr)
+            if not any(sign in reason for sign in _OLD_METADATA):
+                break
+    raise EnvironmentFailure(f"{draft.slug} cannot be installed. " + " | ".join(failures))
+
+
+def _install(
+    draft: Manifest, provider_class: Callable[[Manifest], IsolatedProvider]
+) -> tuple[IsolatedProvider, dict[str, Any]]:
+    if not draft.lock:
+        resolving = provider_class(draft)
+        resolving.build()
+        frozen, distributions = installed(resolving)
+        lock = lock_of(draft, frozen, resolving.source_of)
+        distribution = find_distribution(draft, lock, distributions)
+        modules = draft.modules or distribution.modules
+        draft = replace(
+            draft,
+            lock=lock,
+            modules=modules,
+            packages=draft.packages or tuple(dict.fromkeys(module.partition(".")[0] for module in modules)),
+            licence=draft.licence or distribution.licence,
+            homepage=draft.homepage or distribution.homepage,
+        )
+        # The installation that is validated is the one that the manifest describes: made anew, from the lock alone.
+        resolving.remove()
+    provider = provider_class(draft)
+    provider.build()
+    version = find_distribution(draft, draft.lock, installed(provider)[1]).version
+    return provider, {**discover(provider), "version": version}
+
+
+def environments_of(manifest: Manifest, found: dict[str, Any]) -> list[EnvironmentReport]:
+    """The environments of a library among everything that is registered, and those of its manifest, sorted by name."""
+    reports = {
+        one["id"]: EnvironmentReport(
+            one["id"],
+            one["entry_point"],
+            one["registry"],
+            reward_threshold=one["reward_threshold"],
+            nondeterministic=one["nondeterministic"],
+        )
+        for one in found["environments"]
+        if one["entry_point"].partition(":")[0].partition(".")[0] in manifest.packages
+        and not one["entry_point"].startswith(manifest.broken_entry_points)
+    }
+    for entry_point in manifest.entry_points:
+        reports[entry_point.name] = EnvironmentReport(entry_point.name, entry_point.entry_point)
+    return [reports[name] for name in sorted(reports)]
+
+
+def validate_all(
+    provider: IsolatedProvider,
+    found: list[EnvironmentReport],
+    *,
+    work_file: Path,
+    jobs: int,
+    timeout: float,
+    limits: Limits = Limits(),
+    only: str = "*",
+) -> list[EnvironmentReport]:
+    """Validate environments, several at a time, each in a process of its own.
+
+    Each finished report is appended to ``work_file`` at once, and what stands there already of the same manifest is not
+    done again: an interrupted validation goes on where it was.
+    """
+    work_file.parent.mkdir(parents=True, exist_ok=True)
+    key = provider.manifest.validation_key
+    done = _read_work(work_file, key)
+    wanted = [report for report in found if fnmatch.fnmatchcase(report.name, only)]
+    missing = [report for report in wanted if report.name not in done]
+    pool = ThreadPoolExecutor(jobs)
+    with work_file.open("a", encoding="utf-8") as log, contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        bar = stack.enter_context(progress_bar(provider.manifest.slug, total=len(wanted), unit="environment"))
+        bar.update(len(wanted) - len(missing))
+        if work_file.stat().st_size:
+            log.write("\n")  # The last line may be half written: what comes must not be glued to it.
+        futures = [pool.submit(validate, provider, report, timeout=timeout, limits=limits) for report in missing]
+        for future in as_completed(futures):
+            report = future.result()
+            done[report.name] = report
+            log.write(json.dumps({"manifest": key, **report.to_json()}) + "\n")
+            log.flush()
+            bar.update(1)
+    return [done[report.name] for report in wanted]
+
+
+def write_library(
+    folder: Path, provider: IsolatedProvider, found: dict[str, Any], reports: list[EnvironmentReport]
+) -> tuple[Path, Path]:
+    """Write manifest and report into a folder; returns their paths."""
+    manifest = provider.manifest
+    environments = {report.name: report for report in reports}
+    report = Report(manifest.slug, found["version"], found["python"], provider.name, environments)
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(folder / f"{manifest.slug}.json")
+    with replacing(folder / f"{manifest.slug}.toml") as temporary:
+        temporary.write_text(manifest.to_toml(), encoding="utf-8")
+    return folder / f"{manifest.slug}.toml", folder / f"{manifest.slug}.json"
+
+
+def _read_work(path: Path, key: str) -> dict[str, EnvironmentReport]:
+    done = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):  # The last line may be half written.
+            data = json.loads(line)
+            if data.pop("manifest", None) == key:
+                report = EnvironmentReport.from_json(data)
+                done[report.name] = report
+    return done

@@ -1,0 +1,1 @@
+"""Where environments run: in this process, in a virtual environment, in a container."""

@@ -1,0 +1,353 @@
+"""Several workers as one batch of environments, and what happens when one of them fails."""
+
+import enum
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
+
+from ldm_hf.env_registry.remote.infos import Columns, check
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch
+from ldm_hf.env_registry.worker.decoding import decode
+from ldm_hf.env_registry.worker.space_tree import array_format, leaves
+from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
+
+FAILURE_KEY = "worker_failure"
+"""Key of the info that says why a worker was replaced."""
+
+COUNTS = ("steps", "observations_outside_space", "nonfinite_rewards", "vector_rewards")
+"""What workers count."""
+
+_MAX_FAILURES = 3  # of one worker without a step between them: then replacing it is of no use
+
+
+class State(enum.Enum):
+    """What a pool can be asked for."""
+
+    READY = enum.auto()
+    STEPPING = enum.auto()  # a step was sent, and its end is not awaited yet
+    INTERRUPTED = enum.auto()  # an exception ended a step or a reset before its answers were taken
+    CLOSED = enum.auto()
+
+
+@dataclass
+class Step:
+    """What a step or a reset gave, copied out of the shared memory.
+
+    Attributes:
+        observations: a leaf of the space each: an array of shape (num_envs, ...), or a list where values have no fixed size.
+        final_observations: the same, of those environments whose episode ended in a step that already reset them; empty
+            if there is none.
+        rewards: float64 of shape (num_envs,).
+        ends: terminated and truncated, bool of shape (2, num_envs).
+        infos, final_infos: of each worker: infos by key, number of environments.
+    """
+
+    observations: list[Any]
+    final_observations: list[Any]
+    rewards: np.ndarray
+    ends: np.ndarray
+    infos: list[tuple[Columns | None, int]]
+    final_infos: list[tuple[Columns | None, int]]
+
+
+class WorkerPool:
+    """``num_envs`` environments, divided over ``num_workers`` workers that step at the same time.
+
+    What is asked for at the wrong time is refused: ``ClosedEnvironmentError`` after ``close``, ``AlreadyPendingCallError``
+    between ``send_step`` and ``receive_step``, and ``EnvironmentFailure`` after a step or a reset that an exception such as
+    ``KeyboardInterrupt`` ended: nobody saw what it did, so that only a reset of all environments can follow. The shared
+    memory is written to by one side at a time for the same reason.
+    """
+
+    def __init__(self, settings: RemoteSettings, num_envs: int, num_workers: int, autoreset: str) -> None:
+        """Start the workers.
+
+        Raises:
+            ConfigError: there are more workers than environments, or none.
+            EnvironmentFailure: one did not start; none is left.
+        """
+        if num_envs < 1:
+            raise ConfigError(f"num_envs must be at least 1, got {num_envs}")
+        if not 1 <= num_workers <= num_envs:
+            raise ConfigError(f"num_workers must lie between 1 and num_envs ({num_envs}), got {num_workers}")
+        self.settings, self.num_envs, self.autoreset = settings, num_envs, autoreset
+        self._state = State.READY
+        bounds = [num_envs * worker // num_workers for worker in range(num_workers + 1)]
+        self.slices = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self._spin = num_workers < len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
+        self._failures = [0] * num_workers
+        self._failed: list[EnvironmentFailure | None] = [None] * num_workers
+        self.workers: list[WorkerBatch | None] = [None] * num_workers
+        self._last: list[Any] = []
+        try:
+            with ThreadPoolExecutor(min(num_workers, 8)) as pool:
+                list(pool.map(self._start, range(num_workers)))
+        except BaseException:
+            self.close()
+            raise
+        first = self.workers[0]
+        assert first is not None
+        self.description = first.description
+        self.observation_space, self.action_space = first.observation_space, first.action_space
+        self._leaves = [leaf for _, leaf in leaves(self.description["observation_space"])]
+        self._formats = [array_format(leaf) for leaf in self._leaves]
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict[str, Any] | None], mask: np.ndarray | None
+    ) -> Step:
+        """Reset the environments of the mask, or all; failed workers are replaced first."""
+        self._refuse_while_stepping("reset")
+        if mask is not None and self._state is State.INTERRUPTED:
+            raise EnvironmentFailure(f"{self.settings.id}: the last call was interrupted; reset all environments")
+        for index, worker in enumerate(self.workers):
+            if worker is None or worker.ended:
+                self._start(index)
+
+        def ask(index: int) -> dict[str, Any]:
+            part = self.slices[index]
+            return self._worker(index).reset(seeds[part], options[part], None if mask is None else mask[part].tolist())
+
+        return self._gather(ask)
+
+    def step(self, actions: Sequence[Any]) -> Step:
+        """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
+        self._send_step(actions)
+        return self._gather(self._receive)
+
+    def send_step(self, actions: Sequence[Any]) -> None:
+        """Have every environment take its action without waiting; ``receive_step`` must follow."""
+        self._send_step(actions)
+        self._state = State.STEPPING
+
+    def receive_step(self) -> Step:
+        """Wait until every environment has taken the step that was sent."""
+        self._refuse_when_closed()
+        if self._state is not State.STEPPING:
+            raise NoAsyncCallError("Calling `step_wait` without any prior call to `step_async`.", "step")
+        return self._gather(self._receive)
+
+    def ask(self, do: str, key: str = "values", **request: Any) -> list[Any]:
+        """What a request gives for each environment: a value each, under ``key`` of the answers."""
+        self._refuse_while_stepping(do)
+        found = []
+        for index, part in enumerate(self.slices):
+            answer = self._worker(index).ask(do, **request)
+            found += self._listed(index, answer, key, part.stop - part.start)
+        return found
+
+    def ask_rows(self, do: str, rows: Sequence[int], values: Sequence[Any] | None = None, **request: Any) -> list[Any]:
+        """What a request gives for the environments of some rows, in the order of the rows.
+
+        Args:
+            do: the request.
+            rows: numbers of environments.
+            values: one a row, for the request.
+            **request: what else the request holds.
+        """
+        self._refuse_while_stepping(do)
+        found: dict[int, Any] = {}
+        for index, part in enumerate(self.slices):
+            mine = [place for place, row in enumerate(rows) if part.start <= row < part.stop]
+            if mine:
+                own = {} if values is None else {"values": [values[place] for place in mine]}
+                places = [rows[place] - part.start for place in mine]
+                answer = self._worker(index).ask(do, rows=places, **own, **request)
+                found.update(zip(mine, self._listed(index, answer, "values", len(mine)), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def render(self) -> list[Any]:
+        """What each environment renders: an image, a text, None, or a list of these."""
+        frames = self.ask("render", "frames")
+        for index, part in enumerate(self.slices):
+            with self._worker(index).trust():
+                for frame in frames[part]:
+                    _check_frame(frame)
+        return frames
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the workers count, added up; see ``RemoteVectorEnv.diagnostics``."""
+        self._refuse_while_stepping("diagnostics")
+        counts = dict.fromkeys(COUNTS, 0)
+        for index in self._indices():
+            answer = self._worker(index).ask("diagnostics")
+            with self._worker(index).trust():
+                counts.update({key: counts[key] + int(answer[key]) for key in COUNTS})
+                values = answer["step_values"]
+        told = {key: self.description[key] for key in ("max_episode_steps", "time_limit_is_default")}
+        return {**counts, "step_values": values, **told}
+
+    def close(self) -> None:
+        """End all workers."""
+        self._state = State.CLOSED
+        for index, worker in enumerate(self.workers):
+            if worker is not None:
+                worker.close()
+            self.workers[index] = None
+
+    def _refuse_when_closed(self) -> None:
+        if self._state is State.CLOSED:
+            raise ClosedEnvironmentError(f"{self.settings.id}: the environment is closed")
+
+    def _refuse_while_stepping(self, name: str) -> None:
+        self._refuse_when_closed()
+        if self._state is State.STEPPING:
+            raise AlreadyPendingCallError(
+                f"Calling `{name}` while waiting for a pending call to `step` to complete; call `step_wait` first",
+                "step",
+            )
+
+    def _send_step(self, actions: Sequence[Any]) -> None:
+        if self._state is not State.READY:
+            self._refuse_while_stepping("step_async")
+            raise EnvironmentFailure(f"{self.settings.id}: the last call was interrupted; call reset()")
+        for values in actions:
+            if len(values) != self.num_envs:
+                raise InvalidValueError(
+                    f"{self.settings.id}: actions have shape {np.shape(values)}, but there are {self.num_envs} environments"
+                )
+        # All actions are checked before any environment steps.
+        inline = [
+            worker.write_actions([values[part] for values in actions])
+            for part, worker in zip(self.slices, map(self._worker, self._indices()), strict=True)
+        ]
+        self._state = State.INTERRUPTED  # until the answers are taken
+        for index in self._indices():
+            # A failure here is kept until the answers are read, when the other workers have finished.
+            self._failed[index] = None
+            try:
+                self._worker(index).send_step(inline[index])
+            except EnvironmentFailure as failure:
+                self._failed[index] = failure
+
+    def _listed(self, index: int, answer: dict[str, Any], key: str, size: int) -> list[Any]:
+        with self._worker(index).trust():
+            if not isinstance(answer[key], list) or len(answer[key]) != size:
+                raise ValueError(f"{key} are not those of {size} environments")
+            return answer[key]
+
+    def _receive(self, index: int) -> dict[str, Any]:
+        failure = self._failed[index]
+        if failure is not None:
+            raise failure
+        return self._worker(index).receive_step()
+
+    def _indices(self) -> range:
+        return range(len(self.slices))
+
+    def _start(self, index: int) -> None:
+        part = self.slices[index]
+        self.workers[index] = WorkerBatch(
+            self.settings, part.stop - part.start, autoreset=self.autoreset, spin=self._spin
+        )
+
+    def _worker(self, index: int) -> WorkerBatch:
+        worker = self.workers[index]
+        if worker is None or worker.ended:
+            raise EnvironmentFailure(f"{self.settings.id}: a worker has ended; call reset() to replace it")
+        return worker
+
+    def _attempt(self, index: int, ask: Callable[[int], dict[str, Any]], step: Step) -> EnvironmentFailure | None:
+        """Read what a worker answers; one that fails is ended, because the state of its environments is unknown."""
+        try:
+            answer, worker = ask(index), self._worker(index)
+            try:  # as `trust` does, in less time
+                self._read(index, worker, answer, step)
+            except Exception as error:
+                raise worker.distrust(error) from error
+        except EnvironmentFailure as failure:
+            failed = self.workers[index]
+            if failed is not None:
+                failed.close()
+            self.workers[index] = None
+            self._failures[index] += 1
+            return failure
+        self._failures[index] = 0
+        return None
+
+    def _gather(self, ask: Callable[[int], dict[str, Any]]) -> Step:
+        """Take the answers in turn, each copied while later workers are still busy."""
+        self._state = State.INTERRUPTED
+        none: list[tuple[Columns | None, int]] = [(None, part.stop - part.start) for part in self.slices]
+        step = Step(self._room(), [], np.empty(self.num_envs), np.empty((2, self.num_envs), bool), none, list(none))
+        failures = {}
+        for index in self._indices():
+            failure = self._attempt(index, ask, step)
+            if failure is not None:
+                failures[index] = failure
+        for index, failure in failures.items():
+            if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
+                self._state = State.READY  # for a reset, as the worker has ended
+                raise failure
+        for index, failure in failures.items():
+            self._replace(index, str(failure), step)
+        self._last = step.observations
+        self._state = State.READY
+        return step
+
+    def _room(self) -> list[Any]:
+        """Space for the observations of all environments."""
+        return [
+            [None] * self.num_envs if found is None else np.empty((self.num_envs, *found[0]), found[1])
+            for found in self._formats
+        ]
+
+    def _read(self, index: int, worker: WorkerBatch, answer: dict[str, Any], step: Step) -> None:
+        part, shared = self.slices[index], worker.shared
+        worker.check_number()
+        self._copy(shared.observations, answer.get("inline"), part, step.observations)
+        step.rewards[part] = shared.rewards
+        step.ends[:, part] = shared.ends.T
+        size = part.stop - part.start
+        check(answer.get("infos"), size)
+        step.infos[index] = answer.get("infos"), size
+        if "final_infos" in answer:
+            step.final_observations = step.final_observations or self._room()
+            self._copy(shared.final_observations, answer.get("final_inline"), part, step.final_observations)
+            check(answer["final_infos"], size)
+            step.final_infos[index] = answer["final_infos"], size
+        worker.check_number()  # nothing was written to it meanwhile
+
+    def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, part: slice, room: list[Any]) -> None:
+        rows = [list(row) if row else [] for row in inline or ()]
+        if any(array is None for array in arrays) and len(rows) != part.stop - part.start:
+            raise ValueError(f"observations of {len(rows)} environments, not {part.stop - part.start}")
+        for leaf, array, values in zip(self._leaves, arrays, room, strict=True):
+            values[part] = array if array is not None else [decode(leaf, row.pop(0)) if row else None for row in rows]
+
+    def _replace(self, index: int, reason: str, step: Step) -> None:
+        """Start a new worker in place of a failed one; its environments' episodes end as truncated."""
+        part = self.slices[index]
+        size = part.stop - part.start
+        info: Columns = {FAILURE_KEY: [[reason] * size, [True] * size]}
+        self._start(index)
+        step.rewards[part], step.ends[0, part], step.ends[1, part] = 0.0, False, True
+        if self.autoreset == "SameStep":
+            step.final_observations = step.final_observations or self._room()
+            step.final_infos[index] = info, size
+            answer = self._worker(index).reset([None] * size, [None] * size)
+            with self._worker(index).trust():
+                check(answer.get("infos"), size)
+                step.infos[index] = answer.get("infos"), size
+                self._copy(self._worker(index).shared.observations, answer.get("inline"), part, step.observations)
+        else:
+            step.infos[index] = info, size
+        last = step.final_observations if self.autoreset == "SameStep" else step.observations
+        for values, before in zip(last, self._last, strict=True):
+            values[part] = before[part]
+
+
+def _check_frame(frame: Any, *, alone: bool = True) -> None:
+    if isinstance(frame, list) and alone:
+        for one in frame:
+            _check_frame(one, alone=False)
+    elif isinstance(frame, np.ndarray):
+        if frame.ndim != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"a frame has the shape {frame.shape} and holds {frame.dtype}")
+    elif frame is not None and not isinstance(frame, str):
+        raise ValueError(f"a frame is a {type(frame).__name__}")
