@@ -97,7 +97,7 @@ def sync(name: str, num_envs: int, first: int = 0, total: int | None = None) -> 
 
 
 def asynchronous(name: str, num_envs: int) -> Vector:
-    """A process an environment."""
+    """A process per environment."""
     makers = [lambda: make_one(name)] * num_envs
     return Vector(gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=SAME_STEP))
 

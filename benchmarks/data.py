@@ -52,7 +52,7 @@ def recording(rounds: int, folder: Path) -> dict[str, float]:
             lambda: make_vec("gymnasium/CartPole-v1", 8, autoreset_mode="SameStep"),
             24_576,
         ),
-        "pictures_a2c": (pool()["A2C-pictures"], lambda: _noise(16), 8000),
+        "images_a2c": (pool()["A2C-images"], lambda: _noise(16), 8000),
     }
     for name, (candidate, make, steps) in kinds.items():
 
@@ -133,7 +133,7 @@ def executing(rounds: int, folder: Path, cores: int, transitions: int) -> dict[s
     def speed(name: str, processes: int) -> float:
         start = time.perf_counter()
         _run(executors[name], [job] * (2 * processes))
-        return 2 / (time.perf_counter() - start)  # runs a second of each process
+        return 2 / (time.perf_counter() - start)  # runs per second of each process
 
     try:
         # The first round, which is not counted, starts the processes and has them import what they need.
@@ -173,8 +173,8 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
         rewards = generator.standard_normal(EPISODE, dtype=np.float32)
         ends = np.arange(EPISODE) == EPISODE - 1
         slots = np.empty((EPISODE, 0), np.float32) if vectors is None else vectors[:EPISODE]
-        pictures = None if seen is None else seen[:EPISODE]
-        episodes.append(Transitions(slots, pictures, actions, rewards, np.zeros(EPISODE, bool), ends, actions))
+        images = None if seen is None else seen[:EPISODE]
+        episodes.append(Transitions(slots, images, actions, rewards, np.zeros(EPISODE, bool), ends, actions))
     whole = Transitions(
         **{
             name: None if value is None else np.concatenate([getattr(one, name) for one in episodes])

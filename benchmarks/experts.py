@@ -69,7 +69,7 @@ class Stacked(nn.Module):
 
 
 def speed(module: nn.Module, inputs: torch.Tensor, bf16: bool) -> Callable[[float], float]:
-    """A measurement: tokens a second of forward and backward passes."""
+    """A measurement: tokens per second of forward and backward passes."""
 
     def step() -> None:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):

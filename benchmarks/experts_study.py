@@ -3,7 +3,7 @@
     python benchmarks/experts_study.py --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
 
 For each number of environments (the first ones of a fixed shuffled order, so that each set holds the one before) and each
-seed, trained for so many steps an environment and all evaluated by the same rollouts:
+seed, trained for so many steps per environment and all evaluated by the same rollouts:
 
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
@@ -15,9 +15,9 @@ seed, trained for so many steps an environment and all evaluated by the same rol
   always chose it would make of the experts. Losses only.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
-interrupted go on. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
-first episodes and 100 at its deterministic policy; references that did not get better have none. Losses, which go on where
-scores have reached 100, are the cross-entropy of the recorded actions, on sequences that are the same for all.
+interrupted continue. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
+first episodes and 100 at its deterministic policy; references that did not get better have none. Losses, which still differ
+where scores have reached 100, are the cross-entropy of the recorded actions, on sequences that are the same for all.
 """
 
 import argparse
@@ -159,7 +159,7 @@ class Study:
         return shape.intermediate_size + round((wanted - dense.num_parameters()) / column)
 
     def train(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Run or go on with a training; the mark that it is finished comes last."""
+        """Run or continue with a training; the mark that it is finished comes last."""
         shared = {
             "data": str(self.options.data),
             "output": str(folder),

@@ -38,7 +38,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None, form: str = ".1f") -> str:
-    """A row a variant, a column a number of environments: means over the first so many of them, or over all."""
+    """A row per variant, a column per number of environments: means over the first so many of them, or over all."""
     rows = []
     for variant in max(studies.values(), key=len):
         cells = []
@@ -53,7 +53,7 @@ def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None, f
 
 
 def by_environment(scores: Scores, order: Sequence[str]) -> str:
-    """A row an environment, a column a variant; means over seeds."""
+    """A row per environment, a column per variant; means over seeds."""
     rows = []
     for name in sorted(order):
         cells = [scores[variant][name] for variant in scores]

@@ -23,7 +23,7 @@ def with_parameters(build: Callable[[int], nn.Module], parameters: int) -> nn.Mo
 
 
 class Gato(nn.Module):
-    """One token a dimension and a separator (Gato, arXiv 2205.06175): 24 tokens a transition, bins by a shared head."""
+    """One token per dimension and a separator (Gato, arXiv 2205.06175): 24 tokens per transition, bins by a shared head."""
 
     tokens = OBSERVATIONS + 1 + ACTIONS
 
@@ -71,7 +71,7 @@ class Jat(nn.Module):
 
 
 def llama(config: LDMConfig, tokens: int, width: int) -> LlamaModel:
-    """Our backbone, with another feed-forward width and room for ``tokens`` tokens a transition."""
+    """Our backbone, with another feed-forward width and room for ``tokens`` tokens per transition."""
     shape = {**config.to_dict(), "intermediate_size": width}
     shape["max_position_embeddings"] = config.max_position_embeddings * tokens
     backbone = LlamaModel(LDMConfig(**shape))

@@ -1,4 +1,4 @@
-"""Environments behind isolation, beside others that step many at once: transitions a second, in turns, as ratios.
+"""Environments behind isolation, beside others that step many at once: transitions per second, in turns, as ratios.
 
     python benchmarks/remote_env.py --json figures.json
 
@@ -83,7 +83,7 @@ def start(makers: dict[str, Maker], stack: contextlib.ExitStack) -> tuple[dict[s
                 made = make()
             stack.callback(made.close)
             seen = made.observations(COMPARED_STEPS)
-        except Exception as error:  # Whatever keeps one from running, the others go on.
+        except Exception as error:  # Whatever keeps one from running, the others continue.
             problems[contender] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             continue
         expected = seen if expected is None else expected

@@ -53,7 +53,7 @@ class Growing(LDMPolicy):
 
 
 def rollout(policy: LDMPolicy) -> Callable[[float], float]:
-    """A function that measures environment steps a second, from one rebuild to the next."""
+    """A function that measures environment steps per second, from one rebuild to the next."""
     batch, steps = len(policy), policy.context_length // 2
     observations = np.random.default_rng(0).standard_normal((batch, OBSERVATIONS)).astype(np.float32)
     outcome = (np.zeros(batch), np.zeros(batch, bool), np.zeros(batch, bool))

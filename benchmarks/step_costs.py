@@ -28,15 +28,15 @@ DEFAULT_ROLLOUTS = {"PPO": 2048, "A2C": 5, "TRPO": 2048}
 
 
 class Noise(gymnasium.Env):
-    """Random observations of a kind at no cost, with episodes of 100 steps; pictures are of 8 x 8 tiles, as games have."""
+    """Random observations of a kind at no cost, with episodes of 100 steps; images are of 8 x 8 tiles, as games have."""
 
-    def __init__(self, picture: bool, continuous: bool):
-        shape = (64, 64, 3) if picture else (16,)
-        self.observation_space = spaces.Box(0, 255, shape, np.uint8) if picture else spaces.Box(-1, 1, shape)
+    def __init__(self, image: bool, continuous: bool):
+        shape = (64, 64, 3) if image else (16,)
+        self.observation_space = spaces.Box(0, 255, shape, np.uint8) if image else spaces.Box(-1, 1, shape)
         self.action_space = spaces.Box(-1, 1, (4,)) if continuous else spaces.Discrete(4)
         generator = np.random.default_rng(0)
         self._observations = [self.observation_space.sample() for _ in range(16)]
-        if picture:
+        if image:
             tiles = generator.integers(0, 256, (16, 8, 8, 3), np.uint8)
             self._observations = list(tiles.repeat(8, 1).repeat(8, 2))
         self._count = 0
@@ -55,19 +55,19 @@ class Enough(Exception):
     """The measurement has what it needs."""
 
 
-def measure(name: str, picture: bool) -> float | None:
+def measure(name: str, image: bool) -> float | None:
     """Seconds a transition once learning has begun, over whole rollouts; None where the candidate is not for this kind."""
     torch.set_num_threads(1)
     candidate = pool()[name]
     for continuous in (False, True):
-        env = Noise(picture, continuous)
+        env = Noise(image, continuous)
         described = space_to_json(env.observation_space), space_to_json(env.action_space)
-        if candidate.misfit(*described) is None:
-            return _seconds(candidate, picture, continuous)
+        if candidate.incompatibility(*described) is None:
+            return _seconds(candidate, image, continuous)
     return None
 
 
-def _seconds(candidate: Candidate, picture: bool, continuous: bool) -> float:
+def _seconds(candidate: Candidate, image: bool, continuous: bool) -> float:
     parameters = dict(candidate.hyperparameters)
     if candidate.algorithm in OFF_POLICY:
         parameters |= {"learning_starts": 500, "buffer_size": 2000}  # what comes later costs the same
@@ -86,7 +86,7 @@ def _seconds(candidate: Candidate, picture: bool, continuous: bool) -> float:
                 raise Enough
 
     venv = Sb3VecEnv(
-        SyncVectorEnv([lambda: Noise(picture, continuous)] * candidate.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        SyncVectorEnv([lambda: Noise(image, continuous)] * candidate.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     )
     with contextlib.suppress(Enough):
         train_policy(
@@ -103,18 +103,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="The package's table.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    tasks = [(name, picture) for name in pool() for picture in (False, True)]
+    tasks = [(name, image) for name in pool() for image in (False, True)]
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as workers:
         results = workers.starmap(measure, tasks, chunksize=1)
     costs: dict[str, dict[str, float]] = {}
-    for (name, picture), seconds in zip(tasks, results, strict=True):
+    for (name, image), seconds in zip(tasks, results, strict=True):
         if seconds is not None:
-            costs.setdefault(name, {})["picture" if picture else "vector"] = float(f"{seconds:.3g}")
+            costs.setdefault(name, {})["image" if image else "vector"] = float(f"{seconds:.3g}")
     rows = [
-        [name, *(f"{1 / kinds[kind]:,.0f}" if kind in kinds else "" for kind in ("vector", "picture"))]
+        [name, *(f"{1 / kinds[kind]:,.0f}" if kind in kinds else "" for kind in ("vector", "image"))]
         for name, kinds in costs.items()
     ]
-    print_table("Transitions a second on one core, environment not counted", ["candidate", "vector", "picture"], rows)
+    print_table("Transitions a second on one core, environment not counted", ["candidate", "vector", "image"], rows)
     if arguments.output:
         about = (
             "Seconds that a candidate takes for a transition beside its environment, one core; benchmarks/step_costs.py"

@@ -35,7 +35,7 @@ from ldm_hf.training.mixture import Mixture, SequenceNumbers
 
 
 class Trainer:
-    """Forward and backward passes of a module, which is made anew for each measurement: one is in memory at a time."""
+    """Forward and backward passes of a module, which is made again for each measurement: one is in memory at a time."""
 
     def __init__(
         self, build: Callable[[], nn.Module], batches: Iterator[dict[str, torch.Tensor]], options: argparse.Namespace

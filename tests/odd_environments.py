@@ -76,7 +76,7 @@ class Nested(gymnasium.Env):
 
     observation_space = spaces.Dict(
         {
-            "picture": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "image": spaces.Box(0, 255, (8, 8, 3), np.uint8),
             "parts": spaces.Tuple([spaces.Discrete(5, start=2), spaces.MultiBinary(3)]),
             "mission": spaces.Text(20),
             "seen": spaces.Sequence(spaces.Box(0, 9, (2,), np.float32)),
@@ -96,7 +96,7 @@ class Nested(gymnasium.Env):
 
     def _observe(self, number):
         return {
-            "picture": np.full((8, 8, 3), number, np.uint8),
+            "image": np.full((8, 8, 3), number, np.uint8),
             "parts": (2 + number % 5, np.array([1, 0, 1], np.int8)),
             "mission": f"go{number}",
             "seen": tuple(np.full(2, index, np.float32) for index in range(number % 4)),

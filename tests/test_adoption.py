@@ -204,7 +204,7 @@ def test_what_cannot_be_rebuilt_is_refused_in_one_line(tmp_path):
     stretched = replace(spec(PENDULUM), action_space={**spec(PENDULUM).action_space, "high": 3.0})
     with pytest.raises(ConfigError, match=r"action space is Box\(1, -2 to 2\), that of .* is Box\(1, -2 to 3\)"):
         open_source(str(pendulum), stretched)
-    for source, error in (("nothing.zip", "there is no file"), ("nothing", "a policy is a folder with policy.json")):
+    for source, error in (("nothing.zip", "no such file"), ("nothing", "a policy is a folder with policy.json")):
         with pytest.raises((CheckpointError, ConfigError), match=error):
             open_source(str(tmp_path / source), described)
     (tmp_path / "text.zip").write_text("no zip")
@@ -239,7 +239,7 @@ def test_an_mlp_acts_as_its_layers_do(tmp_path):
         (CARTPOLE, '{"activation": "ReLU", "output": "tanh"}', "takes Discrete actions"),
         (PENDULUM, '{"activation": "Tan"}', "activation is one of Tanh, ReLU.* got 'Tan'"),
         (PENDULUM, '{"layers": 3}', "must hold activation"),
-        ("gymnasium/MountainCarContinuous-v0", '{"activation": "ReLU"}', "is no policy of gymnasium/MountainCar"),
+        ("gymnasium/MountainCarContinuous-v0", '{"activation": "ReLU"}', "is not a policy of gymnasium/MountainCar"),
     ):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises((ConfigError, CheckpointError), match=error):
@@ -289,7 +289,7 @@ def test_experts_are_asked_where_the_environments_are():
         ("def act(observation):\n    raise KeyError('no way')", "expert failed: KeyError: 'no way'"),
         ("def act(observation):\n    return 2", "the expert's action 2 is outside the action space"),
         ("def act(observation):\n    return float('nan')", "the expert's action holds nan, which int64 cannot hold"),
-        ("def act(observation):\n    return 'left'", "the expert's action holds 'left', which is no number"),
+        ("def act(observation):\n    return 'left'", "the expert's action holds 'left', which is not a number"),
         ("def other(observation):\n    return 0", "make failed: AttributeError"),
         ("raise OSError('at once')", "make failed: OSError: at once"),
         ("import os\ndef act(observation):\n    os._exit(3)", "the worker exited with status 3 during expert"),

@@ -102,7 +102,7 @@ def test_what_is_no_bank_is_refused_in_one_line(runs, tmp_path):
     path = entry.folder / ENTRY
     text = path.read_text()
     for wrong, reason in (
-        ("{", "is no policy of a bank"),
+        ("{", "is not a policy of a bank"),
         (json.dumps({**json.loads(text), "format": 9}), "its format is 9"),
         (json.dumps({"format": 1}), "'weights'"),
     ):

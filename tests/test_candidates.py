@@ -26,8 +26,8 @@ OBSERVATIONS = {
     "discrete": spaces.Discrete(5, start=2),
     "several": spaces.MultiDiscrete([3, 4]),
     "bits": spaces.MultiBinary(3),
-    "picture": spaces.Box(0, 255, (40, 40, 3), np.uint8),
-    "small picture": spaces.Box(0, 255, (7, 7, 3), np.uint8),
+    "image": spaces.Box(0, 255, (40, 40, 3), np.uint8),
+    "small image": spaces.Box(0, 255, (7, 7, 3), np.uint8),
     "nested": spaces.Dict(
         {
             "deep": spaces.Tuple([spaces.Discrete(3), spaces.Dict({"a.b": spaces.Box(-1, 1, (2,))})]),
@@ -74,7 +74,7 @@ def vectorized(observation_space, action_space, number=2):
 
 def fitting(candidate, observation_space):
     described = space_to_json(observation_space)
-    return [space for space in ACTIONS.values() if candidate.misfit(described, space_to_json(space)) is None]
+    return [space for space in ACTIONS.values() if candidate.incompatibility(described, space_to_json(space)) is None]
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
@@ -95,7 +95,7 @@ def test_every_candidate_that_fits_can_be_built_saved_and_acts(kind, tmp_path):
             np.testing.assert_array_equal(acted, reference.act(observations), name)
             assert all(action_space.contains(one) for one in np.asarray(acted, action_space.dtype)), name
             fits += 1
-    assert fits >= {"picture": 15, "small picture": 15, "nested": 12, "pair": 12}.get(kind, 16)
+    assert fits >= {"image": 15, "small image": 15, "nested": 12, "pair": 12}.get(kind, 16)
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
@@ -119,31 +119,36 @@ def test_what_does_not_fit_says_why():
     vector, discrete = space_to_json(OBSERVATIONS["vector"]), space_to_json(ACTIONS["discrete"])
     box = space_to_json(ACTIONS["box"])
 
-    def misfit(candidate, observed, acted):
-        return pool()[candidate].misfit(space_to_json(observed), space_to_json(acted))
+    def incompatibility(candidate, observed, acted):
+        return pool()[candidate].incompatibility(space_to_json(observed), space_to_json(acted))
 
-    assert pool()["SAC"].misfit(vector, discrete) == "SAC does not act in Discrete spaces"
-    assert pool()["DQN"].misfit(vector, box) == "DQN does not act in Box spaces"
-    assert pool()["A2C-normalized"].misfit(vector, discrete).startswith("state-dependent exploration")
-    assert pool()["PPO-pictures"].misfit(vector, box) == "it is made for pictures"
-    assert pool()["ARS"].misfit(space_to_json(OBSERVATIONS["picture"]), discrete) == "ARS reads one vector"
+    assert pool()["SAC"].incompatibility(vector, discrete) == "SAC does not act in Discrete spaces"
+    assert pool()["DQN"].incompatibility(vector, box) == "DQN does not act in Box spaces"
+    assert pool()["A2C-normalized"].incompatibility(vector, discrete).startswith("state-dependent exploration")
+    assert pool()["PPO-images"].incompatibility(vector, box) == "it is made for images"
+    assert pool()["ARS"].incompatibility(space_to_json(OBSERVATIONS["image"]), discrete) == "ARS reads one vector"
     assert (
-        pool()["ARS-linear"].misfit(space_to_json(OBSERVATIONS["discrete"]), discrete) == "a linear policy reads a Box"
+        pool()["ARS-linear"].incompatibility(space_to_json(OBSERVATIONS["discrete"]), discrete)
+        == "a linear policy reads a Box"
     )
     seen = OBSERVATIONS["vector"]
-    assert misfit("PPO", seen, spaces.Box(-np.inf, np.inf, (2,))) == "its actions have no bounds"
-    assert misfit("PPO", seen, spaces.Box(np.array([0, -np.inf]), np.array([1, 1]))) == "its actions have no bounds"
+    assert incompatibility("PPO", seen, spaces.Box(-np.inf, np.inf, (2,))) == "its actions have no bounds"
     assert (
-        misfit("PPO", seen, spaces.Box(0, 5, (2,), np.int32)) == "its actions are int32: policies act in real numbers"
+        incompatibility("PPO", seen, spaces.Box(np.array([0, -np.inf]), np.array([1, 1])))
+        == "its actions have no bounds"
     )
-    assert misfit("PPO", seen, spaces.Discrete(3, start=1)) == "its actions do not start at 0"
-    assert misfit("PPO", seen, spaces.MultiDiscrete([2, 3], start=[0, 1])) == "its actions do not start at 0"
-    assert misfit("PPO", seen, spaces.MultiDiscrete([[2, 3], [2, 2]])) == "its actions have more than one axis"
-    assert misfit("PPO", seen, spaces.MultiBinary([2, 2])) == "its actions have more than one axis"
-    assert misfit("PPO", seen, spaces.Dict({"a": spaces.Discrete(2)})) == "PPO does not act in Dict spaces"
-    assert "more than 4096 discrete values" in misfit("PPO", spaces.Discrete(10**6), ACTIONS["discrete"])
-    assert "Sequence space" in misfit("PPO", spaces.Sequence(spaces.Discrete(2)), ACTIONS["discrete"])
-    assert "nothing but texts" in misfit("PPO", spaces.Dict({"a": spaces.Text(3)}), ACTIONS["discrete"])
+    assert (
+        incompatibility("PPO", seen, spaces.Box(0, 5, (2,), np.int32))
+        == "its actions are int32: policies act in real numbers"
+    )
+    assert incompatibility("PPO", seen, spaces.Discrete(3, start=1)) == "its actions do not start at 0"
+    assert incompatibility("PPO", seen, spaces.MultiDiscrete([2, 3], start=[0, 1])) == "its actions do not start at 0"
+    assert incompatibility("PPO", seen, spaces.MultiDiscrete([[2, 3], [2, 2]])) == "its actions have more than one axis"
+    assert incompatibility("PPO", seen, spaces.MultiBinary([2, 2])) == "its actions have more than one axis"
+    assert incompatibility("PPO", seen, spaces.Dict({"a": spaces.Discrete(2)})) == "PPO does not act in Dict spaces"
+    assert "more than 4096 discrete values" in incompatibility("PPO", spaces.Discrete(10**6), ACTIONS["discrete"])
+    assert "Sequence space" in incompatibility("PPO", spaces.Sequence(spaces.Discrete(2)), ACTIONS["discrete"])
+    assert "nothing but texts" in incompatibility("PPO", spaces.Dict({"a": spaces.Text(3)}), ACTIONS["discrete"])
 
 
 def test_when_candidates_begin_to_learn():

@@ -356,7 +356,7 @@ def make_noise(environment, num_envs, *, autoreset_mode, max_episode_steps):
     return gymnasium.vector.SyncVectorEnv([one] * num_envs, autoreset_mode=autoreset_mode)
 
 
-def test_pictures_resets_and_streams_of_unequal_lengths_are_replayed(tmp_path, monkeypatch):
+def test_images_resets_and_streams_of_unequal_lengths_are_replayed(tmp_path, monkeypatch):
     """Recorded by hand: the algorithm resets before step 17, twice, and the second stream ends before the first."""
     envs = make_noise("", 2, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=8)
     actions = np.random.default_rng(0).integers(0, 3, (30, 2))
@@ -412,7 +412,7 @@ def test_pictures_resets_and_streams_of_unequal_lengths_are_replayed(tmp_path, m
     goes_on = int(np.flatnonzero(~terminated & ~streams[1].truncated)[0])
     terminated[goes_on] = True
     lied = again([0, 17, 17], 1, terminated=terminated)
-    assert lied.first == f"stream 1, step {goes_on}: the episode goes on, recorded that it terminates"
+    assert lied.first == f"stream 1, step {goes_on}: the episode continues, recorded that it terminates"
     table = pq.read_table(tmp_path / "episodes.parquet")
     assert table["resets"].to_pylist().count(2) == 2 and table["resets"].to_pylist().count(1) == 2
     assert sum(table["length"].to_pylist()) == 52

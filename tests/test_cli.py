@@ -224,7 +224,7 @@ def test_a_rollout_is_printed_and_filmed(workspace, tmp_path):
         assert len(lengths) == 2 and re.search(r"^mean return \d", done.stdout, re.MULTILINE)
         frames = imageio.imread(tmp_path / name)
         assert frames.shape[1:] == (400, 600, 3)
-        # Each episode shows its reset and its steps. A GIF keeps a picture that does not change for longer instead.
+        # Each episode shows its reset and its steps. A GIF keeps an image that does not change for longer instead.
         assert len(frames) == sum(lengths) + 2 or (name == "out.gif" and len(frames) <= sum(lengths) + 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gif", "out.mp4"]
 
@@ -303,7 +303,7 @@ def test_programs_that_stream_always_end_well(workspace, name, preamble):
 
 
 def test_children_end_with_their_owner(tmp_path):
-    """A killed command leaves no process behind that goes on writing."""
+    """A killed command leaves no process behind that continues writing."""
     child = (
         "import os, sys, time; from ldm_hf.processes import exit_with_owner; exit_with_owner();"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
@@ -333,7 +333,7 @@ def test_the_whole_quickstart_reaches_80_percent(tmp_path):
     assert all(
         kept[path] == written
         for path, written in finished.items()
-        if ".partial" not in str(path) and path.parent.name != "gymnasium"  # its description is written anew
+        if ".partial" not in str(path) and path.parent.name != "gymnasium"  # its description is written again
     )
     report = json.loads((tmp_path / "report.json").read_text())
     assert {result["id"] for result in report["environments"]} == set(REFERENCES)

@@ -89,7 +89,7 @@ PICTURE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
         (PICTURE, 0, True),
         (spaces.Dict({"camera": PICTURE, "speed": spaces.Box(-1, 1, (2,))}), 2, True),
     ],
-    ids=["numbers", "picture", "both"],
+    ids=["numbers", "image", "both"],
 )
 @settings(max_examples=15)
 @given(
@@ -136,7 +136,7 @@ print(len(rows), sorted(rows[0]), sum(len(row["observation"]) for row in rows))
     assert done.stdout.strip() == f"{rows} {columns} {4 * rows}", done.stderr
 
 
-def test_plain_datasets_shows_pictures(tmp_path):
+def test_plain_datasets_shows_images(tmp_path):
     """The Hub's viewer knows the column by the same metadata; what PIL decodes is what the reader gives."""
     space, stream = spaces.Dict({"camera": PICTURE, "speed": spaces.Box(-9, 9, (2,))}), some_transitions(20, 2, 1, True)
     info = some_info(space, spaces.Box(-9, 9, (1,)), 20)
@@ -155,7 +155,7 @@ for row in rows:
     assert done.stdout.splitlines() == [f"RGB (64, 64) {digest}" for digest in hashes], done.stderr
 
 
-def test_pictures_of_older_files_are_read_and_foreign_ones_refused(tmp_path):
+def test_images_of_older_files_are_read_and_foreign_ones_refused(tmp_path):
     stream = some_transitions(20, 0, 1, True)
     info = some_info(PICTURE, spaces.Box(-9, 9, (1,)), 20)
     [path] = write_dataset(tmp_path, info, plan_chunks([20], 1), lambda chunk: stream[chunk.start : chunk.stop])
@@ -165,10 +165,10 @@ def test_pictures_of_older_files_are_read_and_foreign_ones_refused(tmp_path):
     old = table.set_column(position, pa.field("image", pa.binary(), False), raw)
     pq.write_table(old, path, row_group_size=20)
     np.testing.assert_array_equal(open_dataset(tmp_path).chunk(0).images, stream.images)
-    pictures = [row["bytes"] for row in table["image"].to_pylist()]
-    shorter = [pictures[0][:-1], pictures[1] + b"x", *pictures[2:]]  # as long as they should be, together
-    without = [*pictures[:7], bytes(len(pictures[0])), *pictures[8:]]
-    none = [*pictures[:7], None, *pictures[8:]]
+    images = [row["bytes"] for row in table["image"].to_pylist()]
+    shorter = [images[0][:-1], images[1] + b"x", *images[2:]]  # as long as they should be, together
+    without = [*images[:7], bytes(len(images[0])), *images[8:]]
+    none = [*images[:7], None, *images[8:]]
     for wrong in (shorter, without, none):
         column = pa.array([{"bytes": each, "path": None} for each in wrong], table.schema.field("image").type)
         pq.write_table(table.set_column(position, table.schema.field("image"), column), path, row_group_size=20)

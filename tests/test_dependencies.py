@@ -92,7 +92,12 @@ def test_the_core_is_what_modules_import_at_their_top():
     distributions = importlib.metadata.packages_distributions()
     core = {canonicalize_name(each.name) for each in CORE}
     root = REPOSITORY / "src/ldm_hf"
-    acting = [*root.glob("*.py"), *root.glob("cli/*.py"), *root.glob("modeling/*.py"), *root.glob("env_registry/**/*.py")]
+    acting = [
+        *root.glob("*.py"),
+        *root.glob("cli/*.py"),
+        *root.glob("modeling/*.py"),
+        *root.glob("env_registry/**/*.py"),
+    ]
     for path in set(acting) - set(root.glob("env_registry/worker/*.py")):  # those have an installation of their own
         for node in ast.parse(path.read_text()).body:
             named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

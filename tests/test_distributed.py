@@ -117,7 +117,7 @@ def test_pieces_of_a_batch_train_as_the_whole(alone, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
-    """In pieces, so that gradients are also gathered over them; and started again they go on bit for bit."""
+    """In pieces, so that gradients are also gathered over them; and started again they continue bit for bit."""
     changes = {"sharding": sharding, "micro_batch_size": 2}
     once = trained(made_settings(tmp_path / "once", data, **changes), processes=2)
     same_training(once, alone)
@@ -280,7 +280,7 @@ def test_speed_and_waiting_by_hand(monkeypatch):
 @pytest.mark.parametrize(
     ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
 )
-def test_a_job_that_is_told_to_end_goes_on(data, tmp_path, processes, number):
+def test_a_job_that_is_told_to_end_continues(data, tmp_path, processes, number):
     """Every process of the job gets the signal, as Slurm sends it: launcher, training and loader workers."""
     changes = {"sharding": "fsdp2", "num_workers": 1, "model_overrides": TOY_MODEL, "learning_rate": 1e-3}
     settings = made_settings(tmp_path, data, **changes, steps=100_000, checkpoint_every=3)

@@ -151,7 +151,7 @@ def test_a_container_has_no_privileges(provider):
 
 
 @pytest.mark.parametrize("harm", ["segfault", "hang", "garbage", "raise_error"])
-def test_a_failing_environment_is_replaced_and_the_others_go_on(provider, harm):
+def test_a_failing_environment_is_replaced_and_the_others_continue(provider, harm):
     envs = RemoteVectorEnv(
         settings(provider, harm, kwargs={"only": 1}, step_timeout=2.0, restart=True),
         3,

@@ -66,7 +66,7 @@ def test_environments_without_a_limit_get_one_and_say_so():
     assert (spec.max_episode_steps, spec.time_limit_is_default) == (1000, True)
     env = ldm_hf.make("gymnasium/CliffWalking-v1")
     env.reset(seed=0)
-    ended = [env.step(0)[2:4] for _ in range(1000)]  # up, for ever
+    ended = [env.step(0)[2:4] for _ in range(1000)]  # up, forever
     assert ended[-1] == (False, True) and not any(truncated for _, truncated in ended[:-1])
     limited = ldm_hf.make("gymnasium/CartPole-v1", max_episode_steps=3)
     limited.reset(seed=0)

@@ -89,7 +89,7 @@ def test_the_protocol(model, processor, monkeypatch, seen):
     assert seen[0] == ([0, 0],)
     assert seen[1] == ([1, 10], [1.0, 1.0], [False, True], [False, False])
     assert seen[2] == ([10, 20], [1.0, 2.0], [True, True], [False, False])
-    # The first one has finished after six steps, and the second goes on alone for one.
+    # The first one has finished after six steps, and the second continues alone for one.
     assert [len(observations) for observations, *_ in seen] == [2, 2, 2, 2, 2, 2, 1]
 
 
@@ -108,7 +108,7 @@ def test_environments_of_a_batch_do_not_disturb_each_other(model, processor):
 
 
 class Blind(Diary):
-    """Shows something that is no number at the end of its first step."""
+    """Shows something that is not a number at the end of its first step."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
 
@@ -131,7 +131,7 @@ class Broken(Diary):
         raise AttributeError("the simulation\nexploded")
 
 
-def test_what_breaks_leaves_the_batch_and_the_others_go_on(model, processor, monkeypatch, seen):
+def test_what_breaks_leaves_the_batch_and_the_others_continue(model, processor, monkeypatch, seen):
     made = {
         "test/Blind-v0": [Blind([9, 9]), Blind([9, 9])],
         "test/Broken-v0": [Broken([1]), Broken([1])],
@@ -206,8 +206,8 @@ def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path
     assert written["summaries"]["library"]["gymnasium"]["environments"] == 2
     assert written["protocol"] == {"episodes": 2, "rollouts": 2, "seed": EVALUATION_SEED}
     assert Report.load(tmp_path / "report.json") == Report.load(tmp_path) == report
-    for picture in ("threshold_curve.png", "scores.png"):
-        with Image.open(tmp_path / picture) as opened:
+    for image in ("threshold_curve.png", "scores.png"):
+        with Image.open(tmp_path / image) as opened:
             assert min(opened.size) > 200
     assert all((tmp_path / name).stat().st_size for name in ("README.md", "tables.md", "report.html"))
 
@@ -220,7 +220,7 @@ def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path
         evaluate(folder, references, tmp_path, Protocol(episodes=3, rollouts=2))
 
 
-def test_an_interrupted_evaluation_goes_on(folder, data, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_continues(folder, data, tmp_path, monkeypatch):
     references = open_datasets(data, [CARTPOLE, CLIFF])
     real, asked = rollout_module.make, []
 

@@ -194,7 +194,7 @@ def test_adapters_leave_the_base_as_it_is(base, data, tmp_path, monkeypatch):
     assert loss_on(tmp_path / "checkpoint-00000004", dataset) == loss_on(folder, dataset)
 
 
-def test_adapters_go_on_bit_for_bit(base, data, tmp_path):
+def test_adapters_continue_bit_for_bit(base, data, tmp_path):
     def trained(name: str, steps: int) -> Path:
         toy = {**TOY, "lora_rank": 4, "model": base, "environments": [CARTPOLE], "keep_checkpoints": 9}
         loop_module.train(TrainingConfig(data=str(data), output=str(tmp_path / name), **{**toy, "steps": steps}))
@@ -211,7 +211,7 @@ def test_adapters_go_on_bit_for_bit(base, data, tmp_path):
 
 def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     tuning = FineTuning(base, CARTPOLE, 4, OwnRollouts(rounds=2, keep=0.5))
-    # It is interrupted before each training and goes on each time.
+    # It is interrupted before each training and continues each time.
     train, broken = finetune_module.train, []
 
     def breaking_once(config):
@@ -248,7 +248,7 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     assert NO_IMPROVEMENT in report.environments[0].flags and SEEN_SEED not in report.environments[0].flags
 
 
-def test_a_killed_fine_tuning_goes_on(base, data, tmp_path):
+def test_a_killed_fine_tuning_continues(base, data, tmp_path):
     arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--steps", "200", "--lora"]
     more = [
         part

@@ -115,7 +115,7 @@ def test_documented_programs_that_stream_from_the_hub_always_end_well(hub, tmp_p
             assert done.returncode == 0 and "terminate called" not in done.stderr, (done.returncode, done.stderr)
 
 
-def test_an_interrupted_upload_goes_on_with_what_is_missing(hub, tmp_path, corpus):
+def test_an_interrupted_upload_continues_with_what_is_missing(hub, tmp_path, corpus):
     failing = next((corpus / "gymnasium/Pendulum-v1/PPO-0").glob("train-*"))
     manifest = pq.read_table(corpus / "gymnasium/manifest.parquet").to_pylist()
     hashes = {file["path"]: file["sha256"] for row in manifest for file in row["files"]}
@@ -337,7 +337,7 @@ for data in open_datasets("hf://datasets/{NAME}", cached={cached}):
     print(data.environment, digest.hexdigest())
 """
     hub.requests.clear()
-    hub.cut_after("CliffWalking-v1/DQN-0/train", 5000)  # once: the client, or we, go on
+    hub.cut_after("CliffWalking-v1/DQN-0/train", 5000)  # once: the client, or we, continue
     found = run_program(hub, tmp_path, program)
     expected = []
     for dataset in open_datasets(corpus):

@@ -166,7 +166,7 @@ def test_an_installation_of_another_definition_is_made_anew_where_it_was(tmp_pat
     assert chosen.name == "venv" and not chosen.is_built()
     with pytest.raises(EnvironmentFailure, match=r"there is no Python 9\.9 here"):
         chosen.build()
-    line = "Installing procgen for Python 9.9 (anew: what is here was made from another definition)\n"
+    line = "Installing procgen for Python 9.9 (again: what is here was made from another definition)\n"
     assert capsys.readouterr().err == line
     assert providers.choose(replace(changed, slug="other"), "", None).name == "docker"  # which none was ever made of
     monkeypatch.setattr(providers.DockerProvider, "was_built", lambda self: True)
@@ -204,7 +204,7 @@ def test_what_cannot_be_validated_is_listed_with_its_reason(name, reason):
     assert reason in report.failure and "\n" not in report.failure
 
 
-def test_an_interrupted_validation_goes_on(tmp_path):
+def test_an_interrupted_validation_continues(tmp_path):
     provider = Here(ODD)
     found = [EnvironmentReport(name) for name in ("cost", "old", "three")]
     work_file = tmp_path / "odd.validation.jsonl"

@@ -294,7 +294,7 @@ def test_other_auto_classes_may_come_before_the_model_s(model, processor, tmp_pa
 
 
 def test_images_are_standardized_around_their_brightness():
-    """A picture of symbols 1 and 9 has mean 5 and deviation 4; one of a single colour keeps its brightness alone."""
+    """An image of symbols 1 and 9 has mean 5 and deviation 4; one of a single colour keeps its brightness alone."""
     encoder, seen = LDMImageEncoder(LDMConfig.preset("nano")), []
     encoder.convolutions.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     symbols = torch.tensor([1, 9], dtype=torch.uint8).repeat(3 * 64 * 32).reshape(1, 3, 64, 64)

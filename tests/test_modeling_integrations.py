@@ -162,7 +162,7 @@ def test_nothing_deprecated_is_used(model, processor, batch, tmp_path):
 
 @torch.no_grad()
 def test_masked_transitions_are_not_attended_to(model, processor):
-    """Hiding the first two of six leaves the four that are left, whose positions go on from theirs."""
+    """Hiding the first two of six leaves the four that are left, whose positions continue from theirs."""
     whole = without_labels(processor.collate([tokens(processor, CONTROL, 6, 1)]))
     rest = {
         name: tensor[:, 2:] if tensor.ndim > 1 and tensor.shape[1] == 6 else tensor for name, tensor in whole.items()

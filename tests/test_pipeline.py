@@ -46,9 +46,10 @@ def test_a_plan_ranks_together_what_competes_on_the_same_environments():
     assert {"SAC", "TQC", "TD3", "DDPG", "A2C-normalized"} <= set(by_environment[PENDULUM].candidates)
     assert "SAC" not in by_environment[CARTPOLE].candidates and "DQN" not in by_environment[PENDULUM].candidates
     assert by_environment[CARTPOLE].ranked_on == (ACROBOT, CARTPOLE)
-    misfits = by_environment[CARTPOLE].environments[0].misfits
+    incompatible = by_environment[CARTPOLE].environments[0].incompatible
     assert (
-        misfits["SAC"] == "SAC does not act in Discrete spaces" and misfits["PPO-pictures"] == "it is made for pictures"
+        incompatible["SAC"] == "SAC does not act in Discrete spaces"
+        and incompatible["PPO-images"] == "it is made for images"
     )
 
 
@@ -64,7 +65,7 @@ def test_a_library_is_planned_as_a_whole_up_to_a_number():
         one.spec.id for group in make_plan(["minigrid"], pool(), budget, 1).groups for one in group.environments
     }
     [group] = plan.groups
-    assert len(group.ranked_on) == 5 and "PPO-pictures" in group.candidates and "ARS" not in group.candidates
+    assert len(group.ranked_on) == 5 and "PPO-images" in group.candidates and "ARS" not in group.candidates
 
 
 def test_what_cannot_be_built_is_left_out_with_the_reason():
@@ -465,7 +466,7 @@ def test_an_interrupt_is_one_line(tmp_path):
             time.sleep(0.05)  # polling another process; nothing depends on how long it takes
         os.killpg(driver.pid, signal.SIGINT)
         _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == 130 and "interrupted: the same command goes on" in errors
+    assert driver.returncode == 130 and "interrupted: the same command continues" in errors
     assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
 
 

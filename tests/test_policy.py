@@ -140,7 +140,7 @@ def test_bfloat16_is_near_float32(model, processor, compiled):
 
 
 @pytest.mark.slow
-def test_after_a_selection_a_compiled_policy_goes_on(model, processor):
+def test_after_a_selection_a_compiled_policy_continues(model, processor):
     compiled, plain = (LDMPolicy(model, processor, [GRID, CONTROL], context_length=8, compile=c) for c in (True, False))
     seen = [watched(policy) for policy in (compiled, plain)]
     observation = np.array([0.1, 0.2, 0.3], np.float32)

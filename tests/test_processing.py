@@ -190,7 +190,7 @@ def test_a_reference_action_outside_its_space_is_refused():
     with pytest.raises(InvalidValueError, match="transition 0, slot 0 is out of 3"):
         PROCESSOR.collate([align(made, spaces.Box(-99, 99, (1,)), spaces.Discrete(3))])
     made.reference_actions[2] = np.nan
-    with pytest.raises(InvalidValueError, match="nan at transition 2, slot 0 is no number"):
+    with pytest.raises(InvalidValueError, match="nan at transition 2, slot 0 is not a number"):
         PROCESSOR.collate([align(made, spaces.Box(-99, 99, (1,)), spaces.Discrete(5))])
 
 

@@ -1,4 +1,4 @@
-"""Races: who goes on, what a slice leaves for the next, what is written, and what a kill costs."""
+"""Races: who continues, what a slice leaves for the next, what is written, and what a kill costs."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_the_time_of_a_race_is_divided_among_rounds_that_take_the_same():
     assert [budget.slice_seconds(number, 8) for number in range(6)] == [10, 20, 40, 80, 80, 80]
 
 
-def test_the_worse_half_is_dropped_and_the_rest_goes_on():
+def test_the_worse_half_is_dropped_and_the_rest_continues():
     runs = {name: [result(value)] for name, value in {"a": 1, "b": 4, "c": 3, "d": 2}.items()}
     standing = stand(runs, None)
     assert standing.missing == ("b", "c") and standing.number == 1 and not standing.is_over
@@ -126,17 +126,17 @@ def test_the_field_is_what_did_well_on_the_library_and_what_was_tuned_first():
 
 def test_candidates_that_would_hardly_begin_to_learn_do_not_race():
     budget, described = RaceBudget(1.0), spec(PENDULUM)
-    misfits = budget.misfits(described, pool())
-    assert misfits["DQN"] == "DQN does not act in Box spaces"
+    incompatible = budget.incompatible(described, pool())
+    assert incompatible["DQN"] == "DQN does not act in Box spaces"
     seconds = 10_000 / described.steps_per_second  # until then TD3-noise costs what the environment costs
-    assert misfits["TD3-noise"] == f"it takes {seconds:,.0f} seconds until it learns for the first time"
-    assert "TD3-noise" not in RaceBudget(30.0).misfits(described, pool())
-    assert "SAC" not in misfits
+    assert incompatible["TD3-noise"] == f"it takes {seconds:,.0f} seconds until it learns for the first time"
+    assert "TD3-noise" not in RaceBudget(30.0).incompatible(described, pool())
+    assert "SAC" not in incompatible
     # Where all are slow, the two that learn first race.
     only = {name: pool()[name] for name in ("PPO", "PPO-long-rollouts", "PPO-normalized")}
-    assert list(RaceBudget(1e-3).misfits(described, only)) == ["PPO-long-rollouts"]
-    pictures = spec("ale-py/ALE/Pong-v5")
-    assert budget.misfits(pictures, pool())["TRPO"] == "its updates are slow on images"
+    assert list(RaceBudget(1e-3).incompatible(described, only)) == ["PPO-long-rollouts"]
+    images = spec("ale-py/ALE/Pong-v5")
+    assert budget.incompatible(images, pool())["TRPO"] == "its updates are slow on images"
 
 
 def test_amounts_of_a_race():
@@ -247,7 +247,7 @@ def test_a_run_in_slices_is_the_same_whether_it_was_killed_or_not(tmp_path, name
         timeless = [replace(result, rate=0, overhead=0, seconds=0) for result in both]
         assert timeless[0] == timeless[1] and timeless[0].failure is None
         results.append(timeless[0])
-    # It goes on: its policy changes, its transitions add up.
+    # It continues: its policy changes, its transitions add up.
     assert [result.total for result in results] == list(np.cumsum([result.transitions for result in results]))
     last = [slice_job(tmp_path / "one", name, number).folder / "policy/policy.safetensors" for number in (1, 2)]
     before, after = map(load_file, last)

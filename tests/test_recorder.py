@@ -75,7 +75,7 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
     venv = Sb3VecEnv(recorder)
     PPO("MlpPolicy", VecNormalize(venv) if normalize else venv, n_steps=64, batch_size=32, seed=0).learn(128)
     # 50 steps are the last of copy 0's tenth pair of episodes, and of copy 1's too: nothing is left to be finished.
-    assert recording.lengths.tolist() == [50, 50] and not recorder.is_recording  # the algorithm went on
+    assert recording.lengths.tolist() == [50, 50] and not recorder.is_recording  # the algorithm continued
     for copy, cycle in lengths.items():
         seen, acted = recording.observation_batch(copy, 0, 50), recording.action_batch(copy, 0, 50)
         row = 0
@@ -211,14 +211,14 @@ def test_a_return_that_is_not_finite_spoils_no_other(bad):
 
 
 class Camera(gymnasium.Env):
-    """Random pictures, or pictures and numbers."""
+    """Random images, or images and numbers."""
 
     action_space = spaces.Discrete(3)
 
     def __init__(self, with_numbers: bool):
-        picture = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+        image = spaces.Box(0, 255, (40, 40, 3), np.uint8)
         self.observation_space = (
-            spaces.Dict({"picture": picture, "numbers": spaces.Box(-1, 1, (2,))}) if with_numbers else picture
+            spaces.Dict({"image": image, "numbers": spaces.Box(-1, 1, (2,))}) if with_numbers else image
         )
 
     def reset(self, *, seed=None, options=None):
@@ -376,10 +376,10 @@ def test_a_disk_that_is_full_for_a_recording_is_one_line(tmp_path, monkeypatch):
         Recording(tmp_path / "r", 10**15, envs)
     monkeypatch.setattr("ldm_hf.dataset_builder.reference.recording._BLOCK_BYTES", 50_000)
     recording = Recording(tmp_path / "s", 1000, envs)
-    pictures = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), np.uint8)
     failure = pytest.raises(StorageError, match=r"cannot hold the recording: File too large; free some space")
     with failure, small_disk(10_000):
         for _ in range(100):
-            recording.observe(pictures)
+            recording.observe(images)
             recording.act(np.zeros(1, np.int64))
             recording.append(np.zeros(1), *np.zeros((2, 1), bool), ())

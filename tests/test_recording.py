@@ -75,7 +75,7 @@ class Remembering(gymnasium.Env):
         return self.given[-1]
 
     def expected(self, rows):
-        """What rows show, and what ended episodes, from what was given: an observation a reset and one a step."""
+        """What rows show, and what ended episodes, from what was given: one observation per reset and one per step."""
         shown, ended, position = [], [], 0
         for row in range(rows):
             shown.append(self.given[position])

@@ -198,13 +198,13 @@ def test_values_of_every_space_cross():
         total = int(action["move"].sum() + action["jump"])
         observation, reward, _, _, info = env.step(action)
         assert env.observation_space.contains(observation) and reward == pytest.approx(action["push"].sum())
-        assert observation["mission"] == f"go{total}" and (observation["picture"] == total).all()
+        assert observation["mission"] == f"go{total}" and (observation["image"] == total).all()
         assert observation["parts"][0] == 2 + total % 5 and len(observation["seen"]) == total % 4
         assert info == {"total": total, "name": "step"}
     env.close()
     envs = RemoteVectorEnv(settings("nested"), 3, num_workers=2)
     observations, _ = envs.reset(seed=0)
-    assert observations["mission"] == ("go0",) * 3 and observations["picture"].shape == (3, 8, 8, 3)
+    assert observations["mission"] == ("go0",) * 3 and observations["image"].shape == (3, 8, 8, 3)
     assert envs.observation_space.contains(observations)
     envs.action_space.seed(0)
     observations, _, _, _, info = envs.step(envs.action_space.sample())

@@ -104,8 +104,8 @@ def test_several_reports_are_compared_over_their_sizes(tmp_path):
     done = run_ldm_here("report", tmp_path / "small", tmp_path / "large" / "report.json", "--output", tmp_path / "both")
     assert done.returncode == 0, done.stderr
     assert "lib/Up-v0" in done.stdout and "1 environments (100% of the scored) at 80% or above" in done.stdout
-    with Image.open(tmp_path / "both" / "scaling.png") as picture:
-        assert min(picture.size) > 400
+    with Image.open(tmp_path / "both" / "scaling.png") as image:
+        assert min(image.size) > 400
     text = (tmp_path / "both" / "report.html").read_text()
     assert "small (1,000,000 parameters)" in text and "large (100,000,000 parameters)" in text
     assert text.count("data:image/png") == 2 and not (tmp_path / "both" / "README.md").exists()

@@ -123,8 +123,8 @@ def test_an_environment_is_judged_against_three_policies():
     assert result.random == {"mean": -10, "std": 1, "size": 20} and result.flags == []
     assert result.kind == "continuous → discrete" and result.library == "lib"
     assert result.episode_scores == [0.4, 0.6]
-    pictures = judge(run_info(observation_space=PICTURE), [[4.0]], [[3]])
-    assert pictures.kind == "image → discrete" and pictures.random_score is None
+    images = judge(run_info(observation_space=PICTURE), [[4.0]], [[3]])
+    assert images.kind == "image → discrete" and images.random_score is None
     failed = judge(run_info(deterministic=()), [[]], [[]], None, "it exploded")
     assert (failed.failure, failed.mean_return, failed.normalized_score, failed.deterministic_return) == (
         "it exploded",
@@ -218,21 +218,21 @@ def test_environments_are_chosen_by_id_and_library(data):
 def test_batches_hold_environments_of_one_length():
     lengths = {"a/Short-v0": 100, "a/Long-v0": 5000, "a/Middle-v0": 700}
     infos = [run_info(name, num_transitions=length) for name, length in lengths.items()]
-    infos.append(run_info("a/Picture-v0", num_transitions=4000, observation_space=PICTURE))
-    assert list(batches(infos, 2)) == [["a/Picture-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
+    infos.append(run_info("a/Image-v0", num_transitions=4000, observation_space=PICTURE))
+    assert list(batches(infos, 2)) == [["a/Image-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
 
 
 def test_references_worth_imitating():
     # The last episodes vary by 1: 25 episodes measure their mean to 0.2, so the improvement of 10 is 50 of these.
     good = check_reference(run_info(deterministic=(9.0, 11.0)), Sample(0.0, 1.0, 20), 25)
-    assert (good.doubts, good.deterministic_score, good.resolution) == ([], 1.0, 50.0)
-    (unstable,) = check_reference(run_info(deterministic=(8.0, 9.8)), None, 25).doubts
+    assert (good.warnings, good.deterministic_score, good.resolution) == ([], 1.0, 50.0)
+    (unstable,) = check_reference(run_info(deterministic=(8.0, 9.8)), None, 25).warnings
     assert unstable == "acting deterministically it reaches 89% of its training"
-    (flat,) = check_reference(run_info(last=0.55, deterministic=(0.5, 0.6)), None, 25).doubts
+    (flat,) = check_reference(run_info(last=0.55, deterministic=(0.5, 0.6)), None, 25).warnings
     assert flat == "25 episodes cannot tell it: it improves by 2.8 standard errors of their mean"
-    assert check_reference(run_info(), Sample(20.0, 1.0, 20), 25).doubts[0] == NOT_ABOVE_RANDOM
+    assert check_reference(run_info(), Sample(20.0, 1.0, 20), 25).warnings[0] == NOT_ABOVE_RANDOM
     none = check_reference(run_info(first=10.0, last=10.0, deterministic=()), None, 25)
-    assert none.deterministic_score is None and none.doubts[0] == NO_IMPROVEMENT
+    assert none.deterministic_score is None and none.warnings[0] == NO_IMPROVEMENT
 
 
 def test_references_are_listed_that_are_worth_imitating(data, tmp_path):
@@ -243,4 +243,4 @@ def test_references_are_listed_that_are_worth_imitating(data, tmp_path):
     assert f"{len(found)} of {len(known)} references are worth imitating" in done.stdout
     assert set(found) <= known and done.stdout.count("worth imitating") == len(found) + 1
     (gone,) = check_references([SimpleNamespace(environment="nolibrary/Env-v0", info=run_info("nolibrary/Env-v0"))])
-    assert "a random policy was not measured" in gone.doubts[-1]
+    assert "a random policy was not measured" in gone.warnings[-1]

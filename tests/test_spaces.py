@@ -190,7 +190,7 @@ def test_infinite_and_outside_values_pass_as_they_are():
     assert slots.tolist() == [-math.inf, 7, math.inf]
 
 
-def picture(space, value) -> np.ndarray:
+def as_image(space, value) -> np.ndarray:
     layout = SlotLayout.of(space)
     assert layout.num_slots == 0
     slots, image = layout.flatten(value)
@@ -198,33 +198,33 @@ def picture(space, value) -> np.ndarray:
     return image
 
 
-def test_pictures_of_every_layout_become_rgb():
+def test_images_of_every_layout_become_rgb():
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[:32, :, 0], rgb[32:, :, 2] = 200, 100
     box = lambda shape, dtype=np.uint8, high=255: spaces.Box(0, high, shape, dtype)  # noqa: E731
-    np.testing.assert_array_equal(picture(box((64, 64, 3)), rgb), rgb)
-    np.testing.assert_array_equal(picture(box((3, 64, 64)), rgb.transpose(2, 0, 1)), rgb)
+    np.testing.assert_array_equal(as_image(box((64, 64, 3)), rgb), rgb)
+    np.testing.assert_array_equal(as_image(box((3, 64, 64)), rgb.transpose(2, 0, 1)), rgb)
     alpha = np.concatenate([rgb, np.full((64, 64, 1), 77, np.uint8)], 2)
-    np.testing.assert_array_equal(picture(box((64, 64, 4)), alpha), rgb)
+    np.testing.assert_array_equal(as_image(box((64, 64, 4)), alpha), rgb)
     grey = rgb[..., 0]
     for value, shape in ((grey, (64, 64)), (grey[..., None], (64, 64, 1)), (grey[None], (1, 64, 64))):
-        np.testing.assert_array_equal(picture(box(shape), value), np.repeat(grey[..., None], 3, 2))
-    np.testing.assert_array_equal(picture(box((64, 64, 3), np.float32, 1.0), (rgb / 255).astype(np.float32)), rgb)
+        np.testing.assert_array_equal(as_image(box(shape), value), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(as_image(box((64, 64, 3), np.float32, 1.0), (rgb / 255).astype(np.float32)), rgb)
     # Larger ones are averaged, smaller ones enlarged: two halves stay two halves.
-    np.testing.assert_array_equal(picture(box((128, 256, 3)), rgb.repeat(2, 0).repeat(4, 1))[[5, 60]], rgb[[5, 60]])
-    np.testing.assert_array_equal(picture(box((8, 8, 3)), rgb[::8, ::8]), rgb)
+    np.testing.assert_array_equal(as_image(box((128, 256, 3)), rgb.repeat(2, 0).repeat(4, 1))[[5, 60]], rgb[[5, 60]])
+    np.testing.assert_array_equal(as_image(box((8, 8, 3)), rgb[::8, ::8]), rgb)
 
 
 def test_planes_of_a_board_get_colours_of_their_own():
     """Of four planes the hues are 0, 90, 180 and 270 degrees."""
     planes = np.zeros((10, 10, 4), bool)
     planes[0, 0, 0] = planes[0, 1, 1] = planes[0, 2, 2] = planes[0, 3, 3] = True
-    image = picture(spaces.Box(0, 1, (10, 10, 4), np.bool_), planes)
+    image = as_image(spaces.Box(0, 1, (10, 10, 4), np.bool_), planes)
     assert image[2, [2, 9, 15, 22]].tolist() == [[255, 0, 0], [128, 255, 0], [0, 255, 255], [128, 0, 255]]
     assert image[20:].max() == 0
 
 
-def test_a_picture_beside_numbers():
+def test_an_image_beside_numbers():
     camera = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     layout = SlotLayout.of(spaces.Dict({"camera": camera, "speed": spaces.Box(-1, 1, (2,))}))
     slots, image = layout.flatten({"speed": [0.5, -0.5], "camera": np.full((64, 64, 3), 9, np.uint8)})

@@ -246,7 +246,7 @@ def test_training_learns_writes_and_logs(straight, data):
     assert AutoConfig.from_pretrained(straight / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
 
 
-def test_training_goes_on_from_a_model_and_remembers_what_that_had_seen(straight, data, tmp_path):
+def test_training_continues_from_a_model_and_remembers_what_that_had_seen(straight, data, tmp_path):
     settings_of = toy_settings(data, tmp_path / "run", environments=[CARTPOLE], steps=1)
     settings_of.update(model=str(straight / "model"), model_overrides={})
     before = load_file(straight / "model/model.safetensors")
@@ -256,14 +256,14 @@ def test_training_goes_on_from_a_model_and_remembers_what_that_had_seen(straight
     assert AutoConfig.from_pretrained(tmp_path / "run/model").environments == [CARTPOLE, CLIFF, PENDULUM]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(straight, data, tmp_path):
+def test_a_killed_run_continues_bit_for_bit(straight, data, tmp_path):
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=100_000))
     command = [sys.executable, "-m", "ldm_hf", "train", "--config", str(config)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
         while not (tmp_path / "run/checkpoint-00000004").exists():
             assert running.poll() is None and time.sleep(0.01) is None
         os.kill(running.pid, signal.SIGKILL)
-    # What was written after step 4 is taken away, so that the run goes on from the middle of the other one.
+    # What was written after step 4 is taken away, so that the run resumes from the middle of the other one.
     for path in (tmp_path / "run").glob("checkpoint-*"):
         if path.name != "checkpoint-00000004":
             shutil.rmtree(path)

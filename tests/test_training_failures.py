@@ -44,7 +44,7 @@ def begun(data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(begun, tmp_path) -> Path:
-    """A copy of it, to go on with."""
+    """A copy of it, to continue with."""
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
@@ -164,7 +164,7 @@ def test_other_settings_that_change_what_weights_or_order_mean_are_refused_by_na
     with pytest.raises(ConfigError) as refused:
         train(settings(data, run, steps=2, **changes))
     assert message in str(refused.value) and "\n" not in str(refused.value)
-    assert "Set back what differs to go on, or set another output" in str(refused.value)
+    assert "Set back what differs to continue, or set another output" in str(refused.value)
     assert (run / "training.yaml").read_bytes() == before
 
 
@@ -189,7 +189,7 @@ def test_settings_that_may_change_are_recorded(data, run):
     ]
 
 
-def test_a_checkpoint_of_before_goes_on_and_forgets_no_environment(data, run):
+def test_a_checkpoint_of_before_continues_and_forgets_no_environment(data, run):
     path = run / "checkpoint-00000001/training.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in ("format", "step", "num_processes")}))

@@ -197,8 +197,8 @@ MISFITS = [
     ("int8", 300, "300, which int8 cannot hold"),
     ("float32", 1e300, "1e.300, which float32 cannot hold"),
     ("int64", float("nan"), "nan, which int64 cannot hold"),
-    ("float32", "3", "'3', which is no number"),
-    ("float32", None, "None, which is no number"),
+    ("float32", "3", "'3', which is not a number"),
+    ("float32", None, "None, which is not a number"),
 ]
 
 

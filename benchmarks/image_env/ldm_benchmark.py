@@ -1,4 +1,4 @@
-"""A 64x64x3 environment of nearly no cost: what is timed is how its pictures travel."""
+"""A 64x64x3 environment of nearly no cost: what is timed is how its images travel."""
 
 import gymnasium
 import numpy as np

@@ -29,7 +29,7 @@ class GymAction(Action):
 
 
 class GymObservation(Observation):
-    """An observation, as JSON takes it: all of its numbers in one list, as OpenEnv's own environments send pictures."""
+    """An observation, as JSON takes it: all of its numbers in one list, as OpenEnv's own environments send images."""
 
     value: list
 

@@ -1,4 +1,4 @@
-"""LDMModel: slots to one token a transition, a Llama backbone, and one linear layer to action bins.
+"""LDMModel: slots to one token per transition, a Llama backbone, and one linear layer to action bins.
 
 Shapes: B rows, R some of them, T transitions, S observation slots, A action slots (those of the batch's widest
 environment), D the width of a slot's embedding, H the hidden size, K the number of bins.
@@ -88,7 +88,7 @@ def _standardized(pixels: torch.Tensor) -> torch.Tensor:
 class LDMTransitionEmbedding(nn.Module):
     """Embeds the slots of a transition and projects them, stacked, to one token (paper section 4.3).
 
-    The linear layer over the stack is kept as one block of weights a slot, so that slots that an environment does not have
+    The linear layer over the stack is kept as one block of weights per slot, so that slots that an environment does not have
     are neither embedded nor multiplied.
     """
 

@@ -40,17 +40,17 @@ other programs run too, waiting for those costs far more than the product."""
 
 
 class LDMPolicy:
-    """Acts in a batch of environments, which may be of different kinds, one transition a step.
+    """Acts in a batch of environments, which may be of different kinds, one transition per step.
 
     The context starts empty and is kept across episodes. A key-value cache makes a step cost one token; when the context
-    is full, its newer half is read again from the raw transitions and the rollout goes on from there.
+    is full, its newer half is read again from the raw transitions and the rollout continues from there.
 
     The weights are those of the moment: a policy does not notice that its model is trained further.
 
     Args:
         model: an ``LDMModel``.
         processor: its ``LDMProcessor``.
-        environments: what to act in, one a row: anything with ``observation_space`` and ``action_space`` (Gymnasium
+        environments: what to act in, one per row: anything with ``observation_space`` and ``action_space`` (Gymnasium
             spaces, or their JSON).
         context_length: most transitions to remember; by default, and at most, what the model was trained for.
         compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
@@ -116,11 +116,11 @@ class LDMPolicy:
         """Choose an action for every environment: the most likely bins that its action space allows, or drawn ones.
 
         Args:
-            observations: one observation an environment. After the end of an episode, that of the reset.
+            observations: one observation per environment. After the end of an episode, that of the reset.
             rewards, terminated, truncated: what the last actions brought; left out at the first call only.
 
         Returns:
-            One action an environment, a value of its action space.
+            One action per environment, a value of its action space.
 
         Raises:
             InvalidValueError: an observation cannot be read (not a number, outside its table).
@@ -145,7 +145,7 @@ class LDMPolicy:
         ]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these environments only, in this order."""
+        """Continue with these environments only, in this order."""
         self._observation_layouts = [self._observation_layouts[row] for row in rows]
         self._action_layouts = [self._action_layouts[row] for row in rows]
         self._context.select(rows, self._observation_layouts, self._action_layouts)

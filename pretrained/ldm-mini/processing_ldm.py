@@ -258,7 +258,7 @@ class LDMProcessor(ProcessorMixin):
         return self.collate([self.align(transitions, observation_layout, action_layout)])
 
     def _images(self, sequences: Sequence[TokenSequence], length: int) -> dict[str, torch.Tensor]:
-        """Pictures of those rows that have some, channels first, and which rows these are."""
+        """Images of those rows that have some, channels first, and which rows these are."""
         rows = [row for row, sequence in enumerate(sequences) if sequence.images is not None]
         if not rows:
             return {}

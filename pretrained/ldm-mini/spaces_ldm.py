@@ -5,7 +5,7 @@ A space is flattened to *slots* in a fixed order (``Dict`` keys sorted, array el
 - ``Box`` of numbers: one continuous slot an element;
 - ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` and boolean ``Box``: one discrete slot an element, counted from 0. An
   observed value that needs more than ``num_bins`` symbols takes several slots, its base-``num_bins`` digits;
-- a ``Box`` that is a picture: one uint8 RGB image of a fixed size;
+- a ``Box`` that is an image: one uint8 RGB image of a fixed size;
 - ``Dict`` and ``Tuple``: their parts, one after another. Texts among the parts of an observation are not read.
 
 ``Transitions`` are rows of such slots, as datasets store them and the processor reads them.
@@ -469,7 +469,7 @@ def _is_image(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray, max_slo
 
 
 def _image_axes(shape: tuple[int, ...]) -> tuple[int, int, int | None] | None:
-    """The (height, width, channel) axes if an array of this shape can be seen as a picture; channels may be missing."""
+    """The (height, width, channel) axes if an array of this shape can be seen as an image; channels may be missing."""
     if len(shape) == 2 and min(shape) >= _MIN_IMAGE_SIDE:
         return 0, 1, None
     if len(shape) == 3:
@@ -480,7 +480,7 @@ def _image_axes(shape: tuple[int, ...]) -> tuple[int, int, int | None] | None:
 
 
 def _to_rgb(leaf: Leaf, array: np.ndarray, size: int) -> np.ndarray:
-    """Bring a batch of pictures of any layout to uint8 RGB of shape (B, size, size, 3).
+    """Bring a batch of images of any layout to uint8 RGB of shape (B, size, size, 3).
 
     One channel is grey, three are RGB, four of uint8 with the channel last are RGBA, of which alpha is dropped. Any other
     number (planes of a board, stacked frames) is mixed from evenly spaced hues, the brightest plane winning a pixel.
@@ -515,7 +515,7 @@ def _resize(images: np.ndarray, size: int) -> np.ndarray:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    # Board-like pictures are enlarged without blur; larger ones are averaged, so that thin objects stay visible.
+    # Board-like images are enlarged without blur; larger ones are averaged, so that thin objects stay visible.
     if max(images.shape[1:3]) <= size:
         resized = torch.nn.functional.interpolate(tensor, (size, size), mode="nearest-exact")
     else:

@@ -27,7 +27,7 @@ make PPO-normalized 200000 0 building-energy-storage-simulation/BuildingEnergySt
 make PPO-normalized 250000 0 dm-control/dm_control/cartpole-balance-v0 \
     pybullet-envs-gymnasium/InvertedPendulumSwingupBulletEnv-v0 pybullet-envs-gymnasium/ReacherBulletEnv-v0
 make PPO-normalized 300000 0 gymnasium/HalfCheetah-v5 gymnasium/Hopper-v5
-make PPO-pictures 250000 0 minigrid/MiniGrid-Empty-8x8-v0
+make PPO-images 250000 0 minigrid/MiniGrid-Empty-8x8-v0
 make PPO-short-rollouts 60000 0 bsuite/bsuite/cartpole-v0 bsuite/bsuite/catch-v0 gym-classics/ClassicGridworld-v0 \
     gym-classics/WindyGridworld-v0 gym-maze/maze-sample-3x3-v0 gymnasium/CliffWalking-v1
 make PPO-short-rollouts 200000 0 mo-gymnasium/deep-sea-treasure-v0 nasim/Tiny-v0

@@ -1,6 +1,6 @@
 """Environments that do what no environment should: fixtures of the isolation tests.
 
-Each behaves for two steps and does its harm in the third; with ``armed=False`` it behaves for ever.
+Each behaves for two steps and does its harm in the third; with ``armed=False`` it behaves forever.
 """
 
 import ctypes

@@ -29,7 +29,7 @@ Noise = Annotated[
     ),
 ]
 Transitions = Annotated[int, typer.Option(min=1, help="Of each environment.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Environments at a time. Default: one a processor.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Environments at a time. Default: one per processor.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of environments and noise.")]
 Bank = Annotated[Path, typer.Option("--to", help="Folder of the bank.")]
 
@@ -62,7 +62,7 @@ def adopt(
     """Make data from a policy that is there: roll it out with and without noise, label, record and curate as any reference.
 
     Functions run beside the environment, in the isolated installation of its library. Killed or interrupted, the same
-    command goes on with the environments that are not finished.
+    command continues with the environments that are not finished.
     """
     require("`ldm adopt`", "build")
     from ldm_hf.dataset_builder.bank.rollout_jobs import NOISE, RolloutJob, RolloutRequest

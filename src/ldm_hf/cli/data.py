@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ldm_hf.dataset_builder.repository.verification import RunCheck
     from ldm_hf.executors.base import Executor
 
-Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository a library.")]
+Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository per library.")]
 
 
 def build(
@@ -39,11 +39,11 @@ def build(
         int | None, typer.Option(min=1, help="Of a run. Default: the budget's, 3,000,000 of the paper.")
     ] = None,
     candidates: Annotated[list[str] | None, typer.Option(help="Name in the pool; repeatable. Default: all.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one a processor.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per processor.")] = None,
     executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
     gpus: Annotated[
-        float, typer.Option(min=0, help="With ray: share of a GPU for a run on pictures, which trains there.")
+        float, typer.Option(min=0, help="With ray: share of a GPU for a run on images, which trains there.")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="Torch device that trains, of the local executor.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of every run.")] = 0,
@@ -112,10 +112,10 @@ def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
     """Of the candidates that were asked for by name, why they are not trained on some of the environments."""
     environments = [environment for group in plan.groups for environment in group.environments]
     return {
-        f"{name} on {environment.spec.id}": environment.misfits[name]
+        f"{name} on {environment.spec.id}": environment.incompatible[name]
         for name in candidates
         for environment in environments
-        if name in environment.misfits
+        if name in environment.incompatible
     }
 
 
@@ -167,7 +167,7 @@ def _run(building: Any, running: "Executor") -> None:
             run_build(building, running, say, watch)
             bar.n = bar.total
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted: the same command goes on with the runs that are not finished", err=True)
+            typer.echo("\ninterrupted: the same command continues with the runs that are not finished", err=True)
             raise typer.Exit(130) from None
         finally:
             running.close()
@@ -190,7 +190,7 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
                 ranking, run = budget.ranking_transitions(candidate), budget.run_transitions(candidate)
                 table.add_row(name, f"{ranking:,} and {run:,}")
             else:
-                table.add_row(f"[dim]{name}", f"[dim]{group.environments[0].misfits[name]}")
+                table.add_row(f"[dim]{name}", f"[dim]{group.environments[0].incompatible[name]}")
         console.print(table)
         console.print("ranked on: " + ", ".join(group.ranked_on))
         console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
@@ -227,7 +227,7 @@ def _print_races(plan: "Plan", pool: "dict[str, Candidate]", budget: "RaceBudget
         for name in first.candidates:
             if name not in field:
                 table.add_row(f"[dim]{name}", "[dim]only where it did well on other environments of the library")
-        for name, reason in first.misfits.items():
+        for name, reason in first.incompatible.items():
             table.add_row(f"[dim]{name}", f"[dim]{reason}")
         console.print(table)
         console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
@@ -284,7 +284,7 @@ def publish(
     delete: Annotated[bool, typer.Option("--delete", help="Delete runs from the Hub that DATA does not have.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Replace and delete runs on the Hub without asking.")] = False,
 ) -> None:
-    """Publish datasets to the Hub, one repository a library: NAMESPACE/ldm-LIBRARY.
+    """Publish datasets to the Hub, one repository per library: NAMESPACE/ldm-LIBRARY.
 
     Runs that were published before stay; those that would be replaced or deleted are listed first. Files that ldm did not
     write are never touched. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only

@@ -96,7 +96,7 @@ def add(
 ) -> None:
     """Add a library: install it by itself, find its environments, validate each, write its manifest and report.
 
-    Interrupted, the same command goes on where it was. An environment that fails is listed with its reason.
+    Interrupted, the same command continues where it was. An environment that fails is listed with its reason.
     """
     from ldm_hf.env_registry.library.add import AddRequest, add_library
     from ldm_hf.env_registry.library.manifest import library_folders

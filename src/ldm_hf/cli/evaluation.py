@@ -40,9 +40,9 @@ def evaluate(
     ] = 60.0,
     videos: Annotated[int, typer.Option(min=0, help="Environments to record, from the best score to the worst.")] = 0,
 ) -> None:
-    """Score a model by the paper's protocol; writes report.json, tables, pictures, report.html and a model card.
+    """Score a model by the paper's protocol; writes report.json, tables, images, report.html and a model card.
 
-    Interrupted, it goes on from the last finished environment when it is started again; what failed is tried again.
+    Interrupted, it resumes from the last finished environment when it is started again; what failed is tried again.
     """
     require("`ldm evaluate`", "evaluate")
     from ldm_hf.dataset_builder.format.reader import open_datasets
@@ -78,7 +78,7 @@ def evaluate(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted: the same command goes on after the environments that are finished", err=True)
+            typer.echo("\ninterrupted: the same command continues after the environments that are finished", err=True)
             raise typer.Exit(130) from None
     for result in made.environments:
         if result.failure is not None:
@@ -127,10 +127,10 @@ def references(
         best = None if check.anchors is None else check.anchors.best_trivial
         scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return)]
         trivial = "—" if best is None else f"{best[1].mean:.4g}"
-        verdict = "; ".join(check.doubts) or "worth imitating"
+        verdict = "; ".join(check.warnings) or "worth imitating"
         table.add_row(info.environment, random, trivial, *scores, *beside, f"{check.resolution:.4g}", verdict)
     (Console() if sys.stdout.isatty() else Console(width=220)).print(table)
-    fit = [check.info.environment for check in checks if not check.doubts]
+    fit = [check.info.environment for check in checks if not check.warnings]
     typer.echo(f"{len(fit)} of {len(checks)} references are worth imitating")
     if output is not None:
         with replacing(output) as temporary:
@@ -141,7 +141,7 @@ def report(
     paths: Annotated[list[Path], typer.Argument(help="A report.json or its folder; several are compared.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to write tables, pictures and report.html to; of one report, a card too."),
+        typer.Option(help="Folder to write tables, images and report.html to; of one report, a card too."),
     ] = None,
 ) -> None:
     """Print the tables of reports; of several, also how scores grow with the size of the model."""
@@ -156,7 +156,7 @@ def report(
 
         folders = [path if path.is_dir() else path.parent for path in paths]
         write_all(loaded, output, folders)
-        typer.echo(f"Tables, pictures and report.html are in {output}/", err=True)
+        typer.echo(f"Tables, images and report.html are in {output}/", err=True)
 
 
 def rollout(

@@ -50,7 +50,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model on episodes of one environment: recorded ones, or the best of its own.
 
-    Interrupted, it goes on from the last finished step when it is started again.
+    Interrupted, it resumes from the last finished step when it is started again.
     """
     require("`ldm finetune`", "train")
     from ldm_hf.errors import ConfigError

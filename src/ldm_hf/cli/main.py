@@ -51,7 +51,7 @@ def quickstart(
 ) -> None:
     """Do the whole job on real environments: train references, record them, train a model, load it, evaluate it.
 
-    Interrupted, it goes on from the last finished step when it is started again.
+    Interrupted, it resumes from the last finished step when it is started again.
     """
     require("`ldm quickstart`", "build", "train", "evaluate")
     from ldm_hf.quickstart import quickstart as run
@@ -59,7 +59,7 @@ def quickstart(
     try:
         made = run(output, jobs=jobs or len(os.sched_getaffinity(0)), seed=seed, steps=steps)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted: the same command goes on from the last finished step", err=True)
+        typer.echo("\ninterrupted: the same command resumes from the last finished step", err=True)
         raise typer.Exit(130) from None
     print_report(made)
     typer.echo(f"Datasets, model, model card, curve and report.json are in {output}/", err=True)
@@ -73,13 +73,14 @@ def train(
         str | None, typer.Option(help="backbone (all of a model), experts or routers; default: the setting.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Stage experts: how many at a time. Default: one a processor, or one GPU.")
+        int | None,
+        typer.Option(min=1, help="Stage experts: how many at a time. Default: one per processor, or one GPU."),
     ] = None,
     executor: Annotated[str, typer.Option(help="Stage experts: local, or ray.")] = "local",
     address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
     gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for each expert.")] = 0.0,
 ) -> None:
-    """Train a model on datasets, going on from the newest checkpoint. `ldm launch` does on several processes."""
+    """Train a model on datasets, continuing from the newest checkpoint. `ldm launch` does on several processes."""
     require("`ldm train`", "train")
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
@@ -131,10 +132,10 @@ def _train_experts(config: Any, jobs: int | None, executor: str, address: str, g
             config, lambda waiting: make_executor(executor, min(at_once, waiting), address, gpus, root)
         )
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted: the same command goes on with the experts that are not finished", err=True)
+        typer.echo("\ninterrupted: the same command continues with the experts that are not finished", err=True)
         raise typer.Exit(130) from None
     if folder is None:
-        typer.echo("SIGTERM: stopped after a checkpoint of every expert; started again, it goes on", err=True)
+        typer.echo("SIGTERM: stopped after a checkpoint of every expert; started again, it continues", err=True)
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.env_registry.worker.fitting import MisfitError, fit
+from ldm_hf.env_registry.worker.fitting import IncompatibleValueError, fit
 from ldm_hf.env_registry.worker.space_tree import array_format, leaves
 from ldm_hf.errors import EnvironmentFailure
 
@@ -44,7 +44,7 @@ def _batch(environment: str, leaf: dict[str, Any], values: list[Any]) -> np.ndar
         with np.errstate(invalid="ignore"):  # what does not fit is refused
             arrays = [fit(value, dtype, "the expert's action") for value in values]
         batch = np.stack([array.reshape(shape) for array in arrays])
-    except (MisfitError, ValueError) as error:
+    except (IncompatibleValueError, ValueError) as error:
         raise EnvironmentFailure(f"{environment}: {error}") from None
     low, high = bounds(leaf)
     if not np.isfinite(batch).all():

@@ -1,1 +1,1 @@
-"""Evaluation by the paper's protocol: rollouts, normalised scores, reports, pictures and model cards."""
+"""Evaluation by the paper's protocol: rollouts, normalised scores, reports, images and model cards."""

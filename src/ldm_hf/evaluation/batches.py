@@ -30,17 +30,17 @@ def chosen(references: Sequence[EnvironmentDataset], names: Sequence[str]) -> li
 def batches(infos: Sequence[RunInfo], size: int) -> Iterator[list[str]]:
     """Environments in batches of about the same length of episodes, the longest first.
 
-    A batch goes on until its last rollout has ended, so that rollouts of one length waste nothing. Those with pictures
-    are apart, because every row of a batch keeps pictures if one does.
+    A batch continues until its last rollout has ended, so that rollouts of one length waste nothing. Those with images
+    are apart, because every row of a batch keeps images if one does.
 
     Args:
         infos: reference runs, whose recorded episodes say how long episodes are.
         size: most environments of a batch.
     """
-    pictures: dict[bool, list[RunInfo]] = {True: [], False: []}
+    images: dict[bool, list[RunInfo]] = {True: [], False: []}
     for info in infos:
-        pictures[SlotLayout.of(info.observation_space).image is not None].append(info)
-    for members in pictures.values():
+        images[SlotLayout.of(info.observation_space).image is not None].append(info)
+    for members in images.values():
         members.sort(key=lambda info: -expected_length(info))
         for start in range(0, len(members), size):
             yield [info.environment for info in members[start : start + size]]

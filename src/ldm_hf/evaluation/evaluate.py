@@ -43,7 +43,7 @@ def evaluate(
     """Evaluate a model folder and write ``report.json``, and what ``render.write_all`` makes of it, to ``output``.
 
     An environment whose result is in ``output/environments`` already, from the same weights and protocol, is not repeated;
-    one that failed is tried again. A failure is a row of the report, and the others go on.
+    one that failed is tried again. A failure is a row of the report, and the others continue.
 
     Args:
         model_folder: a folder that ``AutoModel.from_pretrained`` reads.

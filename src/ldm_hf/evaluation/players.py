@@ -18,10 +18,10 @@ class Policy(Protocol):
     """Acts in a batch of environments, as ``LDMPolicy`` does."""
 
     def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
-        """One action an environment."""
+        """One action per environment."""
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
 
 
 class Player(Protocol):

@@ -1,4 +1,4 @@
-"""Pictures of reports: the performance-threshold curve, bars by environment, scores over model sizes."""
+"""Images of reports: the performance-threshold curve, bars by environment, scores over model sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ldm_hf.files import replacing
 
 _HIGHEST = 1.2  # normalised score at which axes end: beyond the reference there is little to see
 _LOWEST = -0.2
-_BARS_AT_MOST = 100  # environments of one picture; more would not be read
+_BARS_AT_MOST = 100  # environments of one image; more would not be read
 _COLORS = {TRAINED: "#2563eb", HELD_OUT: "#d97706", UNSEEN_LIBRARY: "#dc2626", UNKNOWN: "#6b7280"}
 _THRESHOLD_COLORS = ("#d97706", "#16a34a")
 

@@ -30,7 +30,7 @@ class ReferenceCheck:
         random: returns of a random policy; None where they could not be measured.
         deterministic_score: of its final policy acting deterministically, 1 being the last 10 % of its training.
         resolution: standard errors, of the mean return of as many episodes as the protocol has, from 0 % to 100 %.
-        doubts: what speaks against it, one line each; none if it is worth imitating.
+        warnings: what speaks against it, one line each; none if it is worth imitating.
         anchors: of the environment; None where they could not be measured.
     """
 
@@ -38,7 +38,7 @@ class ReferenceCheck:
     random: Sample | None
     deterministic_score: float | None
     resolution: float
-    doubts: list[str]
+    warnings: list[str]
     anchors: Anchors | None = None
 
 
@@ -53,23 +53,23 @@ def check_reference(
         episodes: over which an evaluation averages.
         anchors: of the environment, None if unknown.
     """
-    doubts = reference_flags(info, random)
+    warnings = reference_flags(info, random)
     if info.assessment is not None:
-        doubts += [f"it {flag}" for flag in info.flags]
+        warnings += [f"it {flag}" for flag in info.flags]
     elif anchors is not None and info.deterministic_returns:
-        doubts += [f"it {flag}" for flag in flags(info.deterministic_returns, [], None, anchors)]
+        warnings += [f"it {flag}" for flag in flags(info.deterministic_returns, [], None, anchors)]
     deterministic = normalized_score(info.deterministic_return, info.first10, info.last10)
     if deterministic is not None and math.isnan(deterministic):
         deterministic = None
     if deterministic is not None and deterministic < MIN_DETERMINISTIC:
-        doubts.append(f"acting deterministically it reaches {deterministic:.0%} of its training")
+        warnings.append(f"acting deterministically it reaches {deterministic:.0%} of its training")
     error = info.curve.last.std / math.sqrt(episodes)
     resolution = (info.last10 - info.first10) / error if error else math.copysign(math.inf, info.last10 - info.first10)
     if resolution < MIN_RESOLUTION:
-        doubts.append(
+        warnings.append(
             f"{episodes} episodes cannot tell it: it improves by {resolution:.1f} standard errors of their mean"
         )
-    return ReferenceCheck(info, random, deterministic, resolution, doubts, anchors)
+    return ReferenceCheck(info, random, deterministic, resolution, warnings, anchors)
 
 
 def check_references(
@@ -92,7 +92,7 @@ def check_references(
             check = check_reference(reference.info, anchors.random, episodes, anchors)
         except LDMError as error:
             check = check_reference(reference.info, None, episodes)
-            check = replace(check, doubts=[*check.doubts, f"a random policy was not measured: {error}"])
+            check = replace(check, warnings=[*check.warnings, f"a random policy was not measured: {error}"])
         checks.append(check)
         checked(check)
     return checks

@@ -20,7 +20,7 @@ TABLES, CARD, PAGE = "tables.md", "README.md", "report.html"
 
 
 def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) -> None:
-    """Write every picture, the tables, the page and, of a single report, the model card.
+    """Write every image, the tables, the page and, of a single report, the model card.
 
     Several are drawn on the environments that all have a score of; tables are of all that each has.
 
@@ -40,9 +40,9 @@ def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) 
         compared = comparable(reports)
         plot_threshold_curve(compared, folder / CURVE)
         plot_scaling(compared, folder / SCALING)
-    pictures = [CURVE, BARS if len(reports) == 1 else SCALING]
+    images = [CURVE, BARS if len(reports) == 1 else SCALING]
     _write(folder / TABLES, "\n".join(f"## {title_of(report)}\n\n{markdown_tables(report)}" for report in reports))
-    _write(folder / PAGE, page(reports, [folder / name for name in pictures], sources))
+    _write(folder / PAGE, page(reports, [folder / name for name in images], sources))
 
 
 def markdown_tables(report: Report) -> str:
@@ -63,16 +63,16 @@ def model_card(report: Report) -> str:
     return card
 
 
-def page(reports: Sequence[Report], pictures: Sequence[Path], sources: Sequence[Path]) -> str:
-    """One HTML file with the tables, pictures and videos in it."""
-    shown = {picture.name: _data_url(picture, "image/png") for picture in pictures}
+def page(reports: Sequence[Report], images: Sequence[Path], sources: Sequence[Path]) -> str:
+    """One HTML file with the tables, images and videos in it."""
+    shown = {image.name: _data_url(image, "image/png") for image in images}
     videos = {
         environment: _data_url(source / video["file"], "video/mp4")
         for report, source in zip(reports, sources, strict=True)
         for environment, video in report.videos.items()
         if "file" in video and (source / video["file"]).exists()
     }
-    return _template("report.html").render(reports=reports, pictures=shown, videos=videos)
+    return _template("report.html").render(reports=reports, images=shown, videos=videos)
 
 
 def result_table(report: Report) -> Table:

@@ -43,7 +43,7 @@ class Protocol:
     step_timeout: float = STEP_TIMEOUT
 
     def first_seed(self, rollout: int) -> int:
-        """The seed of the first reset of a rollout; the environment's own randomness goes on from there."""
+        """The seed of the first reset of a rollout; the environment's own randomness continues from there."""
         return EVALUATION_SEED + 1000 * self.seed + rollout
 
 
@@ -85,7 +85,7 @@ def evaluate_environment(
         rollouts: how many.
         seed: of the environments.
         progress: told the number of episodes that ended, and of all.
-        watch: called with the first rollout's environment, made to show pictures, after each of its resets and steps.
+        watch: called with the first rollout's environment, made to show images, after each of its resets and steps.
         compile: as of ``LDMPolicy``.
 
     Raises:
@@ -116,7 +116,7 @@ def roll_out(
 ) -> list[RolloutResult]:
     """Roll out in several environments at once; every rollout is a row of one batch, and leaves it when it ends.
 
-    An environment that breaks leaves the batch with all of its rows, and the others go on.
+    An environment that breaks leaves the batch with all of its rows, and the others continue.
 
     Args:
         player: what acts.

@@ -45,8 +45,8 @@ def record_videos(
     worked = [result for result in report.environments if result.failure is None]
     worked.sort(key=lambda result: -(result.normalized_score or 0.0))
     drawn = [result for result in worked if RENDER_MODE in registry.spec(result.id).render_modes]
-    notes = {result.id: {"note": "it shows no pictures"} for result in worked if result not in drawn}
-    # Those without pictures need not all be told of: as many as could have been chosen.
+    notes = {result.id: {"note": "it shows no images"} for result in worked if result not in drawn}
+    # Those without images need not all be told of: as many as could have been chosen.
     videos = dict(list(notes.items())[:number])
     context = multiprocessing.get_context("spawn")
     start = (model.resolve(), device, os.getpid())

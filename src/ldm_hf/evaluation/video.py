@@ -69,6 +69,6 @@ def _frame(env: gymnasium.Env) -> np.ndarray:
     except Exception as error:  # Packages that draw are often missing, and every library says so in its own way.
         raise EnvironmentFailure(f"the environment cannot be shown: {' '.join(str(error).split())}") from error
     if not isinstance(shown, np.ndarray) or shown.ndim != 3:
-        raise EnvironmentFailure(f"the environment shows no picture as {RENDER_MODE!r}, but {type(shown).__name__}")
+        raise EnvironmentFailure(f"the environment shows no image as {RENDER_MODE!r}, but {type(shown).__name__}")
     frame = np.ascontiguousarray(shown[..., :3], np.uint8)
     return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")

@@ -28,7 +28,7 @@ class LocalExecutor:
     """Processes of this machine, one thread each. They end when this process does, even if it is killed.
 
     Args:
-        jobs: how many at a time, by default one a processor; fewer where memory would not do for all.
+        jobs: how many at a time, by default one per processor; fewer where memory would not do for all.
 
     Raises:
         ConfigError: ``jobs`` is below 1.

@@ -131,7 +131,7 @@ class RayExecutor:
 
 
 def _check_address(address: str) -> None:
-    """Ray itself goes on trying for minutes, and ends the process then."""
+    """Ray itself keeps trying for minutes, and ends the process then."""
     host, colon, port = address.rpartition(":")
     if not colon or "/" in address or not port.isdecimal():
         return

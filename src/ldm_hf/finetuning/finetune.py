@@ -77,7 +77,7 @@ def finetune(
     settings: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path | None:
-    """Fine-tune a model, going on from what is in ``output`` already.
+    """Fine-tune a model, continuing from what is in ``output`` already.
 
     Args:
         tuning: what, and on what.

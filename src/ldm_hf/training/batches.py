@@ -45,7 +45,7 @@ def make_batches(
         pin_memory=accelerator.device.type == "cuda",
     )
     # Closed, this generator lets go of the loader's iterator, which ends the workers. They ignore SIGTERM: a process that
-    # ended before them, for an error that holds its frames, would wait for them for ever.
+    # ended before them, for an error that holds its frames, would wait for them forever.
     yield from loader
 
 

@@ -1,14 +1,14 @@
-"""Checkpoints from which training goes on bit for bit: weights, optimizer, data position, random state.
+"""Checkpoints from which training continues bit for bit: weights, optimizer, data position, random state.
 
 A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`` can load, plus
 
 - ``optimizer.safetensors``: ``<parameter name>.<state name>`` tensors;
 - ``training.json``: format version, step, number of processes, and the settings (``resume.py``);
 - ``random.safetensors``: the random state of each process, ``<rank>.<device type>``;
-- ``adapter.safetensors``, where adapters are trained: they go on from these, and the model has them merged.
+- ``adapter.safetensors``, where adapters are trained: they continue from these, and the model has them merged.
 
 Tensors are whole and keyed by name, whatever the number of processes and the sharding, so that any number of processes
-with any sharding goes on from it. The main process alone reads and writes. It is written under a temporary name and
+with any sharding resumes from it. The main process alone reads and writes. It is written under a temporary name and
 renamed, so a folder with the final name is always whole. Nothing is pickled.
 """
 
@@ -102,7 +102,7 @@ def load_checkpoint(
 ) -> int:
     """Put a checkpoint into a distributed model and its optimizer; returns the number of steps that were done.
 
-    On another number of processes than wrote it, training goes on with the same data, but with a new random state.
+    On another number of processes than wrote it, training continues with the same data, but with a new random state.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another format or of another model.
@@ -179,7 +179,7 @@ def save_finished(
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result], message: str) -> Result | None:
-    """Do something on the main process. If it fails, all processes do, instead of waiting for it for ever."""
+    """Do something on the main process. If it fails, all processes do, instead of waiting for it forever."""
     result, error, reasons = None, None, [""]
     if accelerator.is_main_process:
         try:

@@ -50,13 +50,13 @@ class TrainingConfig:
     """Everything that decides what a training run computes.
 
     Making one checks each setting by itself and raises ``ConfigError``; what depends on the machine is checked when a run
-    starts (``preflight.py``), and what a checkpoint was made with when a run goes on from it (``resume.py``).
+    starts (``preflight.py``), and what a checkpoint was made with when a run resumes from it (``resume.py``).
 
     Attributes:
         data: folder of datasets, as ``ldm build`` writes them, or of several such folders, ``hf://datasets/<namespace>/<name>``,
             or a list of these.
         output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
-        model: name of a preset, or a model folder or Hub name to go on from.
+        model: name of a preset, or a model folder or Hub name to continue from.
         model_overrides: fields of ``LDMConfig`` that differ from the preset.
         lora_rank: rank of the adapters that are trained instead of the weights, in the backbone's linear layers (LoRA, which
             needs peft); by default the weights are.
@@ -192,7 +192,7 @@ class TrainingConfig:
             )
         if Path(self.model).resolve() == (Path(self.output) / "model").resolve():
             raise ConfigError(
-                f"stage {self.stage} would replace {self.model}, which it goes on from; set another output"
+                f"stage {self.stage} would replace {self.model}, which it starts from; set another output"
             )
 
     def pieces(self, num_processes: int) -> int:

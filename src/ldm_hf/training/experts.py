@@ -76,7 +76,7 @@ class ExpertJob:
         return Path(self.config.output).with_name("stop")
 
     def execute(self, progress: Callable[[str, int, int], None]) -> None:
-        """Train, or go on from the last checkpoint; end early, with a checkpoint, where ``stop`` appears."""
+        """Train, or continue from the last checkpoint; end early, with a checkpoint, where ``stop`` appears."""
         steps = self.config.steps
 
         def after_step(done: int) -> None:

@@ -49,7 +49,7 @@ def gradient_groups(
         processor: its processor.
         datasets: the environments.
         config: ``num_experts``, ``grouping``, ``gradient_batches``, ``batch_size``, ``seed``.
-        folder: where gradients are kept, one file an environment, as large as the model; those that are there are not
+        folder: where gradients are kept, one file per environment, as large as the model; those that are there are not
             computed again.
 
     Raises:

@@ -39,7 +39,7 @@ from ldm_hf.training.stages import load_model
 
 
 def train(config: TrainingConfig, progress: Callable[[int], None] | None = None) -> Path | None:
-    """Train a model, going on from the newest checkpoint in ``config.output`` if there is one.
+    """Train a model, continuing from the newest checkpoint in ``config.output`` if there is one.
 
     Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written. With the
     stage ``experts`` it trains one of them, on all environments of the settings; ``experts.py`` trains several.
@@ -83,7 +83,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
             folder = save_finished(accelerator, model, processor, Path(config.output), config.save_precision)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
-    # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread for ever.
+    # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread forever.
     del model, optimizer
     accelerator.free_memory()
     accelerator.end_training()
@@ -129,7 +129,7 @@ def _run(
             stopping = asked and done < config.steps
             with log.paused():
                 if done % config.checkpoint_every == 0 or done == config.steps or stopping:
-                    failures = on_any_process(accelerator, _cannot_go_on(model, batch))
+                    failures = on_any_process(accelerator, _cannot_continue(model, batch))
                     if any(failures):
                         raise divergence(accelerator, mixture, config, step, failures, saved)
                     keep = config.keep_checkpoints
@@ -137,14 +137,14 @@ def _run(
                     saved = done
                 if stopping:
                     log.say(
-                        f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it goes on"
+                        f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it continues"
                     )
                     return False
                 if config.evaluate_every and done % config.evaluate_every == 0:
-                    scores, troubles = score_model(accelerator, model, processor, references, config.evaluate_episodes)
+                    scores, warnings = score_model(accelerator, model, processor, references, config.evaluate_episodes)
                     log.scores(done, scores)
-                    for trouble in troubles:
-                        log.say(trouble)
+                    for warning in warnings:
+                        log.say(warning)
     return True
 
 
@@ -187,11 +187,11 @@ def _step(
 
 
 @torch.no_grad()
-def _cannot_go_on(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _cannot_continue(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Whether the loss that the weights have by now is not finite, bool of shape (1,).
 
     Weights may be so large after a step that nothing is finite in the next: a checkpoint of them must not be written, nor
-    take the place of the last one from which training can go on.
+    take the place of the last one from which training can continue.
     """
     model.eval()  # draws nothing from the random state that checkpoints keep
     loss = model(**batch, return_dict=True).loss

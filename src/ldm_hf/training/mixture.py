@@ -1,7 +1,7 @@
 """The training mixture: which sequence of which environment comes when, as a pure function of (seed, counter).
 
 Sequence number i of a run is decided by the seed and by i alone, so a run continues exactly from a number, for any
-number of loader workers, and another number of processes goes on where the last one stopped.
+number of loader workers, and another number of processes continues where the last one stopped.
 """
 
 from collections import OrderedDict

@@ -52,7 +52,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig) -> torch.nn.Module:
     """Bring a model to this process's device and make its gradients the mean of those of all processes.
 
-    With one process there is nothing to shard, so a run with ``sharding: fsdp2`` goes on there as any other.
+    With one process there is nothing to shard, so a run with ``sharding: fsdp2`` continues there as any other.
     """
     for layer in model.backbone.layers:
         # Their forward alone: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.

@@ -1,7 +1,7 @@
-"""What a checkpoint was made with, and with which settings a run may go on from it.
+"""What a checkpoint was made with, and with which settings a run may continue from it.
 
-A run that goes on must compute what it would have computed uninterrupted. Settings that say what the weights mean, or which
-sequence comes next, are *bound*: another value is refused. The others (learning rate, number of steps, ...) may change, and
+A run that continues must compute what it would have computed uninterrupted. Settings that say what the weights mean, or
+which sequence comes next, are *bound*: another value is refused. The others (learning rate, number of steps, ...) may change, and
 every checkpoint keeps the settings of all its steps. ``training.json`` of a checkpoint holds, beside the step,
 
 - ``bound``: the bound settings, and a fingerprint of the data of each environment;
@@ -34,7 +34,7 @@ _NAMED = 5
 def bound_settings(
     config: TrainingConfig, datasets: Sequence[EnvironmentDataset], context_length: int
 ) -> dict[str, Any]:
-    """What may not change while a run goes on, as JSON holds it."""
+    """What may not change while a run continues, as JSON holds it."""
     settings = {name: value for name, value in config.as_mapping().items() if name in _BOUND}
     data = {dataset.environment: _fingerprint(dataset) for dataset in datasets}
     return json.loads(json.dumps({**settings, "context_length": context_length, "data": data}))
@@ -43,7 +43,7 @@ def bound_settings(
 def made_with(
     accelerator: Accelerator, config: TrainingConfig, bound: Mapping[str, Any], start: int, before: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """What the checkpoints of a run that starts or goes on after step ``start`` keep of how they were made."""
+    """What the checkpoints of a run that starts or continues after step ``start`` keep of how they were made."""
     now = {"from_step": start, "num_processes": accelerator.num_processes, "settings": config.as_mapping()}
     now = json.loads(json.dumps(now))
     history = [entry for entry in before if entry["from_step"] < start]  # of no step: it was stopped before the first
@@ -55,12 +55,12 @@ def made_with(
 def check_resume(
     accelerator: Accelerator, checkpoint: Path, bound: Mapping[str, Any], model: LDMConfig
 ) -> tuple[list[Any], list[str]]:
-    """See that a run with these settings may go on from a checkpoint; every process calls this.
+    """See that a run with these settings may continue from a checkpoint; every process calls this.
 
     Args:
         accelerator: of the run.
         checkpoint: its folder.
-        bound: of the settings that it would go on with.
+        bound: of the settings that it would continue with.
         model: configuration of their model.
 
     Returns:
@@ -92,8 +92,8 @@ def check_resume(
     ((differing, history, environments),) = broadcast_object_list([found])
     if differing:
         raise ConfigError(
-            f"{checkpoint} was made with other settings: it had {'; '.join(differing)}. Set back what differs to go on, or "
-            "set another output"
+            f"{checkpoint} was made with other settings: it had {'; '.join(differing)}. Set back what differs to continue, "
+            "or set another output"
         )
     return history, environments
 

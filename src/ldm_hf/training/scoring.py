@@ -24,7 +24,7 @@ def score_model(
 ) -> tuple[dict[str, float], list[str]]:
     """Roll the model out once in every environment; every process calls this, and takes its share of them.
 
-    What acts is a whole copy of the weights, so that training goes on as if nothing had been: shards are gathered once,
+    What acts is a whole copy of the weights, so that training continues as if nothing had been: shards are gathered once,
     however different the rollouts of the processes are.
 
     Returns:
@@ -40,7 +40,7 @@ def score_model(
     scores = {f"score/{environment}": score for environment, score, _ in every if score is not None}
     if scores:
         scores["score/mean"] = sum(scores.values()) / len(scores)
-    return scores, [f"warning: {trouble}" for _, _, trouble in every if trouble]
+    return scores, [f"warning: {warning}" for _, _, warning in every if warning]
 
 
 def _score(

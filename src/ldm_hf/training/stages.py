@@ -49,7 +49,7 @@ def load_backbone(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
     """The model to which experts are attached, and its processor; raises ``ConfigError`` if it has some."""
     model, processor = _trained_model(config)
     if model.config.num_experts:
-        raise ConfigError(f"{config.model} has experts already; stage experts goes on from a backbone")
+        raise ConfigError(f"{config.model} has experts already; stage experts starts from a backbone")
     return model, processor
 
 
@@ -112,7 +112,7 @@ def _train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
 
 def _trained_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
     if config.model in LDMConfig.presets():
-        raise ConfigError(f"stage {config.stage} goes on from a trained model: set model to its folder")
+        raise ConfigError(f"stage {config.stage} starts from a trained model: set model to its folder")
     if not Path(config.model).is_dir() and "/" not in config.model:
         raise ConfigError(
             f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"

@@ -80,7 +80,7 @@ class Entry:
                     raise ValueError(f"{file.path} is not the file that was written")
             return cls(folder, record, values["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetFormatError(f"{folder} is no policy of a bank: {' '.join(str(error).split())}") from error
+            raise DatasetFormatError(f"{folder} is not a policy of a bank: {' '.join(str(error).split())}") from error
 
     def write(self, folder: Path) -> None:
         """Write ``run.json`` and ``bank.json``."""

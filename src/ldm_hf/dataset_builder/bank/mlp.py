@@ -42,7 +42,7 @@ def read_mlp(path: Path, described: EnvironmentSpec) -> NetworkPolicy:
         statistics = _statistics(tensors)
         layers = _layers(tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no MLP that can be read: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path} is not an MLP that can be read: {' '.join(str(error).split())}") from error
     activation, output = settings["activation"], settings.get("output", "linear")
     if activation not in CLASSES["activation_fn"] or output not in _OUTPUTS:
         raise ConfigError(
@@ -60,7 +60,7 @@ def read_mlp(path: Path, described: EnvironmentSpec) -> NetworkPolicy:
         reference.act(_zeros(description["observation_space"]))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path} is no policy of {described.id}: {reason}") from error
+        raise ConfigError(f"{path} is not a policy of {described.id}: {reason}") from error
     source = f"the MLP {path.name}, trained elsewhere"
     return NetworkPolicy(reference, described, {"algorithm": "MLP", "hyperparameters": {}, "source": source})
 

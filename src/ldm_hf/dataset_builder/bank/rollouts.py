@@ -49,7 +49,7 @@ def build_rollouts(
         UnknownEnvironmentError, EnvironmentFailure: the environment does not exist, cannot be made, or broke; or the policy
             did, or too few episodes ended.
         UnsupportedSpaceError: its spaces do not fit a model.
-        ConfigError, CheckpointError: the source is no policy of this environment.
+        ConfigError, CheckpointError: the source is not a policy of this environment.
         StorageError: the disk is full.
     """
     described = spec(request.environment)

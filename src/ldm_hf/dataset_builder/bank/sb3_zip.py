@@ -235,9 +235,9 @@ def _features(weights: Weights, prefix: str, words: dict[str, Any]) -> dict[str,
     names = [name.removeprefix(prefix) for name in weights if name.startswith(prefix)]
     given = re.search(r"(\w+)'>", str(words.get("features_extractor_class", "")))
     kind = given[1] if given else ""
-    if kind not in ("", "FlattenExtractor", "NatureCNN", "CombinedExtractor", "SmallPictureExtractor"):
+    if kind not in ("", "FlattenExtractor", "NatureCNN", "CombinedExtractor", *CLASSES["features_extractor_class"]):
         raise ValueError(f"its features extractor is {words['features_extractor_class']}, a class of its own")
-    if kind == "SmallPictureExtractor":
+    if kind in CLASSES["features_extractor_class"]:
         return {"features_extractor_class": kind}
     linear = [name for name in names if name.endswith("linear.0.weight")]
     if not linear:

@@ -60,7 +60,7 @@ def open_source(
     if colon and module and function.isidentifier():
         return ScriptedPolicy(find_function(module, function)), None
     if path.suffix in (".zip", ".safetensors", ".py"):
-        raise CheckpointError(f"there is no file {source}")
+        raise CheckpointError(f"no such file: {source}")
     raise ConfigError(
         f"a policy is a folder with policy.json, an SB3 zip, a safetensors file with a JSON file beside it, or "
         f"module:function (the libraries' own: {', '.join(SHIPPED)}), got {source!r}"
@@ -81,7 +81,7 @@ def find_function(module: str, function: str) -> Expert:
     path = module_file(module)
     if not path.is_file():
         if module.endswith(".py"):
-            raise CheckpointError(f"there is no file {module}")
+            raise CheckpointError(f"no such file: {module}")
         return Expert(f"{module}:{function}")
     try:
         source = path.read_text(encoding="utf-8")

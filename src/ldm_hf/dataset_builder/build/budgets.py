@@ -45,14 +45,14 @@ class Budget:
         """The candidates of an environment."""
         return pool
 
-    def misfits(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
+    def incompatible(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
         """Why candidates of a pool are not trained on an environment, by their names."""
         ranked = len(pool) > self.runs
         return {
             name: reason
             for name, candidate in pool.items()
             if (
-                reason := candidate.misfit(described.observation_space, described.action_space)
+                reason := candidate.incompatibility(described.observation_space, described.action_space)
                 or self.shortfall(candidate, described.max_episode_steps, ranked=ranked)
             )
             is not None
@@ -77,7 +77,7 @@ class Budget:
 
 BUDGETS: dict[str, Budget | RaceBudget] = {
     "race": RaceBudget(),
-    # Section 4.2: the top 3 of the ranking on at most 250 environments a library, 3 million transitions each.
+    # Section 4.2: the top 3 of the ranking on at most 250 environments per library, 3 million transitions each.
     "paper": Budget(3_000_000),
     # Off-policy algorithms are 20 to 50 times slower on a CPU, and need fewer transitions.
     "small": Budget(

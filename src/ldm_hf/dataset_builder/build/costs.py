@@ -25,9 +25,9 @@ def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions:
         part["shape"][0] * part["shape"][1] for _, part in leaves(environment.observation_space) if is_byte_image(part)
     )
     costs = _costs()[candidate.name if candidate.name in _costs() else _nearest(candidate)]
-    picture = costs.get("picture", 0.0)
-    vector = costs.get("vector", picture / 10)
-    cost = vector + max(picture - vector, 0.0) * min(pixels / _PIXELS, 4.0)
+    image = costs.get("image", 0.0)
+    vector = costs.get("vector", image / 10)
+    cost = vector + max(image - vector, 0.0) * min(pixels / _PIXELS, 4.0)
     return transitions * (cost + 1 / max(environment.steps_per_second, 1.0))
 
 
@@ -41,13 +41,13 @@ def run_bytes(environment: EnvironmentSpec, transitions: int) -> float:
 def run_memory(environment: EnvironmentSpec, candidate: Candidate, transitions: int) -> int:
     """Estimate of what a run takes in memory: replay buffers are most of it."""
     size = observation_bytes(environment.observation_space)
-    picture = has_picture(environment)
+    image = has_image(environment)
     rollout = candidate.num_envs * candidate.hyperparameters.get("n_steps", 2048) * size
     replay = math.prod(candidate.replay(environment.observation_space, transitions))
-    return _BASE_MEMORY + int(2 * rollout + replay) + (300 * 2**20 if picture else 0)
+    return _BASE_MEMORY + int(2 * rollout + replay) + (300 * 2**20 if image else 0)
 
 
-def has_picture(environment: EnvironmentSpec) -> bool:
+def has_image(environment: EnvironmentSpec) -> bool:
     """Whether policies read an image there."""
     return any(is_byte_image(part) for _, part in leaves(environment.observation_space))
 

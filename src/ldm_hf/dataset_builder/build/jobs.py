@@ -25,7 +25,7 @@ class Job:
         ranking: whether only its learning curve is wanted.
         seconds: estimate of its time on one core.
         memory: estimate of its memory, in bytes.
-        pictures: whether its policy reads pictures: it gains from an accelerator.
+        images: whether its policy reads images: it gains from an accelerator.
     """
 
     request: RunRequest
@@ -33,7 +33,7 @@ class Job:
     ranking: bool
     seconds: float
     memory: int
-    pictures: bool = False
+    images: bool = False
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Job:
     @property
     def wants_gpu(self) -> bool:
         """Whether it gains from one."""
-        return self.pictures
+        return self.images
 
     @property
     def decides(self) -> bool:

@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.3
 
 Say = Callable[[str], None]
 Watch = Callable[[Executor, Sequence[Any]], None]
-"""Called about three times a second with the executor and the jobs that are running."""
+"""Called about three times per second with the executor and the jobs that are running."""
 
 
 class Build:
@@ -177,7 +177,7 @@ class Build:
             ranking,
             costs.run_seconds(spec, candidate, transitions),
             costs.run_memory(spec, candidate, transitions),
-            costs.has_picture(spec),
+            costs.has_image(spec),
         )
 
     def _curate(self, environment: PlannedEnvironment) -> None:

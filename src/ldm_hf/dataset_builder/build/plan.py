@@ -23,12 +23,12 @@ class PlannedEnvironment:
     Attributes:
         spec: what is known of it.
         candidates: names of those that are trained on it.
-        misfits: of the other candidates of the pool, why they are not.
+        incompatible: of the other candidates of the pool, why they are not.
     """
 
     spec: EnvironmentSpec
     candidates: tuple[str, ...]
-    misfits: Mapping[str, str]
+    incompatible: Mapping[str, str]
 
     @property
     def library(self) -> str:
@@ -89,12 +89,12 @@ def make_plan(targets: Sequence[str], pool: Mapping[str, Candidate], budget: Bud
             left_out[described.id] = "; ".join(described.problems)
             continue
         candidates = budget.pool(described.id, pool)
-        misfits = budget.misfits(described, candidates)
-        fitting = tuple(name for name in candidates if name not in misfits)
+        incompatible = budget.incompatible(described, candidates)
+        fitting = tuple(name for name in candidates if name not in incompatible)
         if fitting:
-            planned.append(PlannedEnvironment(described, fitting, misfits))
+            planned.append(PlannedEnvironment(described, fitting, incompatible))
         else:
-            left_out[described.id] = f"no candidate can be trained on it: {next(iter(misfits.values()))}"
+            left_out[described.id] = f"no candidate can be trained on it: {next(iter(incompatible.values()))}"
     if not planned:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise ConfigError(f"none of {', '.join(targets)} can be built: {reasons}")

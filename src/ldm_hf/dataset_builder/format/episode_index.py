@@ -48,7 +48,7 @@ class EpisodeIndex:
         self._pieces.setdefault(stream, []).append((start, transitions.rewards.astype(np.float32), ends))
 
     def table(self, run: str) -> pa.Table:
-        """One row an episode, sorted by stream and step."""
+        """One row per episode, sorted by stream and step."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names[1:]}
         for stream, pieces in sorted(self._pieces.items()):
             pieces.sort(key=lambda piece: piece[0])

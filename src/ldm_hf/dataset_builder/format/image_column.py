@@ -1,7 +1,7 @@
 """Images in data files: a column that ``datasets`` shows as ``Image``, and that is read as fast as raw bytes.
 
-An image is stored as an uncompressed picture file, binary PPM: a short header, then its raw bytes, all of which zstd packs.
-What decodes pictures shows it; our reader steps over the headers and decodes nothing.
+An image is stored as an uncompressed image file, binary PPM: a short header, then its raw bytes, all of which zstd packs.
+What decodes images shows it; our reader steps over the headers and decodes nothing.
 """
 
 import json

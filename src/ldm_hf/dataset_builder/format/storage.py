@@ -129,7 +129,7 @@ class HubStorage(Storage):
             return sorted(HfApi().list_repo_files(self.repository, repo_type="dataset", revision=self.commit))
 
     def read(self, path: str, use: Callable[[Any], Any]) -> Any:
-        """What ``use`` makes of the open file; ``HubError`` if the network goes on breaking it: the client tries again."""
+        """What ``use`` makes of the open file; ``HubError`` if the network keeps breaking it: the client tries again."""
         with hub_failures(self.where(path)), self.open(path) as file:
             return use(file)
 

@@ -41,7 +41,7 @@ _ROLLOUTS = {"A2C": 5, "ARS": 0, "PPO": 2048, "TRPO": 2048}
 
 _LEAST_REPLAY = 1000
 _REPLAY_BYTES = 2**32
-"""The most that a replay buffer may take: one of pictures is shortened to this, whatever its candidate says."""
+"""The most that a replay buffer may take: one of images is shortened to this, whatever its candidate says."""
 
 _LARGEST_ONE_HOT = 4096  # Stable-Baselines3 gives a discrete observation one input for each of its values.
 
@@ -58,7 +58,7 @@ class Candidate:
         normalize: whether observations and rewards are normalised by running statistics while training. The recorded
             data are never normalised; the reference policy carries the statistics.
         policy: name of the policy; by default the one for the kind of observations.
-        observations: ``"any"``, or ``"pictures"`` for a configuration that was made for them.
+        observations: ``"any"``, or ``"images"`` for a configuration that was made for them.
         name: of the candidate in tables and paths; by default the algorithm's.
         source: where the configuration comes from.
     """
@@ -102,14 +102,14 @@ class Candidate:
         wanted = min(self.hyperparameters.get("buffer_size", _BUFFER_SIZE), max(timesteps, _LEAST_REPLAY))
         return max(_LEAST_REPLAY, min(wanted, _REPLAY_BYTES // stored)), stored
 
-    def misfit(self, observation_space: dict[str, Any], action_space: dict[str, Any]) -> str | None:
+    def incompatibility(self, observation_space: dict[str, Any], action_space: dict[str, Any]) -> str | None:
         """Why the candidate cannot be trained on spaces, given as JSON; None if it can.
 
         Stable-Baselines3 takes bounded boxes, counts discrete actions from 0, and arranges them in one row.
         """
-        return self._misfit_of_actions(action_space) or self._misfit_of_observations(observation_space)
+        return self._incompatible_actions(action_space) or self._incompatible_observations(observation_space)
 
-    def _misfit_of_actions(self, space: dict[str, Any]) -> str | None:
+    def _incompatible_actions(self, space: dict[str, Any]) -> str | None:
         kind = space["type"]
         if kind not in _ACTION_SPACES[self.algorithm]:
             return f"{self.algorithm} does not act in {kind} spaces"
@@ -126,7 +126,7 @@ class Candidate:
         starts = {"MultiDiscrete": space.get("start", []), "Discrete": [space.get("start", 0)]}.get(kind, [])
         return None if all(start == 0 for start in starts) else "its actions do not start at 0"
 
-    def _misfit_of_observations(self, space: dict[str, Any]) -> str | None:
+    def _incompatible_observations(self, space: dict[str, Any]) -> str | None:
         try:
             flat = flat_space_json(space)
         except UnsupportedSpaceError as error:
@@ -134,8 +134,8 @@ class Candidate:
         parts = list(flat["spaces"].values()) if flat["type"] == "Dict" else [flat]
         if any(part["type"] == "Discrete" and part["n"] > _LARGEST_ONE_HOT for part in parts):
             return f"an observation has more than {_LARGEST_ONE_HOT} discrete values"
-        if self.observations == "pictures" and not any(is_byte_image(part) for part in parts):
-            return "it is made for pictures"
+        if self.observations == "images" and not any(is_byte_image(part) for part in parts):
+            return "it is made for images"
         if self.algorithm == "ARS" and (flat["type"] == "Dict" or is_byte_image(flat)):
             return "ARS reads one vector"
         if self.algorithm == "ARS" and flat["type"] != "Box" and self.policy == "LinearPolicy":

@@ -8,26 +8,26 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import nn
 
-_SMALLEST_NATURE = 36  # side of the smallest picture that three layers of NatureCNN leave something of
+_SMALLEST_NATURE = 36  # side of the smallest image that three layers of NatureCNN leave something of
 _SMALLEST_CONVOLVED = 4
 _PICTURE_FEATURES = 256
 
 
-def needs_small_pictures(space: Any) -> bool:
-    """Whether a space holds a picture that is too small for the networks of Stable-Baselines3."""
+def needs_small_images(space: Any) -> bool:
+    """Whether a space holds an image that is too small for the networks of Stable-Baselines3."""
     parts = space.spaces.values() if isinstance(space, Dict) else [space]
     return any(is_image_space(part) and _side(part) < _SMALLEST_NATURE for part in parts)
 
 
-class SmallPictureExtractor(BaseFeaturesExtractor):
-    """Features of pictures of any size, alone or beside vectors.
+class SmallImageExtractor(BaseFeaturesExtractor):
+    """Features of images of any size, alone or beside vectors.
 
-    Small pictures go through three layers of 2 x 2 convolutions, after MiniGrid's documentation of training with
+    Small images go through three layers of 2 x 2 convolutions, after MiniGrid's documentation of training with
     Stable-Baselines3; larger ones through ``NatureCNN``; everything else is flattened.
     """
 
     def __init__(self, observation_space: Any) -> None:
-        """Build the layers for a picture space or a ``Dict``, channels first."""
+        """Build the layers for an image space or a ``Dict``, channels first."""
         self._nested = isinstance(observation_space, Dict)
         spaces = observation_space.spaces if self._nested else {"": observation_space}
         parts = {key: self._part(space) for key, space in spaces.items()}

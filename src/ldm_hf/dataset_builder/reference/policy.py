@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate, algorithm_class
-from ldm_hf.dataset_builder.reference.features import SmallPictureExtractor, needs_small_pictures
+from ldm_hf.dataset_builder.reference.features import SmallImageExtractor, needs_small_images
 from ldm_hf.dataset_builder.reference.recorder import Recorder
 from ldm_hf.errors import CheckpointError
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
@@ -40,7 +40,8 @@ CLASSES: dict[str, dict[str, Any]] = {
         for name in ("Tanh", "ReLU", "ELU", "LeakyReLU", "GELU", "SiLU", "Sigmoid", "Softplus")
     },
     "optimizer_class": {"RMSpropTFLike": RMSpropTFLike},
-    "features_extractor_class": {"SmallPictureExtractor": SmallPictureExtractor},
+    # The second name is what policies of earlier versions call it.
+    "features_extractor_class": dict.fromkeys(("SmallImageExtractor", "SmallPictureExtractor"), SmallImageExtractor),
 }
 """Classes that policy arguments may name."""
 
@@ -289,7 +290,7 @@ def finish_episodes(model: BaseAlgorithm, normalizer: VecNormalize | None, recor
 
 
 def _normalizer(venv: VecEnv, candidate: Candidate) -> VecNormalize:
-    """Running statistics of boxes that are no pictures; ARS compares returns, so that its rewards stay as they are."""
+    """Running statistics of boxes that are no images; ARS compares returns, so that its rewards stay as they are."""
     space = venv.observation_space
     parts = space.spaces if isinstance(space, Dict) else {PLAIN: space}
     keys = [key for key, part in parts.items() if isinstance(part, Box) and not is_image_space(part)]
@@ -313,8 +314,8 @@ def _arguments(candidate: Candidate, venv: VecEnv, timesteps: int) -> dict[str, 
     if candidate.algorithm in OFF_POLICY:
         arguments["buffer_size"], _ = candidate.replay(space_to_json(venv.observation_space), timesteps)
     given = dict(arguments.pop("policy_kwargs", {}))
-    if needs_small_pictures(venv.observation_space):
-        given["features_extractor_class"] = SmallPictureExtractor.__name__
+    if needs_small_images(venv.observation_space):
+        given["features_extractor_class"] = SmallImageExtractor.__name__
     return {**arguments, "policy_kwargs": _resolve(given)} if given else arguments
 
 
@@ -356,8 +357,8 @@ def _policy_arguments(model: BaseAlgorithm, candidate: Candidate) -> dict[str, A
     # Two that algorithms set themselves; DDPG is TD3 with a single critic.
     own = {"n_critics": model.policy_kwargs.get("n_critics"), "use_sde": getattr(model, "use_sde", None)}
     given = dict(candidate.hyperparameters.get("policy_kwargs", {}))
-    if model.env is not None and needs_small_pictures(model.env.observation_space):
-        given["features_extractor_class"] = SmallPictureExtractor.__name__
+    if model.env is not None and needs_small_images(model.env.observation_space):
+        given["features_extractor_class"] = SmallImageExtractor.__name__
     return {**given, **{name: value for name, value in own.items() if value}}
 
 

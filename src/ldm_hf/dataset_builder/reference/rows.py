@@ -36,9 +36,9 @@ class RecordedRows:
         slots, images, labels = [], [], []
         for start in range(chunk.start, chunk.stop, self.batch):
             seen = recording.observation_batch(chunk.stream, start, min(start + self.batch, chunk.stop))
-            observed, picture = self.observation.flatten(seen, batched=True)
+            observed, image = self.observation.flatten(seen, batched=True)
             slots.append(observed)
-            images += [] if picture is None else [picture]
+            images += [] if image is None else [image]
             labels += [] if self.label is None else [self.action.flatten(self.label(seen), batched=True)[0]]
         taken = recording.action_batch(chunk.stream, chunk.start, chunk.stop)
         actions = self.action.flatten(taken, batched=True)[0]

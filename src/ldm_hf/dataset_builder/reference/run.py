@@ -33,7 +33,7 @@ from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from
 
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26
-"""Observations that the final policy labels at once: more than 4096 but for large pictures, whose networks need room."""
+"""Observations that the final policy labels at once: more than 4096 but for large images, whose networks need room."""
 
 
 def build_run(request: RunRequest, root: Path, progress: Progress = lambda stage, done, total: None) -> RunRecord:
@@ -147,9 +147,9 @@ def train_curve(request: RunRequest, progress: Progress = lambda stage, done, to
 def described_environment(request: RunRequest) -> EnvironmentSpec:
     """What is known of a run's environment; ``ConfigError`` if the candidate cannot act in it."""
     described = spec(request.environment)
-    misfit = request.candidate.misfit(described.observation_space, described.action_space)
-    if misfit:
-        raise ConfigError(f"{request.candidate.name} cannot be trained on {request.environment}: {misfit}")
+    incompatibility = request.candidate.incompatibility(described.observation_space, described.action_space)
+    if incompatibility:
+        raise ConfigError(f"{request.candidate.name} cannot be trained on {request.environment}: {incompatibility}")
     return described
 
 
@@ -210,7 +210,7 @@ def _run_info(
 
 def make_environments(environment: str, number: int) -> VectorEnv:
     """Environments that are recorded."""
-    # A worker that dies after hours is replaced: its episodes are truncated, the run goes on.
+    # A worker that dies after hours is replaced: its episodes are truncated, the run continues.
     return make_vec(environment, number, autoreset_mode="SameStep", restart=True)
 
 

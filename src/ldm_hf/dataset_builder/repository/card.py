@@ -73,7 +73,7 @@ def hub_licences(licences: Sequence[str]) -> list[str]:
 
 
 def plot_curves(runs: Sequence[Row], path: Path) -> None:
-    """One small plot an environment, one line a run; dropped runs are grey. At most the first 48 environments."""
+    """One small plot per environment, one line per run; dropped runs are grey. At most the first 48 environments."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)

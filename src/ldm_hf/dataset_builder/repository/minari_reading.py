@@ -29,7 +29,7 @@ def from_minari(
     environment: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> RunRecord:
-    """Convert a Minari dataset to a run of an environment, and describe its library anew.
+    """Convert a Minari dataset to a run of an environment, and describe its library again.
 
     Its labels are the actions that were taken, unless it came from ``to_minari``, which keeps the labels beside them. An
     episode that neither terminated nor was truncated counts as truncated. 0 % and 100 % are the reference scores of the

@@ -71,7 +71,7 @@ def publish(
     agree: Agree = refuse_losses,
     progress: Progress = lambda repository, done, total: None,
 ) -> list[str]:
-    """Bring datasets to the Hub, one repository a library: ``<namespace>/ldm-<library>``.
+    """Bring datasets to the Hub, one repository per library: ``<namespace>/ldm-<library>``.
 
     Runs that were published before stay, and card and manifest list them all. Files that this package did not write are
     never touched. New data go first; one commit at the end replaces, deletes and describes, so that a reader never sees a

@@ -140,7 +140,7 @@ class _Replaying:
         if reward != row.rewards[0]:
             differences.append(f"the reward is {reward:g}, recorded {row.rewards[0]:g}")
         if ends != recorded_ends and not (broken_off and ends == (False, False)):
-            names = {(False, False): "goes on", (True, False): "terminates", (False, True): "is truncated"}
+            names = {(False, False): "continues", (True, False): "terminates", (False, True): "is truncated"}
             differences.append(f"the episode {names[ends]}, recorded that it {names.get(recorded_ends, 'ends twice')}")
         self._rows += 1
         if differences:

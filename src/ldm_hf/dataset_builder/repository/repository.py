@@ -47,8 +47,8 @@ class Description:
     """What describes a dataset repository: its manifest, the table of its runs, and what is made from these two.
 
     Attributes:
-        manifest: one row a run that is kept.
-        runs: one row a run, those that failed or were dropped too.
+        manifest: one row per run that is kept.
+        runs: one row per run, those that failed or were dropped too.
     """
 
     manifest: Sequence[Row]

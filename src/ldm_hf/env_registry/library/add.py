@@ -198,7 +198,7 @@ def _install(
             licence=draft.licence or distribution.licence,
             homepage=draft.homepage or distribution.homepage,
         )
-        # The installation that is validated is the one that the manifest describes: made anew, from the lock alone.
+        # The installation that is validated is the one that the manifest describes: made again, from the lock alone.
         resolving.remove()
     provider = provider_class(draft)
     provider.build()
@@ -238,7 +238,7 @@ def validate_all(
     """Validate environments, several at a time, each in a process of its own.
 
     Each finished report is appended to ``work_file`` at once, and what stands there already of the same manifest is not
-    done again: an interrupted validation goes on where it was.
+    done again: an interrupted validation continues where it was.
     """
     work_file.parent.mkdir(parents=True, exist_ok=True)
     key = provider.manifest.validation_key

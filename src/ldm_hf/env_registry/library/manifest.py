@@ -1,4 +1,4 @@
-"""Manifests: one TOML file a library in ``libraries/``, data only. docs/environments.md describes the keys."""
+"""Manifests: one TOML file per library in ``manifests/``, data only. docs/environments.md describes the keys."""
 
 import fnmatch
 import functools
@@ -162,7 +162,7 @@ class Manifest:
 
     @property
     def build_key(self) -> str:
-        """Twelve hexadecimal digits that change when an isolated installation must be made anew."""
+        """Twelve hexadecimal digits that change when an isolated installation must be made again."""
         parts = (
             [_content(requirement) for requirement in self.requirements],
             self.python,

@@ -106,4 +106,4 @@ class IsolatedProvider(ABC):
 
     def _occasion(self) -> str:
         """Why ``build`` makes an installation that is not there, for the line that says that it does."""
-        return "anew: what is here was made from another definition" if self.was_built() else "once"
+        return "again: what is here was made from another definition" if self.was_built() else "once"

@@ -18,7 +18,7 @@ from ldm_hf.env_registry.library.manifest import Manifest
 from ldm_hf.env_registry.spec import gymnasium_spec
 from ldm_hf.env_registry.worker.attributes import get_attribute, set_attribute
 from ldm_hf.env_registry.worker.compatibility import Environment, rendering, renders, resolve
-from ldm_hf.env_registry.worker.fitting import MisfitError, fit
+from ldm_hf.env_registry.worker.fitting import IncompatibleValueError, fit
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.modeling.spaces_ldm import space_from_json
 
@@ -146,7 +146,7 @@ class FittedObservation(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs
     def _fit(self, observation: Any) -> Any:
         try:
             return _fitted(self.observation_space, observation, "observation")
-        except MisfitError as error:
+        except IncompatibleValueError as error:
             name = self.spec.id if self.spec is not None else type(self.unwrapped).__name__
             raise EnvironmentFailure(f"{name}: {error}") from None
 

@@ -19,7 +19,7 @@ def choose(manifest: Manifest, entry_point: str, asked: str | None, *, isolated_
     """The provider of a library: the one asked for, that of ``LDM_PROVIDER``, or the first that can be used.
 
     By itself it takes, in this order: this process, where all that the environment needs can be imported; an installation
-    that is already made; one that was made from another definition of the library, and must be made anew; any. Each time
+    that is already made; one that was made from another definition of the library, and must be made again; any. Each time
     a container, where an engine answers, goes before a virtual environment.
 
     Args:

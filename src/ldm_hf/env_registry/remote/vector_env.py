@@ -112,7 +112,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
     """Environments in one or several workers; each worker steps all of its environments on one message.
 
     With ``restart`` in its settings, a failing worker is replaced: the episodes of its environments end as truncated, with
-    the reason in ``worker_failure`` of the info (of ``final_info`` under ``SAME_STEP``), and all others go on. Without it
+    the reason in ``worker_failure`` of the info (of ``final_info`` under ``SAME_STEP``), and all others continue. Without it
     the step raises; the other environments keep their state, and ``reset`` replaces the worker.
 
     Pickling it carries what it is made of, not its state.

@@ -147,7 +147,7 @@ class WorkerPool:
         Args:
             do: the request.
             rows: numbers of environments.
-            values: one a row, for the request.
+            values: one per row, for the request.
             **request: what else the request holds.
         """
         self._refuse_while_stepping(do)

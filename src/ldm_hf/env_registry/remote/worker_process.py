@@ -89,7 +89,7 @@ class WorkerProcess:
 
         Raises:
             WorkerEnd: the worker ended, gave no answer in time, or answered something else. It is ended then.
-            EnvironmentFailure: the environment raised an exception; the worker goes on.
+            EnvironmentFailure: the environment raised an exception; the worker continues.
         """
         self.send(timeout, **request)
         return self.receive(timeout, request["do"])

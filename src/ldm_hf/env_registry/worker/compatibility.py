@@ -192,7 +192,7 @@ class Environment:
         )
 
     def render(self):
-        """A picture as uint8 of shape (height, width, 3), a text, a list of these as the render mode says; or None."""
+        """An image as uint8 of shape (height, width, 3), a text, a list of these as the render mode says; or None."""
         if self._frames is not None:
             frames, self._frames = self._frames, []
             return frames

@@ -145,7 +145,7 @@ class EnvBatch:
         return [[plain(part, strict=True) for part in split(self._space, action)] for action in chosen]
 
     def _actions(self, inline):
-        """The actions, one an environment, in the types that libraries expect: Python integers and arrays of their own."""
+        """The actions, one per environment, in the types that libraries expect: Python integers and arrays of their own."""
         shared = [None if array is None else array.copy() for array in self.shared.actions]
         if len(shared) == 1 and shared[0] is not None and self._space["type"] not in ("Dict", "Tuple"):
             return shared[0].tolist() if self._space["type"] == "Discrete" else list(shared[0])

@@ -6,7 +6,7 @@ Python 3.7 with numpy alone must run this file.
 import numpy as np
 
 
-class MisfitError(Exception):
+class IncompatibleValueError(Exception):
     """A value that its dtype cannot hold: storing it would make another value of it."""
 
 
@@ -21,7 +21,7 @@ def fit(value, dtype, where):
         where: what it is, for the message.
 
     Raises:
-        MisfitError: it does not fit: 300 or 0.7 as uint8, 1e300 as float32, a text as any number.
+        IncompatibleValueError: it does not fit: 300 or 0.7 as uint8, 1e300 as float32, a text as any number.
     """
     try:
         given = np.asarray(value)
@@ -30,16 +30,16 @@ def fit(value, dtype, where):
         if given.dtype.kind == "O":
             given = np.array([_number(part) for part in given.ravel()]).reshape(given.shape)
         if given.dtype.kind not in "biuf":
-            raise MisfitError(f"{where} holds {_shown(value)}, which is no number")
+            raise IncompatibleValueError(f"{where} holds {_shown(value)}, which is not a number")
         fitted = given.astype(dtype)
         kept = np.isfinite(fitted) if dtype.kind == "f" else fitted == given
         if not kept.all() and dtype.kind == "f":
             kept |= ~np.isfinite(given)
     except (TypeError, ValueError, OverflowError) as error:
-        raise MisfitError(f"{where} holds {_shown(value)}, which is no number: {error}") from None
+        raise IncompatibleValueError(f"{where} holds {_shown(value)}, which is not a number: {error}") from None
     if not kept.all():
         wrong = given.ravel()[np.flatnonzero(~kept)[0]]
-        raise MisfitError(f"{where} holds {_shown(wrong)}, which {dtype.name} cannot hold")
+        raise IncompatibleValueError(f"{where} holds {_shown(wrong)}, which {dtype.name} cannot hold")
     return fitted
 
 

@@ -112,7 +112,7 @@ class Server:
         return {"values": self.batch.expert_actions()}
 
     def do_render(self):
-        """A picture of each environment."""
+        """An image of each environment."""
         return {"frames": [environment.render() for environment in self.batch.environments]}
 
     def do_diagnostics(self):

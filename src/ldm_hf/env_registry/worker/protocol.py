@@ -84,7 +84,7 @@ class Channel:
         """Wait for one message.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
+            timeout: seconds to wait; None waits forever.
             spin: seconds to keep asking before sleeping: waking a sleeping process costs more than a short answer takes.
                 When that was in vain, the next messages are slept for, twice as many each time: on a busy machine
                 asking can take the processor from the very process that should answer.

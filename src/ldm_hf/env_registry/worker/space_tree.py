@@ -100,7 +100,7 @@ def image_axes(space):
     """The axes of height, width and channels of a leaf that is an image, channels None where there are none; None of others.
 
     An image is a ``Box`` with bounds, or a ``MultiBinary``, of more numbers than a model reads one by one, with two axes or
-    three, one of them short, that can be seen as a picture. What a model takes for an image is exactly this.
+    three, one of them short, that can be seen as an image. What a model takes for an image is exactly this.
     """
     found = array_format(space)
     if found is None or space["type"] not in ("Box", "MultiBinary") or int(np.prod(found[0])) <= MAX_NUMBERS:

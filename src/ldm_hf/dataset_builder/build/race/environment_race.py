@@ -296,7 +296,7 @@ class EnvironmentRace:
             self._target,
             seconds[min(number, ROUNDS - 1)],
             costs.run_memory(described, request.candidate, total + transitions),
-            costs.has_picture(described),
+            costs.has_image(described),
         )
 
     def _keep_job(self, name: str) -> KeepJob:

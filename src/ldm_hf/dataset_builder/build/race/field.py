@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from ldm_hf.dataset_builder.build.race.zoo import PREFIX
 
 _PRIOR = (
-    *("PPO-normalized", "SAC", "DQN-frequent", "PPO-pictures", "TRPO-normalized", "TQC-exploring", "PPO-long-rollouts"),
-    *("QRDQN", "TD3-noise", "A2C-8-envs", "ARS-linear", "PPO-short-rollouts", "DQN", "A2C-normalized", "A2C-pictures"),
-    *("TRPO-short-rollouts", "DQN-large-steps", "PPO", "TRPO", "ARS-small", "DQN-pictures", "QRDQN-large-steps"),
+    *("PPO-normalized", "SAC", "DQN-frequent", "PPO-images", "TRPO-normalized", "TQC-exploring", "PPO-long-rollouts"),
+    *("QRDQN", "TD3-noise", "A2C-8-envs", "ARS-linear", "PPO-short-rollouts", "DQN", "A2C-normalized", "A2C-images"),
+    *("TRPO-short-rollouts", "DQN-large-steps", "PPO", "TRPO", "ARS-small", "DQN-images", "QRDQN-large-steps"),
 )
 """The order in which candidates enter a race where nothing is known of the library: algorithms that differ come first."""
 

@@ -65,7 +65,7 @@ def stand(
     Args:
         runs: slices of each candidate of the field so far, in the order of the field.
         target: the return that is near known good, or None where it is not known.
-        families: of the candidates. After the first round, the best of each goes on: those that learn from a replay buffer
+        families: of the candidates. After the first round, the best of each continues: those that learn from a replay buffer
             begin to do so late, and then need fewer transitions.
     """
     alive, dropped = list(runs), dict[str, str]()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ldm_hf.dataset_builder.build.costs import has_picture, run_seconds
+from ldm_hf.dataset_builder.build.costs import has_image, run_seconds
 from ldm_hf.dataset_builder.build.race.race import FIELD, ROUNDS, first_seconds
 from ldm_hf.dataset_builder.build.race.zoo import tuned
 from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate
@@ -48,12 +48,12 @@ class RaceBudget:
         """The candidates of an environment: those of a pool, and those that were tuned for it."""
         return {**(tuned(environment) if self.tuned else {}), **pool}
 
-    def misfits(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
+    def incompatible(self, described: EnvironmentSpec, pool: Mapping[str, Candidate]) -> dict[str, str]:
         """Why candidates of a pool do not race on an environment. Where all that fit are slow, the two fastest race."""
         found = {
             name: reason
             for name, candidate in pool.items()
-            if (reason := candidate.misfit(described.observation_space, described.action_space)) is not None
+            if (reason := candidate.incompatibility(described.observation_space, described.action_space)) is not None
         }
         slow = {
             name: reason
@@ -66,7 +66,7 @@ class RaceBudget:
         return {**found, **slow}
 
     def _too_slow(self, described: EnvironmentSpec, candidate: Candidate) -> str | None:
-        if candidate.algorithm == "TRPO" and has_picture(described):
+        if candidate.algorithm == "TRPO" and has_image(described):
             return "its updates are slow on images"
         seconds = _start_seconds(described, candidate)
         if seconds > _PATIENCE * first_seconds(FIELD, self.seconds):

@@ -167,7 +167,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
 def _score(job: SliceJob, policy: ReferencePolicy, episodes: int) -> tuple[list[float], list[float]]:
     """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes.
 
-    A run of too few training ``episodes`` to be written is not confirmed: its race goes on.
+    A run of too few training ``episodes`` to be written is not confirmed: its race continues.
     """
     seed = _SCORING_SEED + 1000 * job.request.seed + 20 * job.number
     found = deterministic_episodes(policy, job.request.environment, seed, SLICE_EPISODES).returns

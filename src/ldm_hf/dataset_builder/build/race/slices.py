@@ -91,7 +91,7 @@ class SliceJob:
         target: deterministic return near enough to known good to be confirmed on other seeds; None if that is not known.
         seconds: estimate of its time on one core.
         memory: estimate of its memory, in bytes.
-        pictures: whether its policy reads images.
+        images: whether its policy reads images.
     """
 
     request: RunRequest
@@ -102,7 +102,7 @@ class SliceJob:
     target: float | None
     seconds: float
     memory: int
-    pictures: bool = False
+    images: bool = False
 
     decides = True  # what runs next depends on it
 
@@ -129,7 +129,7 @@ class SliceJob:
     @property
     def wants_gpu(self) -> bool:
         """Whether it gains from one."""
-        return self.pictures
+        return self.images
 
     def on(self, device: str) -> "SliceJob":
         """The same job, which trains on another device."""
@@ -177,7 +177,7 @@ class KeepJob:
         request: the run.
         root: data folder.
         best: the slice whose policy is the run's.
-        seconds, memory, pictures: as of ``SliceJob``.
+        seconds, memory, images: as of ``SliceJob``.
     """
 
     request: RunRequest
@@ -185,7 +185,7 @@ class KeepJob:
     best: int
     seconds: float
     memory: int
-    pictures: bool = False
+    images: bool = False
 
     decides = True
     wants_gpu = False

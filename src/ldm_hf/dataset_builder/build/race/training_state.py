@@ -1,4 +1,4 @@
-"""The state of a run that is trained in several slices: everything that learning goes on from, but for random numbers.
+"""The state of a run that is trained in several slices: everything that learning resumes from, but for random numbers.
 
 Each slice begins with random numbers of its own seed, so none are kept. What is kept are tensors and numbers in a file that
 torch loads with ``weights_only``: nothing is unpickled that could be code.
