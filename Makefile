@@ -22,10 +22,11 @@ test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole q
 test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes
 	$(BIN)/python scripts/test_versions.py --folder runs/versions
 
-lint: .venv/.installed-test  ## Style, docstrings, types
+lint: .venv/.installed-test  ## Style, docstrings, types, words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_words.py
 
 format: .venv/.installed-test  ## Bring the code into the form that lint wants
 	$(BIN)/ruff check --fix .

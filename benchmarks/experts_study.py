@@ -3,7 +3,7 @@
     python benchmarks/experts_study.py --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
 
 For each number of environments (the first ones of a fixed shuffled order, so that each set holds the one before) and each
-seed, trained for so many steps per environment and all evaluated by the same rollouts:
+seed, trained for the same number of steps per environment and all evaluated by the same rollouts:
 
 - `backbone`: the model after the first stage, from which all experts of this row start;
 - `dense`: the same model, trained for the steps of all three stages;
@@ -11,7 +11,7 @@ seed, trained for so many steps per environment and all evaluated by the same ro
 - `wide-N`: a dense model of as many parameters as with N experts, for the same steps;
 - `random-N`, `gradient-N`, `direction-N`: N experts on random groups, on groups by gradients and by their directions, all
   three stages; all experts together see as many transitions as the dense model in the same steps;
-- `random-N-own` and so on: the same after the second stage, the expert of an environment's group alone: what routers that
+- `random-N-own` and so on: the same after the second stage, the expert of an environment's group only: what routers that
   always chose it would make of the experts. Losses only.
 
 Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were

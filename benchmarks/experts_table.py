@@ -63,7 +63,7 @@ def by_environment(scores: Scores, order: Sequence[str]) -> str:
 
 
 def plot(studies: dict[int, Scores], order: Sequence[str], path: Path) -> None:
-    """Means over all environments, and over the first ones alone, as environments are added."""
+    """Means over all environments, and over the first ones only, as environments are added."""
     fewest = min(studies)
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = ((None, "all environments of each set"), (fewest, f"the {fewest} that all sets have"))

@@ -33,7 +33,7 @@ from loopback import LoopbackHub
 CARTPOLE, ACROBOT = "gymnasium/CartPole-v1", "gymnasium/Acrobot-v1"
 CANDIDATES = ("A2C", "PPO-short-rollouts", "A2C-8-envs", "PPO")
 BUILDS = {
-    # Four candidates are ranked, which is training alone; three are not, so that every job is a run that is recorded.
+    # Four candidates are ranked, which is training only; three are not, so that every job is a run that is recorded.
     "training": ([CARTPOLE], CANDIDATES, 12_000),
     "recording": ([CARTPOLE, ACROBOT], CANDIDATES[:3], 6000),
 }

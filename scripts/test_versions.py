@@ -2,7 +2,7 @@
 
 Each combination gets a virtual environment of its own (8 GB each where PyTorch comes with CUDA, most of it shared by hard
 links with uv's cache), the tests of model, data and training, and a small run from ``ldm build`` to ``ldm rollout``. Every
-minor release of transformers in the range is then tested with the model alone. Prints a Markdown table; exit status 1 if
+minor release of transformers in the range is then tested with the model only. Prints a Markdown table; exit status 1 if
 anything failed.
 """
 

@@ -55,7 +55,7 @@ def candidate(algorithm: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalized(algorithm: str, value: Any) -> bool:
-    """Whether an entry normalises as a candidate does: observations and rewards, of ARS observations alone."""
+    """Whether an entry normalises as a candidate does: observations and rewards, of ARS observations only."""
     value = literal(value) if isinstance(value, str) else value
     if isinstance(value, dict):
         observations, rewards = value.get("norm_obs", True), value.get("norm_reward", True)

@@ -174,10 +174,10 @@ def test_nothing_that_is_read_is_done(tmp_path):
     policy, _ = open_source(written("pickles.zip", data=json.dumps(data)), described)
     np.testing.assert_array_equal(policy.act(None, seen), actions)
     for name in ("tensors.zip", "twice.zip"):
-        with pytest.raises(CheckpointError, match=f"{name} is no zip that Stable-Baselines3 saved"):
+        with pytest.raises(CheckpointError, match=f"{name} is not a zip that Stable-Baselines3 saved"):
             open_source(written(name, **{"policy.pth": evil}), described)
     (tmp_path / "normalizer.pkl").write_bytes(evil)
-    with pytest.raises(CheckpointError, match="it is no VecNormalize"):
+    with pytest.raises(CheckpointError, match="it is not a VecNormalize"):
         read_normalizer(tmp_path / "normalizer.pkl")
     assert not harm.exists()
     pickle.loads(evil)
@@ -208,7 +208,7 @@ def test_what_cannot_be_rebuilt_is_refused_in_one_line(tmp_path):
         with pytest.raises((CheckpointError, ConfigError), match=error):
             open_source(str(tmp_path / source), described)
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(CheckpointError, match=r"text\.zip is no zip that Stable-Baselines3 saved"):
+    with pytest.raises(CheckpointError, match=r"text\.zip is not a zip that Stable-Baselines3 saved"):
         open_source(str(tmp_path / "text.zip"), described)
     with pytest.raises(ConfigError, match="--normalizer belongs to a zip"):
         open_source("experts:babyai", described, "normalizer.pkl")

@@ -144,7 +144,7 @@ def test_places_that_cannot_be_right_name_file_and_row(corpus):
     rows = third - second
     again(
         setting("step", second, 9999),
-        f"row {second}: the {rows} rows from there are not consecutive steps of one stream",
+        f"row {second}: the {rows} rows from there are no consecutive steps of one stream",
     )
     again(setting("stream", slice(second, third), 9), f"row {second}", "stream 9, step 0, but streams are 0 to 3")
     again(setting("run", 3, "PPO-1"), "row 3", "run PPO-1", "but the run is PPO-0")
@@ -160,7 +160,7 @@ def test_what_lies_beside_the_transitions_is_checked(corpus):
     run = corpus / "gymnasium/CartPole-v1/PPO-0"
     terminal = pq.read_table(run / "terminal.parquet")
     rewrite(run, setting("step", 3, terminal["step"][3].as_py() + 1), "terminal.parquet")
-    refused(corpus, "terminal.parquet, row 3", "is no end of an episode")
+    refused(corpus, "terminal.parquet, row 3", "is not an end of an episode")
     rewrite(run, lambda table: terminal, "terminal.parquet")
     rewrite(run, setting("return", 4, 1000.0), "episodes.parquet")
     refused(corpus, "episodes.parquet, row 4: the data have another return")
@@ -201,10 +201,10 @@ def test_a_manifest_cannot_name_what_lies_outside(corpus, path):
         next(entry for entry in row["files"] if entry["chunks"])["path"] = path
 
     change_manifest(corpus, change)
-    with pytest.raises(DatasetFormatError, match=r"lists .*, which is no path within the repository"):
+    with pytest.raises(DatasetFormatError, match=r"lists .*, which is not a path within the repository"):
         open_datasets(corpus, [CARTPOLE])
     refused(
-        corpus, f"lists {path!r}, which is no path within the repository", number=2
+        corpus, f"lists {path!r}, which is not a path within the repository", number=2
     )  # and whose file is in no manifest
 
 

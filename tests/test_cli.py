@@ -65,7 +65,7 @@ def test_every_command_explains_itself(command):
         (("train", "--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
         (("evaluate", "nowhere", "--data", "nowhere", "--output", "x"), "nowhere holds no datasets"),
         (("evaluate", "nowhere", "--output", "x"), "nowhere does not say what data it was trained on"),
-        (("report", "nowhere.json"), "nowhere.json is no report"),
+        (("report", "nowhere.json"), "nowhere.json is not a report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

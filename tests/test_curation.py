@@ -68,7 +68,7 @@ def test_points_by_hand():
         "d": Sample.of([4, 5, 6.5]),
         "e": None,
     }
-    # a is above b, c and d; b and d are above c alone; e failed, and its failure is worth nothing to the others.
+    # a is above b, c and d; b and d are above c only; e failed, and its failure is worth nothing to the others.
     assert points(performances) == {"a": 3, "b": 1, "c": 0, "d": 1, "e": 0}
 
 

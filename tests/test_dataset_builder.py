@@ -285,7 +285,7 @@ def test_a_file_that_its_manifest_does_not_describe_is_refused(copy, data):
     with pytest.raises(DatasetFormatError, match=r"train-.* is missing or has another size than the record"):
         update_repository(repository)  # no manifest lists what is not there
     (folder / "run.json").write_text("{")
-    with pytest.raises(DatasetFormatError, match="is no record of a run"):
+    with pytest.raises(DatasetFormatError, match="is not a record of a run"):
         update_repository(repository)
     (folder / "run.json").unlink()
     with pytest.raises(DatasetFormatError, match="holds no runs"):
@@ -379,6 +379,6 @@ def test_other_parquet_files_and_versions_are_refused(copy):
     pq.write_table(table.drop_columns(["reward"]), copy)
     refused(copy, "columns that do not fit")
     pq.write_table(table.slice(0, 1000), copy)  # of one stream and of the next
-    refused(copy, "row 0: the 1000 rows from there are not consecutive steps of one stream")
+    refused(copy, "row 0: the 1000 rows from there are no consecutive steps of one stream")
     pq.write_table(table.slice(0, 512), copy)
     refused(copy, "holds? [0-9]+ transitions, but announced are [0-9]+")

@@ -134,7 +134,7 @@ def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
 
 @pytest.mark.slow
 def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_path):
-    """Steps 1 and 2 alone, 3 on two processes with shards, 4 alone again: the losses of the run that did all alone."""
+    """Steps 1 and 2 on one, 3 on two processes with shards, 4 on one again: as if one had done all."""
     (tmp_path / "run").mkdir()
     shutil.copytree(alone / "checkpoint-00000002", tmp_path / "run/checkpoint-00000002")
     shutil.copytree(alone / "ldm", tmp_path / "run/ldm")
@@ -148,7 +148,7 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
-    """Two steps alone, two more shared out: as if all had been done alone."""
+    """Two steps on one process, two more shared out: as if one had done all."""
     expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, checkpoint_every=2))
     (tmp_path / "both/run").mkdir(parents=True)
     shutil.copytree(expected / "checkpoint-00000002", tmp_path / "both/run/checkpoint-00000002")

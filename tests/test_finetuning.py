@@ -242,7 +242,7 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     again = finetune(tuning, tmp_path / "again", TOY)
     same = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
-    # Own rollouts are no reference.
+    # Own rollouts are not references.
     report = evaluate(folder, open_datasets(training_data(folder)), tmp_path / "report", Protocol(2, 1))
     assert report.environments[0].normalized_score is None
     assert NO_IMPROVEMENT in report.environments[0].flags and SEEN_SEED not in report.environments[0].flags

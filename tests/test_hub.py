@@ -298,7 +298,7 @@ publish._unchanged_head = changed
 run_command(lambda: publish.publish(Path({str(corpus)!r}), "writer", delete=True, agree=lambda changes: None))
 """
     without(corpus, "Pendulum-v1")
-    one_line_error(run_program(hub, tmp_path, program), NAME, "somebody else published to it meanwhile")
+    one_line_error(run_program(hub, tmp_path, program), NAME, "another process published to it meanwhile")
     assert stored(hub, "manifest.parquet").read_text() == "theirs"
 
 
@@ -319,7 +319,7 @@ def test_a_manifest_cannot_publish_what_lies_outside(hub, tmp_path, corpus):
     for path in ("../secret.parquet", str(tmp_path / "data/secret.parquet")):
         rows[0]["files"][0] = {**rows[0]["files"][0], "path": path, "bytes": 6}
         pq.write_table(table.from_pylist(rows, table.schema), manifest)
-        one_line_error(publish(hub, tmp_path, corpus), repr(path), "is no path within the repository")
+        one_line_error(publish(hub, tmp_path, corpus), repr(path), "is not a path within the repository")
     assert not hub.requests
 
 
@@ -383,7 +383,7 @@ def test_whatever_the_hub_does_is_one_line(hub, tmp_path, corpus):
 
     one_line_error(evaluate("hf://datasets/writer/missing"), "hf://datasets/writer/missing", "no such repository")
     one_line_error(evaluate(f"hf://datasets/{NAME}@v9"), "no such revision")
-    one_line_error(evaluate("hf://writer"), "is no address of a dataset")
+    one_line_error(evaluate("hf://writer"), "is not an address of a dataset")
     hub.cut_after("manifest.parquet", 100, times=100)
     one_line_error(evaluate(f"hf://datasets/{NAME}"), "manifest.parquet", "connection to the Hub broke")
     hub.faults.clear()

@@ -111,7 +111,7 @@ def test_a_value_of_the_wrong_type_is_told_by_its_key(line, message):
             Manifest.from_toml(whole.replace("'x'", f"'{slug}'", 1), "x.toml")
 
 
-def test_an_installation_is_made_anew_when_what_it_is_made_from_changes(tmp_path):
+def test_an_installation_is_made_again_when_what_it_is_made_from_changes(tmp_path):
     keys = {
         replace(ODD, **change).build_key
         for change in ({}, {"python": "3.9"}, {"lock": ("a==1",)}, {"installer": "pip"}, {"system_packages": ("g++",)})
@@ -150,7 +150,7 @@ def test_a_provider_is_chosen_by_argument_then_variable_then_what_is_there(tmp_p
         providers.choose(here, "", None)
 
 
-def test_an_installation_of_another_definition_is_made_anew_where_it_was(tmp_path, monkeypatch, capsys):
+def test_an_installation_of_another_definition_is_made_again_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LDM_HOME", str(tmp_path))
     monkeypatch.delenv("LDM_PROVIDER", raising=False)
     monkeypatch.setattr(providers, "engine_problem", lambda: None)

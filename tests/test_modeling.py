@@ -100,7 +100,7 @@ def test_a_smooth_target_is_the_mass_of_a_normal_distribution_in_each_bin():
     # Phi(1/2) - Phi(-1/2) = 0.38292, Phi(3/2) - Phi(1/2) = 0.24173.
     assert target[510:516].tolist() == pytest.approx([0.06060, 0.24173, 0.38292, 0.24173, 0.06060, 0.00598], abs=1e-5)
     assert target.sum().item() == pytest.approx(1)
-    # What lies beyond the lowest allowed bin is no target: 0.38292 / (1 - Phi(-1/2)) = 0.38292 / 0.69146.
+    # What lies beyond the lowest allowed bin is not a target: 0.38292 / (1 - Phi(-1/2)) = 0.38292 / 0.69146.
     cut = _histogram(middle, torch.tensor([[[512, 1023]]]), config)[0, 0]
     assert cut[:512].sum() == 0 and cut[512].item() == pytest.approx(0.55378, abs=1e-5)
     # An action beyond its bounds is at the bound.
@@ -256,7 +256,7 @@ for folder in {folders!r}:
         ("import ldm_hf", False, "ldm_hf.modeling.modeling_ldm"),
         ("sys.modules['ldm_hf'] = None  # as if it were not installed", True, "transformers_modules"),
     ],
-    ids=["with the package", "with remote code alone"],
+    ids=["with the package", "with remote code only"],
 )
 def test_a_new_process_loads_the_same_models(model, mixture_model, processor, tmp_path, prelude, remote, module):
     """With experts and without."""
@@ -294,7 +294,7 @@ def test_other_auto_classes_may_come_before_the_model_s(model, processor, tmp_pa
 
 
 def test_images_are_standardized_around_their_brightness():
-    """An image of symbols 1 and 9 has mean 5 and deviation 4; one of a single colour keeps its brightness alone."""
+    """An image of symbols 1 and 9 has mean 5 and deviation 4; one of a single colour keeps only its brightness."""
     encoder, seen = LDMImageEncoder(LDMConfig.preset("nano")), []
     encoder.convolutions.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     symbols = torch.tensor([1, 9], dtype=torch.uint8).repeat(3 * 64 * 32).reshape(1, 3, 64, 64)

@@ -497,5 +497,5 @@ def test_jobs_say_what_broke(tmp_path):
     job = a_job(tmp_path)
     job.result.parent.mkdir(parents=True)
     job.result.write_text("{")
-    with pytest.raises(DatasetFormatError, match="is no result of a ranking"):
+    with pytest.raises(DatasetFormatError, match="is not a result of a ranking"):
         job.curve()

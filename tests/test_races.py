@@ -509,7 +509,7 @@ def test_a_run_that_is_degenerate_gives_way_to_one_that_is_not(tmp_path, monkeyp
     assert RunRecord.read(first).dropped is None and list(
         first.glob("train-*")
     )  # the data of the best there is, flagged
-    # That all episodes begin alike is no fault of the run, of which another would be free.
+    # That all episodes begin alike is not a fault of the run, of which another would be free.
     assessed(monkeypatch, f"returns 9 in every episode, {ALIKE}")
     jobs[1].execute()
     assert read_kept(jobs[1].result)["dropped"] is None and list(second.glob("train-*"))

@@ -187,7 +187,7 @@ def test_episodes_that_outlast_the_limit_are_broken_off_and_their_environment_is
         recorder.step(np.zeros((2, 1), np.float32))
     assert not recorder.is_recording and recording.lengths.tolist() == [29, 26]
     assert np.flatnonzero(recording.truncated[:, 0]).tolist() == [28] and not recording.terminated[:, 0].any()
-    assert recorder.curve().returns == [1 + 200 * episode for episode in range(13)]  # of the other alone
+    assert recorder.curve().returns == [1 + 200 * episode for episode in range(13)]  # of the other only
 
 
 def test_training_that_ends_early_ends_the_recording(tmp_path):
@@ -323,7 +323,7 @@ def test_the_same_seed_gives_the_same_data(data, tmp_path):
     update_repository(tmp_path / "gymnasium")
     run = "gymnasium/CartPole-v1/PPO-0"
     found, expected = (RunRecord.read(root / run) for root in (tmp_path, data))
-    assert found.files == expected.files  # to the byte: how long it took stands in the record alone
+    assert found.files == expected.files  # to the byte: how long it took stands in the record only
     assert found.seconds > 0 and found.info == expected.info
     [row, *_] = pq.read_table(data / "gymnasium/manifest.parquet").to_pylist()
     assert pq.read_table(tmp_path / "gymnasium/manifest.parquet").to_pylist() == [row]

@@ -55,7 +55,7 @@ def space_to_json(space: Any) -> dict[str, Any]:
     space whose class is derived from one of Gymnasium's is described as that. Others keep their name and ``repr``.
 
     Raises:
-        UnsupportedSpaceError: a ``Dict`` has keys that are no strings.
+        UnsupportedSpaceError: a ``Dict`` has keys that are not strings.
     """
     kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in _KINDS), None)
     if kind == "Box":

@@ -61,7 +61,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     The system lets go of it when the process ends, in whatever way.
 
     Raises:
-        ConfigError: somebody else holds it.
+        ConfigError: another process holds it.
     """
     from filelock import FileLock, Timeout
 

@@ -41,12 +41,12 @@ def build(
     candidates: Annotated[list[str] | None, typer.Option(help="Name in the pool; repeatable. Default: all.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per processor.")] = None,
     executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
-    address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster: host:6379, auto, or local.")] = "auto",
     gpus: Annotated[
         float, typer.Option(min=0, help="With ray: share of a GPU for a run on images, which trains there.")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="Torch device that trains, of the local executor.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Of every run.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of every run.")] = 0,
     keep_unstable: Annotated[
         bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")
     ] = False,
@@ -333,7 +333,7 @@ def check(
     """Check datasets: what manifests say, the SHA-256 of all files, every value of every row.
 
     Each defect is a line with file and row; exit status 1 if there is one. Observations outside the space that an
-    environment declares are counted, and are no defect.
+    environment declares are counted, and are not defects.
     """
     require("`ldm check`", "data")
     from ldm_hf.dataset_builder.format.storage import open_storages

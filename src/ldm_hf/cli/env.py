@@ -91,7 +91,7 @@ def add(
     jobs: Jobs = 4,
     timeout: Seconds = 180.0,
     memory: Memory = 4.0,
-    only: Annotated[str, typer.Option(help="Glob: validate these ids alone.")] = "*",
+    only: Annotated[str, typer.Option(help="Glob: validate these ids only.")] = "*",
     output: Annotated[Path | None, typer.Option(help="Folder. Default: the user's libraries folder.")] = None,
 ) -> None:
     """Add a library: install it by itself, find its environments, validate each, write its manifest and report.

@@ -32,7 +32,7 @@ def evaluate(
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of a rollout.")] = 10,
     rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an environment.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the environments.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the environments.")] = 0,
     device: Device = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Rollouts that the model acts in at a time.")] = 32,
     step_timeout: Annotated[
@@ -164,7 +164,7 @@ def rollout(
     environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, one after another in one context.")] = 10,
     video: Annotated[Path | None, typer.Option(help="File to record them to: .mp4 or .gif.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the environment.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the environment.")] = 0,
     device: Device = "cpu",
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the step first: for long rollouts on CUDA.")

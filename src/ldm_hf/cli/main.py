@@ -44,7 +44,7 @@ Output = Annotated[Path, typer.Option(help="Folder for the results.")]
 def quickstart(
     output: Output = Path("runs/quickstart"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes and threads; by default the processors at hand.")
+        int | None, typer.Option(min=1, help="Processes and threads; by default as many as there are processors.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the model.")] = 600,
@@ -77,7 +77,7 @@ def train(
         typer.Option(min=1, help="Stage experts: how many at a time. Default: one per processor, or one GPU."),
     ] = None,
     executor: Annotated[str, typer.Option(help="Stage experts: local, or ray.")] = "local",
-    address: Annotated[str, typer.Option(help="Of the Ray cluster: host:6379, auto, or local.")] = "auto",
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster: host:6379, auto, or local.")] = "auto",
     gpus: Annotated[float, typer.Option(min=0, help="With ray: share of a GPU for each expert.")] = 0.0,
 ) -> None:
     """Train a model on datasets, continuing from the newest checkpoint. `ldm launch` does on several processes."""

@@ -64,7 +64,7 @@ class LearningCurve:
         returns: of the points: mean return of a few consecutive episodes.
         order: ``BY_START``; ``BY_END`` of data of format version 2, whose curves took episodes in the order of their ends,
             and whose ``transitions`` are those that had been made at these ends; ``BY_POLICY`` of rollouts, whose ``first``
-            and ``last`` are no episodes of the curve.
+            and ``last`` are not episodes of the curve.
     """
 
     first: Sample

@@ -81,7 +81,7 @@ def make(
         step_timeout: seconds after which a step or reset of an isolated environment is given up.
         restart: whether an isolated environment that fails is replaced by a fresh one, its episode ending as truncated with
             the reason in ``info["worker_failure"]``.
-        **kwargs: for the environment's constructor; an isolated one takes plain data alone.
+        **kwargs: for the environment's constructor; an isolated one takes plain data only.
 
     Raises:
         UnknownEnvironmentError: no environment has this id; the message suggests the nearest.

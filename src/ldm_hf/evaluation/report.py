@@ -94,7 +94,7 @@ class Report:
     videos: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def only(self, environments: Collection[str]) -> "Report":
-        """The report of these environments alone."""
+        """The report of these environments only."""
         return replace(self, environments=[result for result in self.environments if result.id in environments])
 
     @functools.cached_property
@@ -139,7 +139,7 @@ class Report:
         """Read what ``save`` wrote, from the file or its folder.
 
         Raises:
-            DatasetFormatError: the file is no report, or of another format.
+            DatasetFormatError: the file is not a report, or of another format.
         """
         path = path / "report.json" if path.is_dir() else path
         try:
@@ -153,7 +153,7 @@ class Report:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DatasetFormatError):
                 raise
-            raise DatasetFormatError(f"{path} is no report: {' '.join(str(error).split())}") from error
+            raise DatasetFormatError(f"{path} is not a report: {' '.join(str(error).split())}") from error
 
 
 def _place(group: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Recorded episodes: what each returned, which are the best, and a dataset of them alone."""
+"""Recorded episodes: what each returned, which are the best, and a dataset of them only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -123,7 +123,7 @@ def finetune(
 
 
 def _reference(tuning: FineTuning, data: str) -> EnvironmentDataset:
-    """The best reference run alone: labels of several runs, of several policies, would contradict each other."""
+    """The best reference run only: labels of several runs, of several policies, would contradict each other."""
     (dataset,) = open_datasets(data, [tuning.environment])
     _check_fit(tuning.model, dataset.observation_space, dataset.action_space)
     return dataset.best_run()

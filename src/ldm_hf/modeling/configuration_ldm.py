@@ -56,7 +56,7 @@ class LDMConfig(LlamaConfig):
         action_quantization: how continuous actions are cut into bins: ``mu_law`` (the paper's), or ``uniform``: evenly
             between the bounds of their space.
         action_smoothing: standard deviation, in bins, of a normal distribution around a continuous reference action, whose
-            mass in each bin is the target of the loss (the Gaussian histogram loss, arXiv 2403.03950); 0 is the bin alone,
+            mass in each bin is the target of the loss (the Gaussian histogram loss, arXiv 2403.03950); 0 is the bin only,
             as in the paper. What this and the two settings below are worth is in docs/learning.md.
         mask_training_logits: whether bins that the action space does not allow are left out of the loss as well, as they
             always are in rollout.

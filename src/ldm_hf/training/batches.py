@@ -27,7 +27,7 @@ def make_batches(
     Where a sequence cannot be read, the error that says why comes with its batch, in which the sequence is blank: the
     other processes wait for the gradient of this one, and learn of it at the end of the step.
     """
-    # The loader is not prepared by Accelerate: the numbers already belong to this process alone.
+    # The loader is not prepared by Accelerate: the numbers already belong to this process only.
     numbers = SequenceNumbers(
         range(start, config.steps),
         config.batch_size,

@@ -8,7 +8,7 @@ A checkpoint is a folder ``checkpoint-<step>`` that ``AutoModel.from_pretrained`
 - ``adapter.safetensors``, where adapters are trained: they continue from these, and the model has them merged.
 
 Tensors are whole and keyed by name, whatever the number of processes and the sharding, so that any number of processes
-with any sharding resumes from it. The main process alone reads and writes. It is written under a temporary name and
+with any sharding resumes from it. Only the main process reads and writes. It is written under a temporary name and
 renamed, so a folder with the final name is always whole. Nothing is pickled.
 """
 
@@ -40,7 +40,7 @@ from ldm_hf.training.lora import adapter_weights, is_adapted, plain_weights, sav
 FORMAT = 2
 _PREFIX = "checkpoint-"
 _ADAPTER_FILE = "adapter.safetensors"
-_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process alone
+_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
 
 Result = TypeVar("Result")
 
@@ -199,7 +199,7 @@ def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _stored(model: LDMModel) -> dict[str, torch.nn.Parameter]:
-    """The parameters that a checkpoint of training holds: all of them, or the adapters alone."""
+    """The parameters that a checkpoint of training holds: all of them, or the adapters only."""
     alone = is_adapted(model)
     return {name: part for name, part in model.named_parameters() if part.requires_grad or not alone}
 

@@ -228,7 +228,7 @@ class TrainingConfig:
             if name not in fields:
                 near = difflib.get_close_matches(str(name), fields, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
-                raise ConfigError(f"{where} sets {name!r}, which is no setting{hint}")
+                raise ConfigError(f"{where} sets {name!r}, which is not a setting{hint}")
         missing = [name for name in ("data", "output") if name not in values]
         if missing:
             raise ConfigError(f"{where} must set {' and '.join(missing)}")

@@ -130,7 +130,7 @@ def _cluster(points_EC: np.ndarray, num_groups: int, generator: np.random.Genera
 def _points(files: Sequence[Path]) -> np.ndarray:
     """Gradients times their mean, element by element, as E points with the same distances in E instead of D dimensions.
 
-    K-means asks for distances alone, and those follow from the products of all pairs, which are added up one parameter at
+    K-means asks for distances only, and those follow from the products of all pairs, which are added up one parameter at
     a time: E x D numbers need never be in memory.
     """
     products_EE = np.zeros((len(files), len(files)))

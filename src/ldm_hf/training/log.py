@@ -53,7 +53,7 @@ class TrainingLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training."""
+        """Around what is not training."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start

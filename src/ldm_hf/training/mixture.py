@@ -1,6 +1,6 @@
 """The training mixture: which sequence of which environment comes when, as a pure function of (seed, counter).
 
-Sequence number i of a run is decided by the seed and by i alone, so a run continues exactly from a number, for any
+Sequence number i of a run is decided by the seed and by i only, so a run continues exactly from a number, for any
 number of loader workers, and another number of processes continues where the last one stopped.
 """
 

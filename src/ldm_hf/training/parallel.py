@@ -55,7 +55,7 @@ def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig
     With one process there is nothing to shard, so a run with ``sharding: fsdp2`` continues there as any other.
     """
     for layer in model.backbone.layers:
-        # Their forward alone: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
+        # Their forward only: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
         if config.compile:
             layer.forward = torch.compile(layer.forward)
         if config.gradient_checkpointing:

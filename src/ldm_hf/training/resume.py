@@ -1,8 +1,8 @@
 """What a checkpoint was made with, and with which settings a run may continue from it.
 
 A run that continues must compute what it would have computed uninterrupted. Settings that say what the weights mean, or
-which sequence comes next, are *bound*: another value is refused. The others (learning rate, number of steps, ...) may change, and
-every checkpoint keeps the settings of all its steps. ``training.json`` of a checkpoint holds, beside the step,
+which sequence comes next, are *bound*: another value is refused. The others (learning rate, number of steps, ...) may
+change, and every checkpoint keeps the settings of all its steps. ``training.json`` of a checkpoint holds, beside the step,
 
 - ``bound``: the bound settings, and a fingerprint of the data of each environment;
 - ``history``: all settings, one entry for each change of them: ``from_step``, ``num_processes``, ``settings``.

@@ -16,7 +16,7 @@ class Assessment:
     Attributes:
         lengths: of its deterministic episodes, in steps.
         conduct: how it acted in them.
-        anchors: of the environment, with the best of the trivial policies alone.
+        anchors: of the environment, with the best of the trivial policies only.
         flags: the reasons why it is degenerate; none of one that may be imitated.
     """
 

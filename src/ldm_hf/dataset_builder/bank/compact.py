@@ -1,4 +1,4 @@
-"""Policies that take little room: weights that act alone, rounded to 16 bits where the policy then acts the same."""
+"""Policies that take little room: only the weights that act, rounded to 16 bits where the policy then acts the same."""
 
 import contextlib
 from pathlib import Path

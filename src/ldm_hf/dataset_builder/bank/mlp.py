@@ -79,7 +79,7 @@ def _layers(tensors: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.
     names = sorted({name.rpartition(".")[0] for name in tensors}, key=_numbers)
     wrong = [name for name in tensors if name.rpartition(".")[2] not in ("weight", "bias")]
     if wrong or not names:
-        raise ValueError(f"it holds {wrong[0]}, which is no layer's" if wrong else "it holds no layers")
+        raise ValueError(f"it holds {wrong[0]}, which is not a layer's" if wrong else "it holds no layers")
     return [(tensors[f"{name}.weight"].float(), _bias(tensors, name)) for name in names]
 
 

@@ -49,12 +49,12 @@ def read_pickle(data: bytes) -> Any:
     """What a pickle holds, as plain values, ``Named`` and ``Made``.
 
     Raises:
-        ValueError: it is no pickle, or one that does more than pickles of data do.
+        ValueError: it is not a pickle, or one that does more than pickles of data do.
     """
     try:
         return _Machine().run(data)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no pickle of data: {' '.join(str(error).split())}") from error
+        raise ValueError(f"it is not a pickle of data: {' '.join(str(error).split())}") from error
 
 
 class _Machine:
@@ -164,7 +164,7 @@ def array(value: Any) -> np.ndarray:
             return _shaped(data, dtype, (), "C")
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"an array in it is damaged: {error}") from error
-    raise ValueError(f"{str(value)[:60]!r} is no array of numbers")
+    raise ValueError(f"{str(value)[:60]!r} is not an array of numbers")
 
 
 def _shaped(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:

@@ -72,7 +72,7 @@ class NetworkPolicy(Policy):
         require_same_space(described.id, "action", described.action_space, reference.spaces[1])
         self._flatten = flat.flatten
         (_, leaf), *_ = leaves(described.action_space)
-        self._dtype = array_format(leaf)[1]  # algorithms act in arrays alone
+        self._dtype = array_format(leaf)[1]  # algorithms act in arrays only
 
     def act(self, envs: VectorEnv, observations: Any) -> np.ndarray:
         """Its actions; it reads nothing but the observations."""

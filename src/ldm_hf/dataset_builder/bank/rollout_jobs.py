@@ -19,7 +19,7 @@ NOISE = (*[0.0] * 8, *[0.1] * 4, *[0.3] * 2, *[1.0] * 2)
 """Noise of each of 16 streams: half of the transitions are the policy's own, the others lead it astray, a few all the time.
 
 Experts with noise of several levels, labelled by what the expert would do, are what Vintix (arXiv 2501.19400) and AD-eps
-(arXiv 2312.12275) train on; JAT (arXiv 2402.09844) on experts alone.
+(arXiv 2312.12275) train on; JAT (arXiv 2402.09844) on experts only.
 """
 
 ROLLOUT_SETTINGS = ("noise", "transitions", "policy_sha256")

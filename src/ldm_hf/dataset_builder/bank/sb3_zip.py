@@ -104,7 +104,7 @@ def _parts(path: Path) -> tuple[dict[str, Any], Weights]:
     except Exception as error:  # zipfile, json, torch and pickle's reader raise what they like
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is no zip that Stable-Baselines3 saved: {type(error).__name__}: {reason}"
+            f"{path} is not a zip that Stable-Baselines3 saved: {type(error).__name__}: {reason}"
         ) from error
     return data, dict(weights)
 
@@ -266,7 +266,7 @@ def read_normalizer(path: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]
     try:
         saved = read_pickle(path.read_bytes())
         if not isinstance(saved, Made) or not isinstance(saved.state, dict) or "obs_rms" not in saved.state:
-            raise ValueError("it is no VecNormalize")
+            raise ValueError("it is not a VecNormalize")
         state = saved.state
         clip, epsilon = float(array(state["clip_obs"])), float(array(state["epsilon"]))
         if not state.get("norm_obs", True):

@@ -87,5 +87,5 @@ def find_function(module: str, function: str) -> Expert:
         source = path.read_text(encoding="utf-8")
         compile(source, str(path), "exec")  # which executes nothing
     except (OSError, ValueError, SyntaxError) as error:
-        raise CheckpointError(f"{path} is no module of Python: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path} is not a module of Python: {' '.join(str(error).split())}") from error
     return Expert(f"{path.stem}:{function}", source)

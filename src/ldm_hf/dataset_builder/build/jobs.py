@@ -104,7 +104,7 @@ class Job:
             data = json.loads(self.result.read_text(encoding="utf-8"))["curve"]
             return None if data is None else LearningCurve.from_json(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetFormatError(f"{self.result} is no result of a ranking: {error}") from error
+            raise DatasetFormatError(f"{self.result} is not a result of a ranking: {error}") from error
 
     def describe(self) -> str:
         """A line on what it showed."""

@@ -27,7 +27,7 @@ class Defect:
 class ValueChecks:
     """What the columns of an environment's transitions may hold.
 
-    Observations outside the bounds that an environment declares are no defect: many environments leave them, and data say
+    Observations outside the bounds that an environment declares are not defects: many environments leave them, and data say
     what happened. Actions and labels outside their space are: nobody can take them.
 
     Args:

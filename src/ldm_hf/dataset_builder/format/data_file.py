@@ -70,7 +70,7 @@ def _check_places(file: DataFile, metadata: pq.FileMetaData, stream: int, step: 
         known = streams is not None and steps is not None and streams.has_min_max and steps.has_min_max
         if not known or streams.min != streams.max or steps.max - steps.min != chunk.num_rows - 1:
             raise DatasetFormatError(
-                f"{file.where}, row {row}: the {chunk.num_rows} rows from there are not consecutive steps of one stream"
+                f"{file.where}, row {row}: the {chunk.num_rows} rows from there are no consecutive steps of one stream"
             )
         row += chunk.num_rows
 
@@ -84,7 +84,7 @@ def read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema
         if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
-            f"{storage.where(path)} is no whole Parquet file (truncated or foreign): {one_line(error)}"
+            f"{storage.where(path)} is not a whole Parquet file (truncated or foreign): {one_line(error)}"
         ) from error
 
 

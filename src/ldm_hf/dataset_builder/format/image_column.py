@@ -16,7 +16,7 @@ FIELD = pa.field(IMAGE, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 """How ``datasets`` stores an ``Image``; the path is null."""
 
 OLD_FIELD = pa.field(IMAGE, pa.binary(), False)
-"""Of files of format version 2: raw bytes alone."""
+"""Of files of format version 2: raw bytes only."""
 
 FEATURES = {b"huggingface": json.dumps({"info": {"features": {IMAGE: {"_type": "Image"}}}}).encode()}
 """Schema metadata by which ``datasets`` knows the column."""

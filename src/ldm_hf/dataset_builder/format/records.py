@@ -44,7 +44,7 @@ class RunRecord:
         dropped: why its data are not in the dataset; None of a run that is kept.
         info: what its files say; None of a run that failed.
         files: what is in its folder beside the record.
-        seconds: that training and recording took; it stands here alone, so that equal runs have equal files.
+        seconds: that training and recording took; it stands here only, so that equal runs have equal files.
     """
 
     environment: str
@@ -84,7 +84,7 @@ class RunRecord:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetFormatError):
                 raise
-            raise DatasetFormatError(f"{path} is no record of a run: {' '.join(str(error).split())}") from error
+            raise DatasetFormatError(f"{path} is not a record of a run: {' '.join(str(error).split())}") from error
 
 
 def read_records(folder: Path) -> list[RunRecord]:

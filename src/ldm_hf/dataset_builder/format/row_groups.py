@@ -1,7 +1,7 @@
 """Reads Parquet files, whole or by row groups, into tables and numpy arrays, from a disk or over a network.
 
 Arrow reads in threads of its own. One that holds a Python file, such as those of the Hub are, while the interpreter ends
-aborts the process. So the bytes of a Python file are fetched in the thread that asks, and put where Arrow reads alone.
+aborts the process. So the bytes of a Python file are fetched in the thread that asks, and put where only Arrow reads.
 """
 
 import os
@@ -52,7 +52,7 @@ def _range(group: pq.RowGroupMetaData) -> tuple[int, int]:
 
 
 def _fetched(file: Any, start: int, stop: int) -> pa.NativeFile:
-    """A file of Arrow's that has these bytes of a Python file at their places, and takes memory for them alone."""
+    """A file of Arrow's that has these bytes of a Python file at their places, and takes memory for them only."""
     file.seek(start)
     data = file.read(stop - start)
     with os.fdopen(os.memfd_create("parquet"), "wb") as memory:

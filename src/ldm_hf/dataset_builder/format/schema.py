@@ -58,7 +58,7 @@ class RunInfo:
         seed: of the training run; its streams are reset with it, see ``docs/dataset_format.md``.
         max_episode_steps: steps after which an episode was truncated; None where that is not known.
         seeding: how the seed was used: ``BY_STREAM``, or None where that is not known.
-        library_version: version of the environment's library, None if it is no installed distribution.
+        library_version: version of the environment's library, None if it is not an installed distribution.
         licence: SPDX expression of that library.
         provenance: what ran the environment: provider, Python, image digest or lock.
         packages: versions of what trained and recorded the run, Python included.

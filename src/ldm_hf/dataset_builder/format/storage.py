@@ -36,7 +36,9 @@ class Storage(ABC):
     def inside(self, path: Any) -> str:
         """A path that a manifest gives; ``DatasetFormatError`` if it is none, or leads out of the repository."""
         if not isinstance(path, str) or not is_inside(path):
-            raise DatasetFormatError(f"{self.where(MANIFEST)} lists {path!r}, which is no path within the repository")
+            raise DatasetFormatError(
+                f"{self.where(MANIFEST)} lists {path!r}, which is not a path within the repository"
+            )
         return path
 
     def where(self, path: str) -> str:
@@ -92,7 +94,7 @@ class HubStorage(Storage):
         path, _, self._revision = address.removeprefix(_HUB_DATASETS).rstrip("/").partition("@")
         if not address.startswith(_HUB_DATASETS) or path.count("/") != 1:
             raise DatasetFormatError(
-                f"{address} is no address of a dataset: it should read {_HUB_DATASETS}<namespace>/<name>"
+                f"{address} is not an address of a dataset: it should read {_HUB_DATASETS}<namespace>/<name>"
             )
         self.repository = path
         self.name = address.rstrip("/")
@@ -192,7 +194,7 @@ def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
     if isinstance(error, errors.LocalTokenNotFoundError):
         return HubError(f"{subject}: there is no token: run `hf auth login`, or set HF_TOKEN")
     if isinstance(error, errors.HFValidationError):
-        return HubError(f"{subject} is no name of a repository: {' '.join(str(error).split())}")
+        return HubError(f"{subject} is not a name of a repository: {' '.join(str(error).split())}")
     if isinstance(error, errors.RepositoryNotFoundError):
         hint = "or it is private and no token that may read it is set (HF_TOKEN)"
         return HubError(f"{subject}: the Hub has no such repository, {hint}")

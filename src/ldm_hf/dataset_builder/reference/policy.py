@@ -290,7 +290,7 @@ def finish_episodes(model: BaseAlgorithm, normalizer: VecNormalize | None, recor
 
 
 def _normalizer(venv: VecEnv, candidate: Candidate) -> VecNormalize:
-    """Running statistics of boxes that are no images; ARS compares returns, so that its rewards stay as they are."""
+    """Running statistics of boxes that are not images; ARS compares returns, so that its rewards stay as they are."""
     space = venv.observation_space
     parts = space.spaces if isinstance(space, Dict) else {PLAIN: space}
     keys = [key for key, part in parts.items() if isinstance(part, Box) and not is_image_space(part)]

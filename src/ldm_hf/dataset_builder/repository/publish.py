@@ -196,7 +196,7 @@ def _unchanged_head(api: HfApi, name: str, there: Mapping[str, RepoFile]) -> str
     blobs = [file.blob_id for file in (*found, there.get(MANIFEST)) if isinstance(file, RepoFile)]
     if len(blobs) == 1 or len(set(blobs)) > 1:
         raise HubError(
-            f"{name}: somebody else published to it meanwhile; the same command merges with what is there now"
+            f"{name}: another process published to it meanwhile; the same command merges with what is there now"
         )
     return head
 

@@ -34,7 +34,7 @@ class RunCheck:
         environment, run: as the manifest names them.
         dataset: the run, if it could be opened.
         rows: that were read.
-        outside: rows whose observation lies outside the space that the environment declares, which is no defect.
+        outside: rows whose observation lies outside the space that the environment declares, which is not a defect.
         first_outside: the file and the row of the first of them.
         defects: one line each, with file and row.
     """

@@ -198,7 +198,7 @@ def _install(
             licence=draft.licence or distribution.licence,
             homepage=draft.homepage or distribution.homepage,
         )
-        # The installation that is validated is the one that the manifest describes: made again, from the lock alone.
+        # The installation that is validated is the one that the manifest describes: made again, from the lock only.
         resolving.remove()
     provider = provider_class(draft)
     provider.build()

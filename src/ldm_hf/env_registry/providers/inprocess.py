@@ -51,7 +51,7 @@ class InProcessProvider:
                 _register_once(function)
 
     def version(self) -> str:
-        """Version of the installed library; empty if it is no installed distribution."""
+        """Version of the installed library; empty if it is not an installed distribution."""
         distribution = re.match(r"[\w.-]+", self.manifest.requirements[0])
         try:
             return importlib.metadata.version(distribution[0]) if distribution else ""

@@ -219,7 +219,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         return "nothing" not in self._pool.ask("has", name=name)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of each environment, or what a method gives; plain data alone can leave a worker."""
+        """An attribute of each environment, or what a method gives; only plain data can leave a worker."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any, rows: Sequence[int] | None = None) -> None:
@@ -246,7 +246,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         """What the expert of the settings would do now in each environment: a batch of actions, boxes clipped.
 
         Raises:
-            EnvironmentFailure: the expert raised an exception, or what it gave is no action.
+            EnvironmentFailure: the expert raised an exception, or what it gave is not an action.
         """
         space = self._pool.description["action_space"]
         return join(space, iter(checked_actions(self.settings.id, space, self._pool.ask("expert"))))
@@ -294,7 +294,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
 
 
 class _NoMask(ConfigError, TypeError):
-    """A reset mask that is no array of truth values: Gymnasium raises ``TypeError``."""
+    """A reset mask that is not an array of truth values: Gymnasium raises ``TypeError``."""
 
 
 def _checked_mask(mask: Any, num_envs: int) -> np.ndarray:

@@ -1,5 +1,5 @@
 """What runs inside an isolated installation; ``protocol`` is also the client's.
 
 The files of this folder are copied beside each other into the installation and import each other by their bare names. Python
-3.7 with numpy and msgpack alone must run them.
+3.7 with only numpy and msgpack must run them.
 """

@@ -1,6 +1,6 @@
 """Attributes of an environment and of what its wrappers wrap, for old Gym's wrappers as for Gymnasium's.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 _MAX_WRAPPERS = 50

@@ -4,13 +4,13 @@ What libraries do, and what becomes of it here:
 
 - a step of four values (old Gym): ``info["TimeLimit.truncated"]`` tells truncation from termination;
 - a step of six values (safety libraries): the cost moves into ``info["cost"]``;
-- a reset that gives the observation alone, ``env.seed`` instead of ``reset(seed=...)``;
+- a reset that gives the observation only, ``env.seed`` instead of ``reset(seed=...)``;
 - a reward of several values: their weighted sum, the values in ``info["vector_reward"]``;
 - no time limit: the default one;
 - actions that must be Python integers; observations that are lists, JAX arrays or of another dtype;
 - an observation outside its declared space is passed on and counted, and so is a reward that is not finite.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Values of no fixed size, which cross in messages: as what their space holds, whichever side they arrive at.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The environments of one worker, stepped together; their numbers lie in memory that the client maps too.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 import numpy as np

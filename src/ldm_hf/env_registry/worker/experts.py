@@ -4,7 +4,7 @@ An expert is named ``module:function``. A function of an observation is asked at
 called ``env`` is given the environment when an episode begins, and returns what is asked at every step of it: a function of
 the observation and of the action that was taken last (None at first), which need not be the one that it chose.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 import inspect

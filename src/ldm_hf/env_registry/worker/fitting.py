@@ -1,6 +1,6 @@
 """Values as arrays of their space's dtype: exact, or refused.
 
-Python 3.7 with numpy alone must run this file.
+Python 3.7 with only numpy must run this file.
 """
 
 import numpy as np

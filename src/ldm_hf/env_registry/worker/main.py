@@ -4,7 +4,7 @@ Two processes: a supervisor, and its child, which imports the library and serves
 end of the child's output and tells the client how the child ended; when the client closes the lifeline, or dies, the
 supervisor ends the child and all that it started. Whatever happens in the child cannot stop that.
 
-Python 3.7 with numpy and msgpack alone must run this file.
+Python 3.7 with only numpy and msgpack must run this file.
 """
 
 import ctypes
@@ -206,7 +206,7 @@ def connect(path):
 
 def main(path):
     """Connect to the client, fork the child that serves, and watch over it."""
-    control_process = getattr(ctypes.CDLL(None), "prctl", lambda *_: -1)  # Linux alone has it.
+    control_process = getattr(ctypes.CDLL(None), "prctl", lambda *_: -1)  # only Linux has it.
     lifeline, control = connect(path), connect(path)
     output, child_output = os.pipe()
     supervisor = os.getpid()

@@ -9,7 +9,7 @@ Every request has a number, which its answer repeats, and the shared memory hold
 answer. So a caller that was interrupted cannot take the answer to an earlier request for that to a later one. An exception
 between any two instructions leaves a channel whole: bytes are read and kept, or sent and counted, in one call.
 
-This file is copied beside ``main.py`` into isolated installations: Python 3.7 with numpy and msgpack alone must run it.
+This file is copied beside ``main.py`` into isolated installations: Python 3.7 with only numpy and msgpack must run it.
 """
 
 import mmap
@@ -91,7 +91,7 @@ class Channel:
 
         Raises:
             ChannelClosed, ChannelTimeout: there is none.
-            ProtocolError: what came is no message.
+            ProtocolError: what came is not a message.
         """
         start = time.monotonic()
         if self._rest:

@@ -4,7 +4,7 @@
 test holds that both say the same. Gymnasium's spaces and old Gym's are described alike: by the names of their classes and of
 their bases, and by their attributes.
 
-This file is copied beside ``main.py`` into isolated installations: Python 3.7 with numpy alone must run it.
+This file is copied beside ``main.py`` into isolated installations: Python 3.7 with only numpy must run it.
 """
 
 import math
@@ -34,7 +34,7 @@ def describe(space):
     space whose class is derived from one of Gymnasium's is described as that. Others keep their name and ``repr``.
 
     Raises:
-        SpaceError: a ``Dict`` has keys that are no strings.
+        SpaceError: a ``Dict`` has keys that are not strings.
     """
     kind = next((base.__name__ for base in type(space).__mro__ if base.__name__ in KINDS), None)
     if kind == "Box":
