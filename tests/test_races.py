@@ -469,7 +469,9 @@ def test_a_race_on_real_environments_survives_kills(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     rows = table(tmp_path)["candidates"]
     assert len(rows) == 3 and all(row["transitions"] for row in rows if not row["result"].endswith("known good"))
-    assert not list(tmp_path.rglob("*.partial-*")) and not list(tmp_path.rglob("state.pt"))
+    kept = [f"{row['candidate']}-0" for row in rows if row["result"] == "kept"]
+    assert not list(tmp_path.rglob("*.partial-*"))
+    assert {path.parent.parent.name for path in tmp_path.rglob("state.pt")} <= set(kept)
     for storage in open_storages(tmp_path):
         for found in check_repository(storage):
             assert not found.defects and replay(found.dataset).different == 0
