@@ -62,16 +62,16 @@ def scores_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, fl
         changes = VARIANTS[name]
         settings = {
             "data": str(options.data),
-            "output": str(folder),
+            "output_dir": str(folder),
             "environments": list(ENVIRONMENTS),
             "model": "nano",
-            "steps": options.steps,
-            "batch_size": 32,
+            "max_steps": options.steps,
+            "train_batch_size": 32,
             "learning_rate": 1e-3,
             "warmup_steps": 50,
             "decay_fraction": 0.5,
             "seed": seed,
-            "log_with": "none",
+            "report_to": "none",
             **changes,
             "model_overrides": {**BASE, **changes.get("model_overrides", {})},
         }

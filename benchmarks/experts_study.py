@@ -132,20 +132,20 @@ class Study:
         if kind in ("dense", "wide"):
             width = {"intermediate_size": self.wide(int(number))} if number else {}
             shape = {**self.options.overrides, **width}
-            yield self.folder / variant, {"steps": sum(steps), "model_overrides": shape}
+            yield self.folder / variant, {"max_steps": sum(steps), "model_overrides": shape}
             return
-        yield backbone, {"steps": steps[0], "model_overrides": self.options.overrides}
+        yield backbone, {"max_steps": steps[0], "model_overrides": self.options.overrides}
         if kind == "continued":
-            yield self.folder / variant, {"model": str(backbone / "model"), "steps": steps[1] + steps[2]}
+            yield self.folder / variant, {"model": str(backbone / "model"), "max_steps": steps[1] + steps[2]}
         if number:
             # An expert has a share of the environments, and so of the batch: of each environment, all see as much as dense.
             share = max(1, self.options.batch_size // int(number))
-            made = {"stage": "experts", "num_experts": int(number), "grouping": kind, "batch_size": share}
+            made = {"stage": "experts", "num_experts": int(number), "grouping": kind, "train_batch_size": share}
             experts = self.folder / f"{kind}-{number}" / "experts"
-            yield experts, {**made, "model": str(backbone / "model"), "steps": steps[1]}
+            yield experts, {**made, "model": str(backbone / "model"), "max_steps": steps[1]}
             if own:
                 return
-            routers = {"stage": "routers", "model": str(experts / "model"), "steps": steps[2]}
+            routers = {"stage": "routers", "model": str(experts / "model"), "max_steps": steps[2]}
             yield self.folder / variant / "routers", routers
 
     def wide(self, number: int) -> int:
@@ -162,17 +162,17 @@ class Study:
         """Run or continue with a training; the mark that it is finished comes last."""
         shared = {
             "data": str(self.options.data),
-            "output": str(folder),
+            "output_dir": str(folder),
             "environments": list(self.environments),
             "model": self.options.model,
-            "batch_size": self.options.batch_size,
+            "train_batch_size": self.options.batch_size,
             "learning_rate": self.options.learning_rate,
-            "warmup_steps": settings["steps"] // 10,
+            "warmup_steps": settings["max_steps"] // 10,
             "decay_fraction": 0.5,
-            "checkpoint_every": 100,
-            "keep_checkpoints": 1,
+            "save_steps": 100,
+            "save_total_limit": 1,
             "seed": self.seed,
-            "log_with": "none",
+            "report_to": "none",
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump({**shared, **settings}))

@@ -158,7 +158,7 @@ def _run_end_to_end(environment: Path, python: Path, output) -> str:
     """From an environment's id to a rollout of the model; "passed", or the command that failed."""
     data, run = environment / "e2e/data", environment / "e2e/run"
     cartpole = "gymnasium/CartPole-v1"
-    settings = {"data": data, "output": run, "steps": 20, "batch_size": 4, "context_length": 32}
+    settings = {"data": data, "output_dir": run, "max_steps": 20, "train_batch_size": 4, "context_length": 32}
     commands = [
         [
             "build",
@@ -173,7 +173,7 @@ def _run_end_to_end(environment: Path, python: Path, output) -> str:
             "--out",
             data,
         ],
-        ["train", *(part for name, value in settings.items() for part in ("--set", f"{name}={value}"))],
+        ["train", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))],
         ["evaluate", run / "model", "--data", data, "--output", environment / "e2e/report", "--episodes", 2],
         ["rollout", run / "model", cartpole, "--episodes", 1],
     ]

@@ -61,7 +61,7 @@ def test_every_command_explains_itself(command):
         (("env", "build", "nowhere"), "no library is called 'nowhere'"),
         (("env", "build", "gymnasium", "--provider", "moon"), "provider must be one of venv, docker, got 'moon'"),
         (("env", "check", "nowhere/X-v0"), "no library is called 'nowhere'"),
-        (("train", "--set", "data=nowhere", "--set", "output=x"), "nowhere holds no datasets"),
+        (("train", "--data", "nowhere", "--output_dir", "x"), "nowhere holds no datasets"),
         (("train", "--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
         (("evaluate", "nowhere", "--data", "nowhere", "--output", "x"), "nowhere holds no datasets"),
         (("evaluate", "nowhere", "--output", "x"), "nowhere does not say what data it was trained on"),
@@ -180,7 +180,7 @@ def beside_quickstart(workspace, tmp_path) -> Path:
 def readme_commands() -> str:
     """As written, but for the length of the training run and of the evaluation."""
     commands = "".join(blocks("bash"))
-    return commands.replace("train.yaml", "train.yaml --set steps=3").replace(CARTPOLE, f"{CARTPOLE} --episodes 1")
+    return commands.replace("train.yaml", "train.yaml --max_steps 3").replace(CARTPOLE, f"{CARTPOLE} --episodes 1")
 
 
 def test_readme_commands_do_what_they_say(beside_quickstart):

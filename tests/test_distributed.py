@@ -39,10 +39,16 @@ LONG = 600  # transitions of a context, more than chunks of CartPole have: seque
 
 def made_settings(folder: Path, data: Path, **changes) -> Path:
     model = {**TOY_MODEL, "max_position_embeddings": LONG}
-    values = {"data": str(data), "output": str(folder / "run"), "model_overrides": model, "steps": 4, "batch_size": 8}
+    values = {
+        "data": str(data),
+        "output_dir": str(folder / "run"),
+        "model_overrides": model,
+        "max_steps": 4,
+        "train_batch_size": 8,
+    }
     # All of them by name: those whose references learned nothing would be left out.
     values["environments"] = [dataset.environment for dataset in open_datasets(data)]
-    values |= {"learning_rate": 1e-2, "log_every": 1, "precision": "fp32", "keep_checkpoints": 9, **changes}
+    values |= {"learning_rate": 1e-2, "logging_steps": 1, "bf16": False, "save_total_limit": 9, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(values))
     return folder / "settings.yaml"
@@ -86,7 +92,7 @@ def logged(run: Path, tag: str = "loss") -> dict[int, float]:
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory) -> Path:
     """A run of one process that takes each batch whole."""
-    return trained_here(made_settings(tmp_path_factory.mktemp("alone"), data, checkpoint_every=2))
+    return trained_here(made_settings(tmp_path_factory.mktemp("alone"), data, save_steps=2))
 
 
 def same_training(run: Path, expected: Path) -> None:
@@ -111,20 +117,20 @@ def test_the_first_loss_is_the_mean_over_all_transitions(alone, data, processor)
 
 
 def test_pieces_of_a_batch_train_as_the_whole(alone, data, tmp_path):
-    same_training(trained_here(made_settings(tmp_path, data, micro_batch_size=2)), alone)
+    same_training(trained_here(made_settings(tmp_path, data, per_device_train_batch_size=2)), alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
     """In pieces, so that gradients are also gathered over them; and started again they continue bit for bit."""
-    changes = {"sharding": sharding, "micro_batch_size": 2}
+    changes = {"sharding": sharding, "per_device_train_batch_size": 2}
     once = trained(made_settings(tmp_path / "once", data, **changes), processes=2)
     same_training(once, alone)
     assert logged(once, "gradient_norm") == pytest.approx(logged(alone, "gradient_norm"), rel=1e-3)
     twice = tmp_path / "twice"
-    trained(made_settings(twice, data, steps=2, **changes), processes=2)
-    trained(made_settings(twice, data, steps=4, **changes), processes=2)
+    trained(made_settings(twice, data, max_steps=2, **changes), processes=2)
+    trained(made_settings(twice, data, max_steps=4, **changes), processes=2)
     for name in ("model", "optimizer", "random"):
         first, second = (load_file(run / f"checkpoint-00000004/{name}.safetensors") for run in (once, twice / "run"))
         assert set(first) == set(second)
@@ -138,7 +144,7 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
     (tmp_path / "run").mkdir()
     shutil.copytree(alone / "checkpoint-00000002", tmp_path / "run/checkpoint-00000002")
     shutil.copytree(alone / "ldm", tmp_path / "run/ldm")
-    run = trained(made_settings(tmp_path, data, steps=3, sharding="fsdp2"), processes=2)
+    run = trained(made_settings(tmp_path, data, max_steps=3, sharding="fsdp2"), processes=2)
     assert (run / "checkpoint-00000003").is_dir()
     same_training(trained(made_settings(tmp_path, data, sharding="fsdp2")), alone)
     whole, shared = (load_file(path / "checkpoint-00000004/optimizer.safetensors") for path in (alone, run))
@@ -149,7 +155,7 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
     """Two steps on one process, two more shared out: as if one had done all."""
-    expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, checkpoint_every=2))
+    expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, save_steps=2))
     (tmp_path / "both/run").mkdir(parents=True)
     shutil.copytree(expected / "checkpoint-00000002", tmp_path / "both/run/checkpoint-00000002")
     run = trained(made_settings(tmp_path / "both", data, lora_rank=4, sharding=sharding), processes=2)
@@ -161,8 +167,8 @@ def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_compiled_layers_train_the_same(alone, data, tmp_path, processes):
-    changes = {"compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}
-    run = trained(made_settings(tmp_path, data, steps=4, **changes), processes)
+    changes = {"torch_compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}
+    run = trained(made_settings(tmp_path, data, max_steps=4, **changes), processes)
     same_training(run, alone)
 
 
@@ -189,7 +195,7 @@ from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.parallel import distribute, make_accelerator
 
-config = TrainingConfig("d", {output!r}, precision="bf16", sharding="fsdp2", log_with="none")
+config = TrainingConfig("d", {output!r}, bf16=True, sharding="fsdp2", report_to="none")
 accelerator = make_accelerator(config)
 torch.manual_seed(0)
 model = distribute(accelerator, LDMModel(LDMConfig.preset("nano", **{model!r})), config)
@@ -219,9 +225,9 @@ def test_shards_in_bf16_read_observations_in_full(tmp_path):
 
 
 def test_evaluation_logs_scores_and_changes_nothing(data, tmp_path):
-    short = {"model_overrides": TOY_MODEL, "steps": 2, "checkpoint_every": 1, "batch_size": 4}
+    short = {"model_overrides": TOY_MODEL, "max_steps": 2, "save_steps": 1, "train_batch_size": 4}
     plain = trained_here(made_settings(tmp_path / "plain", data, **short))
-    changes = {**short, "evaluate_every": 1, "evaluate_environments": [CARTPOLE, PENDULUM], "evaluate_episodes": 1}
+    changes = {**short, "eval_steps": 1, "eval_environments": [CARTPOLE, PENDULUM], "eval_episodes": 1}
     run = trained_here(made_settings(tmp_path / "scored", data, **changes))
     for step in (1, 2):
         for name in ("model", "optimizer", "random"):
@@ -257,7 +263,7 @@ def test_speed_and_waiting_by_hand(monkeypatch):
     monkeypatch.setattr("ldm_hf.training.log.time", clock)
     accelerator, logged_ = Accelerator(cpu=True), []
     monkeypatch.setattr(accelerator, "log", lambda values, step: logged_.append((step, values)))
-    log = TrainingLog(accelerator, TrainingConfig("d", "o", steps=8, log_every=4), 0)
+    log = TrainingLog(accelerator, TrainingConfig("d", "o", max_steps=8, logging_steps=4), 0)
     for done in range(1, 9):
         with log.waiting():
             clock.now += 0.5
@@ -282,8 +288,8 @@ def test_speed_and_waiting_by_hand(monkeypatch):
 )
 def test_a_job_that_is_told_to_end_continues(data, tmp_path, processes, number):
     """Every process of the job gets the signal, as Slurm sends it: launcher, training and loader workers."""
-    changes = {"sharding": "fsdp2", "num_workers": 1, "model_overrides": TOY_MODEL, "learning_rate": 1e-3}
-    settings = made_settings(tmp_path, data, **changes, steps=100_000, checkpoint_every=3)
+    changes = {"sharding": "fsdp2", "dataloader_num_workers": 1, "model_overrides": TOY_MODEL, "learning_rate": 1e-3}
+    settings = made_settings(tmp_path, data, **changes, max_steps=100_000, save_steps=3)
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     with (tmp_path / "stderr").open("wb") as stderr:
         running = subprocess.Popen(command(settings, processes), env=variables, stderr=stderr)
@@ -303,7 +309,7 @@ def test_a_job_that_is_told_to_end_continues(data, tmp_path, processes, number):
     if number == signal.SIGTERM:
         assert f"SIGTERM: stopped after step {last}, whose checkpoint is written" in (tmp_path / "stderr").read_text()
         assert status == (143 if processes == 1 else 1)  # the launcher has a status of its own
-    run = trained(made_settings(tmp_path, data, **changes, steps=last + 2), processes)
-    once = trained(made_settings(tmp_path / "once", data, **changes, steps=last + 2))
+    run = trained(made_settings(tmp_path, data, **changes, max_steps=last + 2), processes)
+    once = trained(made_settings(tmp_path / "once", data, **changes, max_steps=last + 2))
     assert list(logged(run)) == list(range(1, last + 3))
     assert logged(run) == pytest.approx(logged(once), abs=1e-4)

@@ -348,7 +348,7 @@ def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch, gro
     model = LDMModel(LDMConfig.preset("nano", **TOY_MODEL))
     planted = [0, 3, 3, 0, 3, 0, 0]  # four and three
     datasets = [OneAction(f"test/{index}", action, index) for index, action in enumerate(planted)]
-    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, batch_size=4, grouping=grouping)
+    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, train_batch_size=4, grouping=grouping)
     groups = gradient_groups(model, processor, datasets, config, tmp_path)
     by_action = [[f"test/{index}" for index, action in enumerate(planted) if action == wanted] for wanted in (0, 3)]
     assert sorted(groups) == sorted(by_action)
@@ -358,12 +358,12 @@ def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch, gro
 @pytest.mark.slow
 def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data, tmp_path):
     """Bit for bit what came of training in turn, without interruption, in one process."""
-    shared = toy_settings(data, tmp_path, weight_decay=0.1, learning_rate=1e-2, seed=3, keep_checkpoints=999)
+    shared = toy_settings(data, tmp_path, weight_decay=0.1, learning_rate=1e-2, seed=3, save_total_limit=999)
     config = write_settings(tmp_path / "s.yaml", {**shared, "num_experts": 2, "gradient_batches": 2})
 
     def command(stage: str, before: str | None, *settings: str) -> list[str]:
-        places = [f"output={tmp_path / stage}", *([f"model={tmp_path / before}/model"] if before else []), *settings]
-        return ["train", "--config", str(config), "--stage", stage, "--jobs", "2", *(f"--set={p}" for p in places)]
+        places = ["--output_dir", f"{tmp_path / stage}", *(["--model", f"{tmp_path / before}/model"] if before else [])]
+        return ["train", "--config", str(config), "--stage", stage, "--jobs", "2", *places, *settings]
 
     for stage, before, runs in (
         ("backbone", None, ["."]),
@@ -372,7 +372,7 @@ def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data
     ):
         # Killed after the second step of every run of the stage, whatever was written later is taken away.
         folders = [tmp_path / stage / run for run in runs]
-        killed_when(command(stage, before, "steps=100000"), [each / "checkpoint-00000002" for each in folders])
+        killed_when(command(stage, before, "--max_steps", "100000"), [each / "checkpoint-00000002" for each in folders])
         for path in itertools.chain(*(folder.glob("checkpoint-*") for folder in folders)):
             if path.name != "checkpoint-00000002":
                 subprocess.run(["rm", "-r", str(path)], check=True)
@@ -388,7 +388,7 @@ def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, exe
     if executor[0] == "ray":
         pytest.importorskip("ray")
     changes = {"model": str(staged / "backbone/model"), "num_experts": 2, "grouping": "random"}
-    changes |= {"steps": 100_000, "checkpoint_every": 100_000}
+    changes |= {"max_steps": 100_000, "save_steps": 100_000}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
     started = [tmp_path / f"run/expert-{index}/training.yaml" for index in range(2)]
     command = ["train", "--config", str(config), "--stage", "experts", "--jobs", "2", "--executor", *executor]

@@ -32,7 +32,7 @@ from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
 from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
 
-TOY = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_with": "none"}
+TOY = {"max_steps": 4, "train_batch_size": 4, "save_steps": 2, "report_to": "none"}
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -143,7 +143,7 @@ def test_own_rollouts_are_what_happened(model, processor, tmp_path):
 def test_fine_tuning_on_data(base, data, tmp_path):
     lines = []
     tuning = FineTuning(base, CARTPOLE, 3, str(data))
-    folder = finetune(tuning, tmp_path / "out", {**TOY, "steps": 20, "learning_rate": 1e-2}, lines.append)
+    folder = finetune(tuning, tmp_path / "out", {**TOY, "max_steps": 20, "learning_rate": 1e-2}, lines.append)
     assert folder == tmp_path / "out/model"
     written, every = only(tmp_path / "out/data", CARTPOLE), recorded_episodes([only(data, CARTPOLE)])
     best = sorted(episode.total for episode in every)[-3:]
@@ -170,7 +170,7 @@ def test_adapters_leave_the_base_as_it_is(base, data, tmp_path, monkeypatch):
         return save_finished(accelerator, model, *rest)
 
     monkeypatch.setattr(loop_module, "save_finished", spied)
-    settings = {**TOY, "lora_rank": 4, "learning_rate": 1e-2, "evaluate_every": 4, "evaluate_episodes": 1}
+    settings = {**TOY, "lora_rank": 4, "learning_rate": 1e-2, "eval_steps": 4, "eval_episodes": 1}
     folder = finetune(FineTuning(base, CARTPOLE, 3, str(data)), tmp_path, settings)
     before, after = load_file(Path(base) / "model.safetensors"), load_file(folder / "model.safetensors")
     assert set(before) == set(after)
@@ -196,8 +196,10 @@ def test_adapters_leave_the_base_as_it_is(base, data, tmp_path, monkeypatch):
 
 def test_adapters_continue_bit_for_bit(base, data, tmp_path):
     def trained(name: str, steps: int) -> Path:
-        toy = {**TOY, "lora_rank": 4, "model": base, "environments": [CARTPOLE], "keep_checkpoints": 9}
-        loop_module.train(TrainingConfig(data=str(data), output=str(tmp_path / name), **{**toy, "steps": steps}))
+        toy = {**TOY, "lora_rank": 4, "model": base, "environments": [CARTPOLE], "save_total_limit": 9}
+        loop_module.train(
+            TrainingConfig(data=str(data), output_dir=str(tmp_path / name), **{**toy, "max_steps": steps})
+        )
         return tmp_path / name
 
     straight = trained("straight", 4)
@@ -215,8 +217,8 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     train, broken = finetune_module.train, []
 
     def breaking_once(config):
-        if config.output not in broken:
-            broken.append(config.output)
+        if config.output_dir not in broken:
+            broken.append(config.output_dir)
             raise LDMError("interrupted")
         return train(config)
 
@@ -249,12 +251,12 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
 
 
 def test_a_killed_fine_tuning_continues(base, data, tmp_path):
-    arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--steps", "200", "--lora"]
+    arguments = ["finetune", base, CARTPOLE, "--data", str(data), "--episodes", "3", "--max_steps", "200", "--lora"]
     more = [
         part
-        for name, value in {**TOY, "checkpoint_every": 20}.items()
-        if name != "steps"
-        for part in ("--set", f"{name}={value}")
+        for name, value in {**TOY, "save_steps": 20}.items()
+        if name != "max_steps"
+        for part in (f"--{name}", str(value))
     ]
     command = [sys.executable, "-m", "ldm_hf", *arguments, *more, "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
@@ -265,7 +267,7 @@ def test_a_killed_fine_tuning_continues(base, data, tmp_path):
     done = run_ldm_here(*command[3:])
     assert done.returncode == 0, done.stderr
     assert f"The model is in {tmp_path / 'out/model'}/" in done.stderr
-    done = run_ldm_here(*command[3:], "--set", "learning_rate=1")
+    done = run_ldm_here(*command[3:], "--learning_rate", "1")
     assert done.returncode == 1 and "holds a fine-tuning with other settings" in done.stderr.splitlines()[-1]
 
 
@@ -279,10 +281,9 @@ def test_a_killed_fine_tuning_continues(base, data, tmp_path):
         ),
         ((CARTPOLE, "--data", "nowhere"), "nowhere holds no datasets"),
         ((CARTPOLE, "--data", "DATA", "--rounds", 2, "--keep", 0.5), "--rounds, --keep are about own rollouts"),
-        ((CARTPOLE, "--data", "DATA", "--set", "model=nano"), "fine-tuning sets model itself"),
         ((CARTPOLE, "--keep", 2), "above 0 and at most 1, got 2"),
         ((CARTPOLE, "--temperature", 0), "a temperature above 0, got 1 and 0"),
-        (("gymnasium/Blackjack-v1", "--set", "stepz=2"), "did you mean steps"),
+        (("gymnasium/Blackjack-v1", "--max_steps", "many"), "max_steps cannot be used"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

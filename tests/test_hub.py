@@ -355,8 +355,8 @@ def test_training_reads_from_the_hub(hub, tmp_path, corpus):
     assert publish(hub, tmp_path, corpus).returncode == 0
     outputs = {}
     for place, data in (("hub", f"hf://datasets/{NAME}"), ("local", str(corpus))):
-        settings = {"data": data, "output": str(tmp_path / place), "model": "nano", "model_overrides": TOY_MODEL}
-        settings |= {"steps": 2, "batch_size": 2, "log_with": "none", "environments": [CARTPOLE, PENDULUM]}
+        settings = {"data": data, "output_dir": str(tmp_path / place), "model": "nano", "model_overrides": TOY_MODEL}
+        settings |= {"max_steps": 2, "train_batch_size": 2, "report_to": "none", "environments": [CARTPOLE, PENDULUM]}
         path = tmp_path / f"{place}.yaml"
         path.write_text(json.dumps(settings))
         command = ("train", "--config", path)

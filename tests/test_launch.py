@@ -40,21 +40,26 @@ def said(text: str) -> list[str]:
 
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_wrong_setting_is_one_line(tmp_path, number):
-    done = launched(number, "--set", "data=d", "--set", f"output={tmp_path / 'run'}", "--set", "learning_rate=-1")
+    done = launched(number, "--data", "d", "--output_dir", tmp_path / "run", "--learning_rate", "-1")
     assert done.returncode == 1
     assert said(done.stderr) == ["error: learning_rate must be greater than 0, got -1.0"]
 
 
 def test_a_missing_file_of_settings_is_one_line():
-    done = launched(1, "--config", "x.yaml", "--set", "data=d")
+    done = launched(1, "--config", "x.yaml", "--data", "d")
     [line] = said(done.stderr)
     assert done.returncode == 1 and line.startswith("error: x.yaml cannot be read as YAML settings")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_processes_that_diverge_stop_together_in_one_line(data, tmp_path, micro_batch_size):
-    changes = {"learning_rate": 1e30, "max_grad_norm": 1e30, "steps": 50, "micro_batch_size": micro_batch_size}
+@pytest.mark.parametrize("per_device_train_batch_size", [1, 2])
+def test_processes_that_diverge_stop_together_in_one_line(data, tmp_path, per_device_train_batch_size):
+    changes = {
+        "learning_rate": 1e30,
+        "max_grad_norm": 1e30,
+        "max_steps": 50,
+        "per_device_train_batch_size": per_device_train_batch_size,
+    }
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
     done = launched(2, "--config", config)
     [line] = said(done.stderr)
@@ -68,7 +73,7 @@ def test_data_that_one_process_cannot_use_end_all_in_one_line(data, tmp_path, wo
     shutil.copytree(data, tmp_path / "data")
     [file] = (tmp_path / "data" / CARTPOLE).glob("*/train-00000-of-00001.parquet")
     rewrite(file.parent, setting("reward", 5, np.nan))
-    changes = {"environments": [CARTPOLE], "steps": 50, "num_workers": workers}
+    changes = {"environments": [CARTPOLE], "max_steps": 50, "dataloader_num_workers": workers}
     config = write_settings(tmp_path / "s.yaml", toy_settings(tmp_path / "data", tmp_path / "run", **changes))
     done = launched(2, "--config", config)
     assert done.returncode == 1
@@ -78,7 +83,7 @@ def test_data_that_one_process_cannot_use_end_all_in_one_line(data, tmp_path, wo
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_signal_to_the_launcher_ends_in_one_line(data, tmp_path, number):
-    values = toy_settings(data, tmp_path / "run", steps=100_000, checkpoint_every=2, num_workers=1)
+    values = toy_settings(data, tmp_path / "run", max_steps=100_000, save_steps=2, dataloader_num_workers=1)
     config = write_settings(tmp_path / "s.yaml", values)
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     with (tmp_path / "stderr").open("w") as stderr:

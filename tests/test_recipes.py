@@ -30,19 +30,19 @@ def test_recipes_fit_their_processes(name):
     config = TrainingConfig.load(RECIPES / name)
     assert config.model in LDMConfig.presets()
     for processes in PROCESSES[name]:
-        pieces = config.pieces(processes)
-        share = config.micro_batch_size or config.batch_size // processes
-        assert pieces * processes * share == config.batch_size
+        pieces = config.accumulation_steps(processes)
+        share = config.per_device_train_batch_size or config.train_batch_size // processes
+        assert pieces * processes * share == config.train_batch_size
 
 
 def test_the_paper_is_the_paper():
     config = TrainingConfig.load(RECIPES / "paper.yaml")
     model = LDMConfig.preset(config.model, **config.model_overrides)
-    assert (config.batch_size, model.max_position_embeddings, config.learning_rate) == (1024, 2048, 2.5e-4)
+    assert (config.train_batch_size, model.max_position_embeddings, config.learning_rate) == (1024, 2048, 2.5e-4)
     assert (config.warmup_steps, config.decay_fraction) == (0, 0.0)  # constant
     assert (model.mask_training_logits, model.action_smoothing, model.action_quantization) == (False, 0.0, "mu_law")
     with pytest.raises(ConfigError, match="batch_size 1024 cannot be shared by 3 processes"):
-        config.pieces(3)
+        config.accumulation_steps(3)
 
 
 @pytest.mark.parametrize(("name", "machines", "processes"), [("node-8-gpus", 1, 8), ("two-nodes", 2, 16)])
@@ -78,7 +78,7 @@ def test_the_slurm_script_trains_and_is_requeued(data, tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    values = {"data": str(data), "output": str(tmp_path / "run"), "model_overrides": TOY_MODEL, "log_with": "none"}
+    values = {"data": str(data), "output_dir": str(tmp_path / "run"), "model_overrides": TOY_MODEL, "report_to": "none"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -86,7 +86,7 @@ def test_the_slurm_script_trains_and_is_requeued(data, tmp_path):
         "SLURM_JOB_NODELIST": "n",
     }
     variables = {**os.environ, **variables, "ACCELERATE_USE_CPU": "true", "LOG": str(tmp_path / "requeued")}
-    command = ["bash", str(RECIPES / "slurm.sbatch"), str(tmp_path / "recipe.yaml"), "steps=2", "sharding=fsdp2"]
+    command = ["bash", str(RECIPES / "slurm.sbatch"), str(tmp_path / "recipe.yaml"), "max_steps=2", "sharding=fsdp2"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/checkpoint-00000002/training.json").exists() and (tmp_path / "run/model").is_dir()

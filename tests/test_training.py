@@ -33,9 +33,9 @@ FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
 
 
 def toy_settings(data: Path, output: Path, **changes) -> dict:
-    toy = {"model": "nano", "model_overrides": TOY_MODEL, "steps": 6, "batch_size": 4, "checkpoint_every": 2}
+    toy = {"model": "nano", "model_overrides": TOY_MODEL, "max_steps": 6, "train_batch_size": 4, "save_steps": 2}
     toy["environments"] = [CARTPOLE, CLIFF, PENDULUM]  # by name: their runs are too short to be worth imitating
-    return {"data": str(data), "output": str(output), **toy, "log_every": 1, "log_with": "none", **changes}
+    return {"data": str(data), "output_dir": str(output), **toy, "logging_steps": 1, "report_to": "none", **changes}
 
 
 def write_settings(path: Path, values: dict) -> Path:
@@ -137,13 +137,13 @@ def test_processes_share_every_step_without_overlap(share, world, accumulation, 
 
 
 def test_a_step_is_cut_into_pieces():
-    config = TrainingConfig("d", "o", batch_size=24, micro_batch_size=2)
-    assert [config.pieces(processes) for processes in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
-    assert TrainingConfig("d", "o", batch_size=24).pieces(8) == 1
+    config = TrainingConfig("d", "o", train_batch_size=24, per_device_train_batch_size=2)
+    assert [config.accumulation_steps(processes) for processes in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
+    assert TrainingConfig("d", "o", train_batch_size=24).accumulation_steps(8) == 1
     with pytest.raises(ConfigError, match=r"batch_size 24 cannot be shared by 5 processes .* a multiple of 10"):
-        config.pieces(5)
-    with pytest.raises(ConfigError, match="micro_batch_size unset: it must be a multiple of 7"):
-        TrainingConfig("d", "o", batch_size=24).pieces(7)
+        config.accumulation_steps(5)
+    with pytest.raises(ConfigError, match="per_device_train_batch_size unset: it must be a multiple of 7"):
+        TrainingConfig("d", "o", train_batch_size=24).accumulation_steps(7)
 
 
 @given(LENGTHS, st.integers(1, 3))
@@ -177,16 +177,16 @@ def test_a_sequence_is_a_piece_of_a_stream(data, processor):
 
 
 def test_learning_rate_by_hand():
-    config = TrainingConfig("d", "o", steps=10, learning_rate=1.0, warmup_steps=3, decay_fraction=0.4)
+    config = TrainingConfig("d", "o", max_steps=10, learning_rate=1.0, warmup_steps=3, decay_fraction=0.4)
     expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert [learning_rate(config, step) for step in range(10)] == pytest.approx(expected)
     assert learning_rate(TrainingConfig("d", "o"), 999) == 2.5e-4  # the paper's: constant
 
 
 def test_settings_are_checked(tmp_path):
-    path = write_settings(tmp_path / "s.yaml", {"data": "d", "output": "o", "learning_rate": "1e-3"})
-    loaded = TrainingConfig.load(path, ["batch_size=8", "betas=[0.9, 0.95]", "environments=[a/B-v0]"])
-    assert (loaded.learning_rate, loaded.batch_size, loaded.betas, loaded.environments) == (
+    path = write_settings(tmp_path / "s.yaml", {"data": "d", "output_dir": "o", "learning_rate": "1e-3"})
+    loaded = TrainingConfig.load(path, ["train_batch_size=8", "betas=[0.9, 0.95]", "environments=[a/B-v0]"])
+    assert (loaded.learning_rate, loaded.train_batch_size, loaded.betas, loaded.environments) == (
         1e-3,
         8,
         (0.9, 0.95),
@@ -196,12 +196,12 @@ def test_settings_are_checked(tmp_path):
     assert TrainingConfig.load(tmp_path / "again.yaml") == loaded
     for setting, message in {
         "learning_rte=1": "did you mean learning_rate",
-        "steps=many": "steps must be int, got 'many'",
-        "steps=0": "steps must be at least 1",
+        "max_steps=many": "steps must be int, got 'many'",
+        "max_steps=0": "steps must be at least 1",
         "precision=fp8": "precision must be auto, bf16 or fp32",
         "sharding=zero3": "sharding must be none or fsdp2, got 'zero3'",
-        "micro_batch_size=0": "micro_batch_size must be at least 1",
-        "steps": "reads name=value",
+        "per_device_train_batch_size=0": "per_device_train_batch_size must be at least 1",
+        "max_steps": "reads name=value",
     }.items():
         with pytest.raises(ConfigError, match=message):
             TrainingConfig.load(path, [setting])
@@ -228,7 +228,7 @@ def straight(data, tmp_path_factory) -> Path:
     """A run that was never interrupted."""
     output = tmp_path_factory.mktemp("straight")
     config = write_settings(
-        output / "s.yaml", toy_settings(data, output / "run", keep_checkpoints=9, log_with="tensorboard")
+        output / "s.yaml", toy_settings(data, output / "run", save_total_limit=9, report_to="tensorboard")
     )
     done = run_ldm_here("train", "--config", config)
     assert done.returncode == 0, done.stderr
@@ -247,7 +247,7 @@ def test_training_learns_writes_and_logs(straight, data):
 
 
 def test_training_continues_from_a_model_and_remembers_what_that_had_seen(straight, data, tmp_path):
-    settings_of = toy_settings(data, tmp_path / "run", environments=[CARTPOLE], steps=1)
+    settings_of = toy_settings(data, tmp_path / "run", environments=[CARTPOLE], max_steps=1)
     settings_of.update(model=str(straight / "model"), model_overrides={})
     before = load_file(straight / "model/model.safetensors")
     train(TrainingConfig(**{**settings_of, "learning_rate": 1e-9}))
@@ -257,7 +257,7 @@ def test_training_continues_from_a_model_and_remembers_what_that_had_seen(straig
 
 
 def test_a_killed_run_continues_bit_for_bit(straight, data, tmp_path):
-    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=100_000))
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", max_steps=100_000))
     command = [sys.executable, "-m", "ldm_hf", "train", "--config", str(config)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as running:
         while not (tmp_path / "run/checkpoint-00000004").exists():
@@ -268,14 +268,14 @@ def test_a_killed_run_continues_bit_for_bit(straight, data, tmp_path):
         if path.name != "checkpoint-00000004":
             shutil.rmtree(path)
     same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
-    done = run_ldm_here("train", "--config", config, "--set", "steps=6")
+    done = run_ldm_here("train", "--config", config, "--max_steps", "6")
     assert done.returncode == 0, done.stderr
     same_checkpoint(tmp_path / "run/checkpoint-00000006", straight / "checkpoint-00000006")
 
 
 def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")}
-    settings_ = toy_settings(data, straight, keep_checkpoints=9)
+    settings_ = toy_settings(data, straight, save_total_limit=9)
     done = run_ldm_here("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")} == before
@@ -284,7 +284,7 @@ def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
 def test_a_finished_model_can_be_saved_at_half_the_size(straight, data, tmp_path):
     """A finished run is finished again, as the settings now say: rounded in the file, and float32 for who loads it."""
     shutil.copytree(straight, tmp_path / "run")
-    folder = train(TrainingConfig(**toy_settings(data, tmp_path / "run", keep_checkpoints=9, save_precision="fp16")))
+    folder = train(TrainingConfig(**toy_settings(data, tmp_path / "run", save_total_limit=9, save_precision="fp16")))
     whole, half = (load_file(path / "model/model.safetensors") for path in (straight, folder.parent))
     assert all(torch.equal(half[name], tensor.half()) for name, tensor in whole.items()) and half.keys() == whole.keys()
     model = AutoModel.from_pretrained(folder)
@@ -293,15 +293,15 @@ def test_a_finished_model_can_be_saved_at_half_the_size(straight, data, tmp_path
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(straight, data, tmp_path):
-    first = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2))
+    first = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", max_steps=2))
     assert run_ldm_here("train", "--config", first).returncode == 0
     with small_disk(100_000):
-        done = run_ldm_here("train", "--config", first, "--set", "steps=4")
+        done = run_ldm_here("train", "--config", first, "--max_steps", "4")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "cannot be written" in last and "earlier checkpoints are untouched" in last
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000002"]
-    assert run_ldm_here("train", "--config", first, "--set", "steps=4").returncode == 0
+    assert run_ldm_here("train", "--config", first, "--max_steps", "4").returncode == 0
     same_checkpoint(tmp_path / "run/checkpoint-00000004", straight / "checkpoint-00000004")
 
 
@@ -315,11 +315,15 @@ def test_damaged_checkpoints_are_named(straight, data, tmp_path):
 
 
 def test_training_on_chosen_environments(data, tmp_path):
-    changes = {"environments": [CARTPOLE, PENDULUM], "weights": {CARTPOLE: 1, PENDULUM: 3}, "micro_batch_size": 2}
-    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", steps=2, **changes))
+    changes = {
+        "environments": [CARTPOLE, PENDULUM],
+        "weights": {CARTPOLE: 1, PENDULUM: 3},
+        "per_device_train_batch_size": 2,
+    }
+    config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", max_steps=2, **changes))
     done = run_ldm_here("train", "--config", config)
     assert done.returncode == 0, done.stderr
-    done = run_ldm_here("train", "--config", config, "--set", "environments=[gymnasium/Nothing-v0]")
+    done = run_ldm_here("train", "--config", config, "--environments", "[gymnasium/Nothing-v0]")
     assert done.returncode == 1 and "has no data of gymnasium/Nothing-v0" in done.stderr.splitlines()[-1]
 
 

@@ -21,7 +21,7 @@ from ldm_hf.training.mixture import Mixture
 from test_checks import describe, rewrite, setting
 from test_training import toy_settings, write_settings
 
-DIVERGING = {"learning_rate": 1e30, "max_grad_norm": 1e30, "steps": 20, "checkpoint_every": 1, "keep_checkpoints": 1}
+DIVERGING = {"learning_rate": 1e30, "max_grad_norm": 1e30, "max_steps": 20, "save_steps": 1, "save_total_limit": 1}
 
 
 def settings(data: Path, output: Path, **changes) -> TrainingConfig:
@@ -38,7 +38,7 @@ def only_finite_files(output: Path) -> None:
 def begun(data, tmp_path_factory) -> Path:
     """A run of one step."""
     output = tmp_path_factory.mktemp("begun") / "run"
-    train(settings(data, output, steps=1))
+    train(settings(data, output, max_steps=1))
     return output
 
 
@@ -48,7 +48,7 @@ def run(begun, tmp_path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 1, "num_workers": 1}])
+@pytest.mark.parametrize("changes", [{}, {"per_device_train_batch_size": 1, "dataloader_num_workers": 1}])
 def test_a_run_that_diverges_stops_and_keeps_the_last_finite_checkpoint(data, run, changes):
     before = {path: path.read_bytes() for path in (run / "checkpoint-00000001").iterdir()}
     config = settings(data, run, **DIVERGING, **changes)
@@ -59,8 +59,8 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_finite_checkpoint(data, ru
     # The sequences are those of the step that failed, each by environment, file and rows; worked out from the mixture.
     record = json.loads((run / "diverged.json").read_text())
     mixture = Mixture(open_datasets(data), LDMProcessor.from_pretrained(run / "model"), context_length=16)
-    first = (record["step"] - 1) * config.batch_size
-    for number, found in zip(range(first, first + config.batch_size), record["sequences"], strict=True):
+    first = (record["step"] - 1) * config.train_batch_size
+    for number, found in zip(range(first, first + config.train_batch_size), record["sequences"], strict=True):
         environment, chunk, start = mixture.locate(number)
         dataset = open_datasets(data)[environment]
         row = int(dataset.chunk_lengths[:chunk].sum()) + start  # each environment has one file
@@ -92,7 +92,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_written(data, run, monke
 
     monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
     with pytest.raises(TrainingDivergedError, match="step 2: the weights are not finite"):
-        train(settings(data, run, steps=2))
+        train(settings(data, run, max_steps=2))
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-00000001"]
 
 
@@ -128,7 +128,9 @@ def test_wrong_data_end_training_in_one_line(data, tmp_path, workers):
     shutil.copytree(data, tmp_path / "data")
     [file] = (tmp_path / "data" / CARTPOLE).glob("*/train-00000-of-00001.parquet")
     rewrite(file.parent, setting("reward", 5, np.nan))
-    values = toy_settings(tmp_path / "data", tmp_path / "run", environments=[CARTPOLE], steps=50, num_workers=workers)
+    values = toy_settings(
+        tmp_path / "data", tmp_path / "run", environments=[CARTPOLE], max_steps=50, dataloader_num_workers=workers
+    )
     config = write_settings(tmp_path / "s.yaml", values)
     done = (run_ldm if workers else run_ldm_here)("train", "--config", config)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -148,7 +150,7 @@ def test_a_blank_sequence_has_the_shape_of_the_one_that_it_stands_for(data, proc
     ("changes", "message"),
     [
         ({"seed": 1}, "seed 0 and is 1"),
-        ({"batch_size": 8}, "batch_size 4 and is 8"),
+        ({"train_batch_size": 8}, "batch_size 4 and is 8"),
         ({"context_length": 8}, "context_length 16 and is 8"),
         ({"weights": "size"}, "weights uniform and is size"),
         ({"sequences_per_chunk": 2}, "sequences_per_chunk 1 and is 2"),
@@ -162,7 +164,7 @@ def test_a_blank_sequence_has_the_shape_of_the_one_that_it_stands_for(data, proc
 def test_other_settings_that_change_what_weights_or_order_mean_are_refused_by_name(data, run, changes, message):
     before = (run / "training.yaml").read_bytes()
     with pytest.raises(ConfigError) as refused:
-        train(settings(data, run, steps=2, **changes))
+        train(settings(data, run, max_steps=2, **changes))
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert "Set back what differs to continue, or set another output" in str(refused.value)
     assert (run / "training.yaml").read_bytes() == before
@@ -170,18 +172,18 @@ def test_other_settings_that_change_what_weights_or_order_mean_are_refused_by_na
 
 def test_other_data_of_the_same_environments_are_refused(data, run, tmp_path):
     moved = shutil.copytree(data, tmp_path / "elsewhere")
-    train(settings(moved, run, steps=2))  # the same data in another place
+    train(settings(moved, run, max_steps=2))  # the same data in another place
     [file] = (moved / CARTPOLE).glob("*/train-00000-of-00001.parquet")
     table = pq.read_table(file)
     pq.write_table(table, file, row_group_size=256)  # other chunks, in another order of sequences
     describe(file.parent)
     with pytest.raises(ConfigError, match=f"other data of {CARTPOLE}"):
-        train(settings(moved, run, steps=3))
+        train(settings(moved, run, max_steps=3))
 
 
 def test_settings_that_may_change_are_recorded(data, run):
-    free = {"num_workers": 1, "micro_batch_size": 2, "log_every": 2, "cache_gib": 0.1}
-    train(settings(data, run, steps=2, learning_rate=1e-4, **free))
+    free = {"dataloader_num_workers": 1, "per_device_train_batch_size": 2, "logging_steps": 2, "cache_gib": 0.1}
+    train(settings(data, run, max_steps=2, learning_rate=1e-4, **free))
     record = json.loads((run / "checkpoint-00000002/training.json").read_text())
     assert [(entry["from_step"], entry["settings"]["learning_rate"]) for entry in record["history"]] == [
         (0, 2.5e-4),
@@ -193,8 +195,8 @@ def test_a_checkpoint_of_before_continues_and_forgets_no_environment(data, run):
     path = run / "checkpoint-00000001/training.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: record[name] for name in ("format", "step", "num_processes")}))
-    train(settings(data, run, steps=2, environments=[CARTPOLE]))
+    train(settings(data, run, max_steps=2, environments=[CARTPOLE]))
     assert AutoConfig.from_pretrained(run / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
     assert json.loads((run / "checkpoint-00000002/training.json").read_text())["bound"]["batch_size"] == 4
     with pytest.raises(ConfigError, match=r"mu of the model 100\.0 and is 50\.0"):
-        train(settings(data, run, steps=3, model_overrides={**TOY_MODEL, "mu": 50.0}))
+        train(settings(data, run, max_steps=3, model_overrides={**TOY_MODEL, "mu": 50.0}))

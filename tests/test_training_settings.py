@@ -21,7 +21,7 @@ from ldm_hf.training.config import TrainingConfig
         ("epsilon=0", "epsilon must be greater than 0"),
         ("num_workers=-1", "num_workers must not be negative, got -1"),
         ("num_workers=1.5", "num_workers must be int, got 1.5"),
-        ("log_with=junk", "log_with must be none, all, tensorboard, wandb"),
+        ("report_to=junk", "report_to must be none, all, tensorboard, wandb"),
         ("weight_decay=-1", "weight_decay must not be negative"),
         ("warmup_steps=-5", "warmup_steps must not be negative"),
         ("max_grad_norm=0", "max_grad_norm must be greater than 0"),
@@ -52,12 +52,10 @@ def test_infinite_clipping_is_none():
 
 def test_a_tracker_that_is_not_installed_is_refused_before_data_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "_is_installed", lambda tracker: tracker == "tensorboard")
-    done = run_ldm_here(
-        "train", "--set", "data=/nowhere", "--set", f"output={tmp_path / 'run'}", "--set", "log_with=wandb"
-    )
+    done = run_ldm_here("train", "--data", "/nowhere", "--output_dir", tmp_path / "run", "--report_to", "wandb")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: log_with=wandb needs a package that is not installed: pip install wandb")
+    assert line.startswith("error: report_to=wandb needs a package that is not installed: pip install wandb")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ environments=("${@:-
     gymnasium/LunarLanderContinuous-v3 minigrid/MiniGrid-Empty-8x8-v0 nasim/TinySmallVA-v0 panda-gym/PandaReachDense-v3
     pybullet-envs-gymnasium/InvertedPendulumBulletEnv-v0 pybullet-envs-gymnasium/InvertedPendulumSwingupBulletEnv-v0
     pybullet-envs-gymnasium/ReacherBulletEnv-v0}")
-settings=(--steps 200 --set learning_rate=1e-3 --set warmup_steps=10 --set decay_fraction=0.5 --set log_with=none)
+settings=(--steps 200 --learning_rate 1e-3 --warmup_steps 10 --decay_fraction 0.5 --report_to none)
 for environment in ${environments[*]}; do
     name=${environment//\//--}
     tune() { # way, options: nothing to learn from is no failure

@@ -75,12 +75,12 @@ REFERENCES = {
 
 TRAINING: dict[str, Any] = {
     "model": "nano",
-    "steps": 600,
-    "batch_size": 16,
+    "max_steps": 600,
+    "train_batch_size": 16,
     "learning_rate": 1e-3,
     "warmup_steps": 50,
     "decay_fraction": 0.3,
-    "checkpoint_every": 100,
+    "save_steps": 100,
 }
 
 
@@ -114,7 +114,7 @@ def quickstart(
     threads = max(1, jobs // 2)
     if not (output / "model").is_dir():
         _say("2/3  Training one model on all of them (ldm launch)")
-        settings = {**TRAINING, "data": str(data), "output": str(output), "seed": seed, "steps": steps}
+        settings = {**TRAINING, "data": str(data), "output_dir": str(output), "seed": seed, "max_steps": steps}
         settings["environments"] = sorted(references)  # all, whatever their references are worth
         with replacing(output / "quickstart.yaml") as path:
             path.write_text(json.dumps(settings, indent=1))  # JSON is YAML.

@@ -6,18 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
+from ldm_hf.cli.settings import with_settings
 from ldm_hf.dependencies import require
 
 _OWN = "Own rollouts, without --data"
 _LORA_RANK = 8
 
 
+@with_settings(
+    left_out=("data", "output_dir", "model", "environments", "stage", "num_experts", "grouping", "gradient_batches")
+)
 def finetune(
     model: Annotated[str, typer.Argument(help="Model folder, or name on the Hub.")],
     environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],
     output: Annotated[Path, typer.Option(help="Folder for data, checkpoints and the model.")],
     episodes: Annotated[
-        int, typer.Option(min=1, help="Of the data, so many of highest return; of own rollouts, so many each round.")
+        int,
+        typer.Option(
+            min=1, help="Episodes of highest return to train on; without --data, episodes to collect per round."
+        ),
     ],
     data: Annotated[
         str | None,
@@ -26,14 +33,7 @@ def finetune(
             "learns from its own rollouts."
         ),
     ] = None,
-    lora: Annotated[
-        bool, typer.Option("--lora", help=f"Train adapters of rank {_LORA_RANK} alone (needs peft).")
-    ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, of own rollouts each round.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value, any other setting of training; repeatable.")
-    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help=f"Train LoRA adapters of rank {_LORA_RANK} only.")] = False,
     rounds: Annotated[
         int | None, typer.Option(help="How often to act, filter and train. Default: 1.", rich_help_panel=_OWN)
     ] = None,
@@ -47,25 +47,25 @@ def finetune(
     device: Annotated[
         str | None, typer.Option(help="Torch device that acts. Default: cpu.", rich_help_panel=_OWN)
     ] = None,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Fine-tune a model on episodes of one environment: recorded ones, or the best of its own.
 
-    Interrupted, it resumes from the last finished step when it is started again.
+    Interrupted, it resumes from the last finished step when it is started again. max_steps is 200 by default, save_steps 100.
     """
     require("`ldm finetune`", "train")
     from ldm_hf.errors import ConfigError
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts
     from ldm_hf.finetuning.finetune import finetune as run
     from ldm_hf.processes import exit_with_owner
-    from ldm_hf.training.config import read_settings
 
     exit_with_owner()
     given = {"rounds": rounds, "keep": keep, "temperature": temperature, "device": device}
     own = {name: value for name, value in given.items() if value is not None}
     if data is not None and own:
         raise ConfigError(f"--{', --'.join(own)} are about own rollouts: leave out either them or --data")
-    chosen: dict[str, Any] = {"steps": steps, "seed": seed, **({"lora_rank": _LORA_RANK} if lora else {})}
-    chosen |= read_settings(settings or [])
+    chosen = {**({"lora_rank": _LORA_RANK} if lora else {}), **settings}
 
     source = OwnRollouts(**own) if data is None else data  # type: ignore[arg-type]
     tuning = FineTuning(model, environment, episodes, source)

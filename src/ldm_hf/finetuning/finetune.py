@@ -22,11 +22,11 @@ from ldm_hf.progress import progress_bar
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import train
 
-SETTINGS: dict[str, Any] = {"steps": 200, "checkpoint_every": 100}
+SETTINGS: dict[str, Any] = {"max_steps": 200, "save_steps": 100}
 """What differs from the settings of training by default."""
 
 _CLAIM = "finetuning.json"
-_OURS = ("data", "output", "model", "environments")
+_OURS = ("data", "output_dir", "model", "environments")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def finetune(
     wanted = {**SETTINGS, **(settings or {})}
     if not_theirs := [name for name in _OURS if name in wanted]:
         raise ConfigError(f"fine-tuning sets {', '.join(not_theirs)} itself: leave it out of the settings")
-    config = TrainingConfig.from_mapping({**wanted, "data": str(output / "data"), "output": str(output)})
+    config = TrainingConfig.from_mapping({**wanted, "data": str(output / "data"), "output_dir": str(output)})
     config = replace(config, model=tuning.model, environments=[tuning.environment])
     if isinstance(tuning.source, str):
         reference = _reference(tuning, tuning.source)
@@ -115,7 +115,7 @@ def finetune(
         collected.append(_own(tuning, tuning.source, config, number, folder / "rollouts"))
         count = max(1, round(tuning.source.keep * tuning.episodes))
         _choose(collected, count, folder / "data", say)
-        done = _trained(replace(config, data=str(folder / "data"), output=str(folder)))
+        done = _trained(replace(config, data=str(folder / "data"), output_dir=str(folder)))
         if done is None:
             return None
         config = replace(config, model=str(done))
@@ -190,7 +190,7 @@ def _described(episodes: Sequence[Episode]) -> str:
 
 def _trained(config: TrainingConfig) -> Path | None:
     """The model of finished training."""
-    folder = Path(config.output) / "model"
+    folder = Path(config.output_dir) / "model"
     return folder if folder.is_dir() else train(config)
 
 

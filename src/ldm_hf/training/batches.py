@@ -29,9 +29,9 @@ def make_batches(
     """
     # The loader is not prepared by Accelerate: the numbers already belong to this process only.
     numbers = SequenceNumbers(
-        range(start, config.steps),
-        config.batch_size,
-        config.pieces(accelerator.num_processes),
+        range(start, config.max_steps),
+        config.train_batch_size,
+        config.accumulation_steps(accelerator.num_processes),
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -39,7 +39,7 @@ def make_batches(
         _Reporting(mixture),
         batch_sampler=numbers,
         collate_fn=functools.partial(_collate, processor),
-        num_workers=config.num_workers,
+        num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_termination,
         generator=torch.Generator(),  # or it would draw from the random state that checkpoints keep
         pin_memory=accelerator.device.type == "cuda",

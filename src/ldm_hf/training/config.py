@@ -1,48 +1,54 @@
-"""The settings of a training run, read from YAML and from the command line."""
+"""The settings of a training run: one typed class, read from YAML and from the command line.
+
+Settings that mean what an argument of transformers' ``TrainingArguments`` means have its name. Pydantic checks types, ranges
+and choices.
+"""
 
 import dataclasses
 import difflib
+import functools
 import math
-import types
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from typing_extensions import Doc
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import replacing
 
-_AT_LEAST_ONE = (
-    "steps",
-    "batch_size",
-    "micro_batch_size",
-    "lora_rank",
-    "sequences_per_chunk",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "evaluate_every",
-    "evaluate_episodes",
-    "num_experts",
-    "gradient_batches",
-)
-_AT_LEAST_ZERO = ("warmup_steps", "num_workers", "weight_decay", "cache_gib", "seed")
-_ABOVE_ZERO = ("learning_rate", "epsilon", "max_grad_norm")
-_MAY_BE_INFINITE = ("max_grad_norm",)  # then gradients are not clipped
-_LARGEST_SEED = 2**32 - 1  # of numpy's generators
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
 """Those that Accelerate has, by the name of the package that each needs."""
-_CHOICES = {
-    "log_with": ("none", "all", *TRACKERS),
-    "precision": ("auto", "bf16", "fp32"),
-    "save_precision": ("fp32", "fp16"),
-    "sharding": ("none", "fsdp2"),
-    "stage": ("backbone", "experts", "routers"),
-    "grouping": ("gradient", "direction", "random"),
+
+RENAMED = {
+    "output": "output_dir",
+    "steps": "max_steps",
+    "batch_size": "train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "epsilon": "adam_epsilon",
+    "compile": "torch_compile",
+    "num_workers": "dataloader_num_workers",
+    "log_every": "logging_steps",
+    "checkpoint_every": "save_steps",
+    "keep_checkpoints": "save_total_limit",
+    "evaluate_every": "eval_steps",
+    "evaluate_environments": "eval_environments",
+    "evaluate_episodes": "eval_episodes",
+    "log_with": "report_to",
 }
+"""Settings by the names that they had before 0.1; read with a warning, until 0.3."""
+
+_Name = Annotated[str, MinLen(1)]
+_Names = Annotated[list[_Name], MinLen(1)]
+_Tracker = Literal[
+    "none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio"
+]
+_LARGEST_SEED = 2**32 - 1  # of numpy's generators
 
 
 @dataclass(frozen=True)
@@ -50,186 +56,157 @@ class TrainingConfig:
     """Everything that decides what a training run computes.
 
     Making one checks each setting by itself and raises ``ConfigError``; what depends on the machine is checked when a run
-    starts (``preflight.py``), and what a checkpoint was made with when a run resumes from it (``resume.py``).
-
-    Attributes:
-        data: folder of datasets, as ``ldm build`` writes them, or of several such folders, ``hf://datasets/<namespace>/<name>``,
-            or a list of these.
-        output: folder for checkpoints, logs and, at the end, the model in ``output/model``.
-        model: name of a preset, or a model folder or Hub name to continue from.
-        model_overrides: fields of ``LDMConfig`` that differ from the preset.
-        lora_rank: rank of the adapters that are trained instead of the weights, in the backbone's linear layers (LoRA, which
-            needs peft); by default the weights are.
-        environments: ids to train on; by default all under ``data`` whose reference has no flag.
-        weights: how often environments are drawn: ``uniform``, ``size`` (by transitions), or weights by id.
-        context_length: transitions of a training sequence; by default the model's.
-        sequences_per_chunk: sequences that are read from a chunk of data at a time; 4 of the paper's length use it whole,
-            which saves reading where the data do not fit into memory.
-        stream: whether data of the Hub are read over the network each time, instead of from files in its cache.
-        steps: optimizer steps.
-        batch_size: sequences of an optimizer step, over all processes.
-        micro_batch_size: sequences of a forward pass on one device, which decides how much memory it takes; by default the
-            process's whole share of ``batch_size``. Gradients of several passes add up to those of one.
-        learning_rate, betas, epsilon: of AdamW (paper section 4.4; constant by default).
-        weight_decay: of AdamW, for matrices only.
-        warmup_steps: steps of linear warm-up.
-        decay_fraction: share of the steps, at the end, in which the learning rate falls linearly to zero.
-        max_grad_norm: gradients are clipped to this norm; with infinity (``.inf``) they are not.
-        precision: ``auto`` is bf16 on accelerators that have it and float32 elsewhere; or ``bf16``, ``fp32``.
-        save_precision: of the numbers in the file of the finished model, which is loaded in float32 all the same: ``fp16``
-            halves it. Checkpoints are always whole.
-        sharding: ``none`` keeps the whole model on every device (DDP); ``fsdp2`` shares weights, gradients and optimizer
-            out over all devices. Both compute the same, and continue each other's checkpoints.
-        compile: whether the layers of the backbone are compiled.
-        gradient_checkpointing: whether activations inside layers are computed again for the backward pass, to save memory.
-        seed: of the weights and of the order of the data.
-        num_workers: loader processes of each training process; any number gives the same batches.
-        cache_gib: decoded chunks that each loader process keeps, in GiB.
-        log_every, checkpoint_every: in steps.
-        keep_checkpoints: how many checkpoints are kept.
-        evaluate_every: steps between two rollouts of the model in training; by default there are none.
-        evaluate_environments: ids to roll out in; by default those trained on.
-        evaluate_episodes: episodes in each of them.
-        log_with: an Accelerate tracker, which must be installed: ``tensorboard``, ``wandb``, ..., ``all`` that are, or
-            ``none``.
-        stage: what is trained (docs/experts.md): ``backbone`` all that the model has; ``experts`` attaches experts to
-            ``model`` and trains each on its group of environments; ``routers`` only those of ``model``, on all of them.
-        num_experts: experts that the stage ``experts`` attaches.
-        grouping: how it divides the environments among them: by ``gradient``, by its ``direction`` alone, or at ``random``.
-        gradient_batches: batches over which the gradient of an environment is averaged for that.
+    starts (``preflight.py``), and what a checkpoint was made with when a run resumes from it (``resume.py``). ``ldm train
+    --help`` lists the settings with what they mean.
     """
 
-    data: str | list[str]
-    output: str
-    model: str = "nano"
-    model_overrides: dict[str, Any] = field(default_factory=dict)
-    lora_rank: int | None = None
-    environments: list[str] | None = None
-    weights: str | dict[str, float] = "uniform"
-    context_length: int | None = None
-    sequences_per_chunk: int = 1
-    stream: bool = False
-    steps: int = 1000
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    learning_rate: float = 2.5e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
-    decay_fraction: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "auto"
-    save_precision: str = "fp32"
-    sharding: str = "none"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    num_workers: int = 0
-    cache_gib: float = 0.5
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    evaluate_every: int | None = None
-    evaluate_environments: list[str] | None = None
-    evaluate_episodes: int = 2
-    log_with: str = "tensorboard"
-    stage: str = "backbone"
-    num_experts: int | None = None
-    grouping: str = "gradient"
-    gradient_batches: int = 10
+    data: Annotated[
+        _Name | _Names,
+        Doc(
+            "Folder of datasets, as `ldm build` writes them, or of several such folders, hf://datasets/NAMESPACE/NAME, or a list."
+        ),
+    ]
+    output_dir: Annotated[
+        _Name, Doc("Folder for checkpoints, logs and, at the end, the model in its subfolder `model`.")
+    ]
+    model: Annotated[
+        _Name, Doc("Name of a preset, or a model folder or Hub name whose weights are trained further.")
+    ] = "nano"
+    model_overrides: Annotated[dict[str, Any], Doc("Fields of LDMConfig that differ from the preset.")] = field(
+        default_factory=dict
+    )
+    lora_rank: Annotated[
+        Annotated[int, Ge(1)] | None,
+        Doc("Rank of LoRA adapters in the backbone, which are then trained instead of the weights."),
+    ] = None
+    environments: Annotated[
+        _Names | None, Doc("Ids to train on. Default: all in `data` whose reference has no flag.")
+    ] = None
+    weights: Annotated[
+        Literal["uniform", "size"] | dict[str, Annotated[float, Gt(0), Lt(math.inf)]],
+        Doc("How often environments are sampled: uniform, size (by transitions), or a weight per id."),
+    ] = "uniform"
+    context_length: Annotated[
+        Annotated[int, Ge(2)] | None, Doc("Transitions of a training sequence. Default: the model's.")
+    ] = None
+    sequences_per_chunk: Annotated[
+        int, Ge(1), Doc("Sequences that are read from a chunk of data at a time; 4 of 2048 transitions use it whole.")
+    ] = 1
+    stream: Annotated[
+        bool, Doc("Whether data of the Hub are read over the network each time, instead of from its cache.")
+    ] = False
+    max_steps: Annotated[int, Ge(1), Doc("Optimizer steps.")] = 1000
+    train_batch_size: Annotated[int, Ge(1), Doc("Sequences of an optimizer step, over all processes.")] = 16
+    per_device_train_batch_size: Annotated[
+        Annotated[int, Ge(1)] | None,
+        Doc(
+            "Sequences of a forward pass on one device, which decides how much memory it takes; gradients are accumulated over "
+            "as many passes as train_batch_size needs. Default: the process's whole share of it."
+        ),
+    ] = None
+    learning_rate: Annotated[float, Gt(0), Lt(math.inf), Doc("Of AdamW (paper section 4.4); constant by default.")] = (
+        2.5e-4
+    )
+    adam_beta1: Annotated[float, Ge(0), Lt(1), Doc("Decay of AdamW's first moment.")] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1), Doc("Decay of AdamW's second moment.")] = 0.999
+    adam_epsilon: Annotated[float, Gt(0), Lt(math.inf), Doc("AdamW's epsilon.")] = 1e-8
+    weight_decay: Annotated[float, Ge(0), Lt(math.inf), Doc("Of AdamW, for matrices only.")] = 0.01
+    warmup_steps: Annotated[int, Ge(0), Doc("Steps of linear warm-up.")] = 0
+    decay_fraction: Annotated[
+        float, Ge(0), Le(1), Doc("Share of the steps, at the end, in which the learning rate falls linearly to zero.")
+    ] = 0.0
+    max_grad_norm: Annotated[float, Gt(0), Doc("Gradients are clipped to this norm; `.inf` does not clip.")] = 1.0
+    bf16: Annotated[
+        bool | None,
+        Doc("Whether to compute in bfloat16 where precision allows. Default: on accelerators that have it."),
+    ] = None
+    save_precision: Annotated[
+        Literal["fp32", "fp16"], Doc("Numbers in the file of the finished model; it is loaded in float32 all the same.")
+    ] = "fp32"
+    sharding: Annotated[
+        Literal["none", "fsdp2"],
+        Doc("none keeps the whole model on each device (DDP); fsdp2 shards weights, gradients and optimizer."),
+    ] = "none"
+    torch_compile: Annotated[bool, Doc("Whether the layers of the backbone are compiled.")] = False
+    gradient_checkpointing: Annotated[
+        bool, Doc("Whether activations inside layers are recomputed in the backward pass, to save memory.")
+    ] = False
+    seed: Annotated[int, Ge(0), Le(_LARGEST_SEED), Doc("Random seed of the weights and of the order of the data.")] = 0
+    dataloader_num_workers: Annotated[
+        int, Ge(0), Doc("Loader processes of each training process; any number gives the same batches.")
+    ] = 0
+    cache_gib: Annotated[float, Ge(0), Lt(math.inf), Doc("Decoded chunks that each loader process keeps, in GiB.")] = (
+        0.5
+    )
+    logging_steps: Annotated[int, Ge(1), Doc("Steps between two entries of the log.")] = 10
+    save_steps: Annotated[int, Ge(1), Doc("Steps between two checkpoints.")] = 500
+    save_total_limit: Annotated[int, Ge(1), Doc("Checkpoints that are kept.")] = 2
+    eval_steps: Annotated[
+        Annotated[int, Ge(1)] | None, Doc("Steps between two evaluations by rollouts. Default: none.")
+    ] = None
+    eval_environments: Annotated[_Names | None, Doc("Ids to evaluate in. Default: those trained on.")] = None
+    eval_episodes: Annotated[int, Ge(1), Doc("Episodes in each of them.")] = 2
+    report_to: Annotated[_Tracker, Doc("Tracker, which must be installed; all that are, or none.")] = "tensorboard"
+    stage: Annotated[
+        Literal["backbone", "experts", "routers"],
+        Doc("What is trained (docs/experts.md): all that the model has; experts, each on its group; or routers only."),
+    ] = "backbone"
+    num_experts: Annotated[Annotated[int, Ge(1)] | None, Doc("Experts that the stage `experts` attaches.")] = None
+    grouping: Annotated[
+        Literal["gradient", "direction", "random"], Doc("How it divides the environments among the experts.")
+    ] = "gradient"
+    gradient_batches: Annotated[int, Ge(1), Doc("Batches over which an environment's gradient is averaged for it.")] = (
+        10
+    )
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
-        self._check_numbers()
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                wanted = f"{', '.join(choices[:-1])} or {choices[-1]}"
-                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-        for name in ("data", "output", "model", "environments", "evaluate_environments", "weights"):
-            value = getattr(self, name)
-            if value is not None and (not value or (isinstance(value, list) and "" in value)):
-                raise ConfigError(f"{name} must not be empty, got {value!r}")
-        if isinstance(self.weights, str) and self.weights not in ("uniform", "size"):
-            raise ConfigError(f"weights must be uniform, size or a number for each id, got {self.weights!r}")
-        self._check_stage()
-
-    def _check_numbers(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if kind is float and (math.isnan(value) or (math.isinf(value) and name not in _MAY_BE_INFINITE)):
-                raise ConfigError(f"{name} must be a finite number, got {value}")
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in _AT_LEAST_ZERO:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in _ABOVE_ZERO:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if self.seed > _LARGEST_SEED:
-            raise ConfigError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas must be from 0 to below 1, got {list(self.betas)}")
-        if not 0 <= self.decay_fraction <= 1:
-            raise ConfigError(f"decay_fraction must be from 0 to 1, got {self.decay_fraction}")
-        if self.context_length is not None and self.context_length < 2:
-            raise ConfigError(f"context_length must be at least 2, got {self.context_length}")
-        if not isinstance(self.weights, str):
-            for environment, weight in self.weights.items():
-                if not 0 < weight < math.inf:
-                    raise ConfigError(f"weights must be positive, got {weight} for {environment}")
-
-    def _check_stage(self) -> None:
+        for name, adapter in _adapters().items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), adapter))
         if self.stage == "backbone":
             return
         if self.lora_rank is not None:
+            raise ConfigError(f"lora_rank is for the stage backbone: the stage {self.stage} chooses what is trained")
+        if Path(self.model).resolve() == (Path(self.output_dir) / "model").resolve():
             raise ConfigError(
-                f"lora_rank is for the stage backbone: the stage {self.stage} chooses itself what is trained"
-            )
-        if Path(self.model).resolve() == (Path(self.output) / "model").resolve():
-            raise ConfigError(
-                f"stage {self.stage} would replace {self.model}, which it starts from; set another output"
+                f"stage {self.stage} would replace {self.model}, which it starts from; set another output_dir"
             )
 
-    def pieces(self, num_processes: int) -> int:
-        """Forward passes of an optimizer step on each of so many processes.
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Forward passes of an optimizer step on each of ``num_processes`` processes.
 
         Raises:
-            ConfigError: the batch cannot be shared out like this.
+            ConfigError: the batch cannot be divided among them.
         """
-        shares = num_processes * (self.micro_batch_size or 1)
-        if self.batch_size % shares:
+        at_once = self.per_device_train_batch_size
+        shares = num_processes * (at_once or 1)
+        if self.train_batch_size % shares:
             raise ConfigError(
-                f"batch_size {self.batch_size} cannot be shared by {num_processes} processes with micro_batch_size "
-                f"{self.micro_batch_size or 'unset'}: it must be a multiple of {shares}"
+                f"train_batch_size {self.train_batch_size} cannot be shared by {num_processes} processes with "
+                f"per_device_train_batch_size {at_once or 'unset'}: it must be a multiple of {shares}"
             )
-        return self.batch_size // shares if self.micro_batch_size else 1
+        return self.train_batch_size // shares if at_once else 1
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "TrainingConfig":
-        """Read a YAML file and apply ``name=value`` settings, values in YAML (``environments=[a, b]``).
+    def load(cls, path: Path | None, overrides: Mapping[str, Any] | None = None) -> "TrainingConfig":
+        """Read a YAML file, and apply settings over it.
 
         Raises:
-            ConfigError: the file cannot be read, a name is unknown (with a suggestion), or a value has the wrong type.
+            ConfigError: the file cannot be read, a name is unknown (with a suggestion), or a value cannot be used.
         """
-        values = {} if path is None else _read_mapping(path)
-        values |= read_settings(overrides)
+        values = {} if path is None else renamed(_read_mapping(path), str(path))
+        values |= renamed(overrides or {}, "the command line")
         return cls.from_mapping(values, where="the command line" if path is None else str(path))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "the settings") -> "TrainingConfig":
-        """Check names and types of settings and build the configuration; raises ``ConfigError``."""
-        fields = typing.get_type_hints(cls)
+        """Check names and values of settings and build the configuration; raises ``ConfigError``."""
+        values, known = renamed(values, where), settings()
         for name in values:
-            if name not in fields:
-                near = difflib.get_close_matches(str(name), fields, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}"
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
                 raise ConfigError(f"{where} sets {name!r}, which is not a setting{hint}")
-        missing = [name for name in ("data", "output") if name not in values]
+        missing = [name for name in ("data", "output_dir") if name not in values]
         if missing:
             raise ConfigError(f"{where} must set {' and '.join(missing)}")
         return cls(**values)
@@ -241,22 +218,68 @@ class TrainingConfig:
 
     def as_mapping(self) -> dict[str, Any]:
         """The settings as JSON and YAML hold them."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        return dataclasses.asdict(self)
 
 
-def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``name=value`` settings, values in YAML; ``ConfigError`` if one is none."""
-    values = {}
-    for setting in texts:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"a setting reads name=value, got {setting!r}")
-        try:
-            values[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{name.strip()} cannot be read as YAML, got {text!r}: {reason}") from error
-    return values
+def settings() -> dict[str, str]:
+    """What each setting means, by name."""
+    hints = typing.get_type_hints(TrainingConfig, include_extras=True)
+    return {
+        name: next(part.documentation for part in hint.__metadata__ if isinstance(part, Doc))
+        for name, hint in hints.items()
+    }
+
+
+def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by their names of today; warns of those that are given by an older one."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        today: dict[str, Any] = {RENAMED[name]: value} if name in RENAMED else {name: value}
+        if name == "betas":
+            today = dict(zip(("adam_beta1", "adam_beta2"), value, strict=False)) if isinstance(value, Sequence) else {}
+        elif name == "precision":
+            today = {"bf16": {"auto": None, "bf16": True, "fp32": False}.get(value, value)}
+        if name not in today:
+            warnings.warn(f"{where} sets {name}, which is called {', '.join(today)} now", FutureWarning, stacklevel=3)
+        found |= today
+    return found
+
+
+def read_value(name: str, text: str) -> Any:
+    """A setting's value from the command line, in YAML; ``ConfigError`` if it is not valid."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} cannot be read as YAML, got {text!r}: {' '.join(str(error).split())}") from error
+
+
+@functools.cache
+def _adapters() -> dict[str, Any]:
+    from pydantic import TypeAdapter
+
+    return {
+        name: TypeAdapter(hint) for name, hint in typing.get_type_hints(TrainingConfig, include_extras=True).items()
+    }
+
+
+def _checked(name: str, value: Any, adapter: Any) -> Any:
+    """The value as its setting's type, where nothing is lost by it: 1 for 1.0, "2.5e-4" (which YAML reads as text)."""
+    from pydantic import ValidationError
+
+    try:
+        # Strictly where it is a truth value, which elsewhere would count as 0 or 1.
+        return adapter.validate_python(
+            str(value) if isinstance(value, Path) else value, strict=isinstance(value, bool) or None
+        )
+    except ValidationError as error:
+        # Of the alternatives of a setting, the one that came furthest.
+        worst = max(
+            error.errors(include_url=False), key=lambda one: (not one["type"].endswith("_type"), len(one["loc"]))
+        )
+        parts = [part for part in worst["loc"] if isinstance(part, int) or (isinstance(value, dict) and part in value)]
+        reason = worst["msg"][0].lower() + worst["msg"][1:]
+        within = "".join(f" {part!r}" for part in parts)
+        raise ConfigError(f"{name}{within} cannot be used: {reason}, got {worst['input']!r}") from None
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -268,39 +291,3 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold settings as 'name: value', got {type(values).__name__}")
     return values
-
-
-def _typed(name: str, value: Any, expected: Any) -> Any:
-    """The value as the field's type, where nothing is lost by it: 1 for 1.0, "2.5e-4" (which YAML reads as text)."""
-    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
-    if isinstance(value, Path):
-        value = str(value)
-    for option in options:
-        plain, parts = typing.get_origin(option) or option, typing.get_args(option)
-        if plain is float and isinstance(value, int | str) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except (ValueError, OverflowError):
-                continue
-        if plain is tuple and isinstance(value, list | tuple) and len(value) == len(parts):
-            return tuple(_typed(name, part, kind) for part, kind in zip(value, parts, strict=True))
-        if isinstance(value, plain) and plain is not tuple and not (plain is int and isinstance(value, bool)):
-            return _with_typed_parts(name, value, parts)
-    wanted = " or ".join("nothing" if option is types.NoneType else _name_of(option) for option in options)
-    raise ConfigError(f"{name} must be {wanted}, got {value!r}")
-
-
-def _with_typed_parts(name: str, value: Any, kinds: Sequence[Any]) -> Any:
-    """A list or a mapping, each of whose parts is of its type; any other value as it is."""
-    if isinstance(value, list):
-        return [_typed(f"each of {name}", part, kinds[0]) for part in value]
-    if isinstance(value, dict):
-        named = {_typed(f"each name in {name}", key, kinds[0]): part for key, part in value.items()}
-        if kinds[1] is Any:
-            return named
-        return {key: _typed(f"{name} of {key}", part, kinds[1]) for key, part in named.items()}
-    return value
-
-
-def _name_of(kind: Any) -> str:
-    return str(kind) if typing.get_origin(kind) else kind.__name__

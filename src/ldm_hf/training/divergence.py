@@ -35,12 +35,12 @@ def divergence(
         saved: the steps of the newest checkpoint.
     """
     what = [name for name, one in zip(MAY_FAIL, failed, strict=False) if one]
-    first = step * config.batch_size
-    sources = [mixture.source(number) for number in range(first, first + config.batch_size)]
+    first = step * config.train_batch_size
+    sources = [mixture.source(number) for number in range(first, first + config.train_batch_size)]
     if accelerator.is_main_process:
         record = {"step": step + 1, "not_finite": what, "sequences": [asdict(source) for source in sources]}
         # Where that cannot be written, what the message names has to do.
-        with contextlib.suppress(OSError, StorageError), replacing(Path(config.output) / RECORD) as temporary:
+        with contextlib.suppress(OSError, StorageError), replacing(Path(config.output_dir) / RECORD) as temporary:
             temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     kept = "no checkpoint was written before" if saved is None else f"the checkpoint of step {saved} is kept"
     verb = "is" if len(what) == 1 and what != ["weights"] else "are"

@@ -56,13 +56,13 @@ class ExpertJob:
     @property
     def model(self) -> Path:
         """Where its model is."""
-        return Path(self.config.output) / "model"
+        return Path(self.config.output_dir) / "model"
 
     @property
     def is_done(self) -> bool:
         """Whether its model is complete: the record is written after it."""
         try:
-            return json.loads(self._record.read_text(encoding="utf-8")) == {"steps": self.config.steps}
+            return json.loads(self._record.read_text(encoding="utf-8")) == {"steps": self.config.max_steps}
         except (OSError, ValueError):
             return False
 
@@ -73,11 +73,11 @@ class ExpertJob:
     @property
     def stop(self) -> Path:
         """A file that asks all experts to end after the step they are at: every node sees it."""
-        return Path(self.config.output).with_name("stop")
+        return Path(self.config.output_dir).with_name("stop")
 
     def execute(self, progress: Callable[[str, int, int], None]) -> None:
         """Train, or continue from the last checkpoint; end early, with a checkpoint, where ``stop`` appears."""
-        steps = self.config.steps
+        steps = self.config.max_steps
 
         def after_step(done: int) -> None:
             progress("training", done, steps)
@@ -90,7 +90,7 @@ class ExpertJob:
 
     @property
     def _record(self) -> Path:
-        return Path(self.config.output) / "finished.json"
+        return Path(self.config.output_dir) / "finished.json"
 
 
 def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executor]) -> Path | None:
@@ -110,7 +110,7 @@ def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executo
         LDMError: settings, datasets or checkpoints that cannot be used, or a job that died twice.
     """
     config = _with_whole_paths(config)
-    output = Path(config.output)
+    output = Path(config.output_dir)
     backbone, processor = load_backbone(config)
     datasets = training_datasets(config, lambda line: print(line, file=sys.stderr))
     remove_leftovers(output)
@@ -142,14 +142,16 @@ def _groups(
         raise ConfigError(
             f"num_experts must be from 2 to {len(environments)}, the number of environments, got {config.num_experts}"
         )
-    path = Path(config.output) / "groups.json"
+    path = Path(config.output_dir) / "groups.json"
     settings = {name: getattr(config, name) for name in ("num_experts", "grouping", "gradient_batches", "seed")}
     settings |= {"model": config.model, "environments": environments}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in settings if found["settings"].get(name) != settings[name]]
         if differing:
-            raise ConfigError(f"{config.output} holds experts of another {', '.join(differing)}; set another output")
+            raise ConfigError(
+                f"{config.output_dir} holds experts of another {', '.join(differing)}; set another output"
+            )
         return found["groups"]
     if config.grouping == "random":
         groups = random_groups(environments, config.num_experts, config.seed)
@@ -167,12 +169,12 @@ def _job(config: TrainingConfig, index: int, group: list[str], backbone: LDMMode
     weights = config.weights
     own = replace(
         config,
-        output=str(Path(config.output) / f"expert-{index}"),
+        output_dir=str(Path(config.output_dir) / f"expert-{index}"),
         environments=group,
-        evaluate_environments=[each for each in config.evaluate_environments or () if each in group] or None,
+        eval_environments=[each for each in config.eval_environments or () if each in group] or None,
         weights=weights if isinstance(weights, str) else {name: weights[name] for name in group if name in weights},
         seed=config.seed + index,
-        num_workers=0,  # a job's process may have no children
+        dataloader_num_workers=0,  # a job's process may have no children
     )
     return ExpertJob(index, own, _memory(own, backbone))
 
@@ -181,14 +183,16 @@ def _memory(config: TrainingConfig, backbone: LDMModel) -> int:
     """Bytes: float32 weights; gradients and moments of the expert; what layers keep for the backward pass."""
     shape = backbone.config
     expert = 3 * shape.num_hidden_layers * shape.hidden_size * shape.intermediate_size
-    tokens = (config.micro_batch_size or config.batch_size) * (config.context_length or shape.max_position_embeddings)
+    tokens = (config.per_device_train_batch_size or config.train_batch_size) * (
+        config.context_length or shape.max_position_embeddings
+    )
     kept = tokens * shape.num_hidden_layers * (32 * shape.intermediate_size + 64 * shape.hidden_size)
     return _OVERHEAD + 4 * (backbone.num_parameters() + 4 * expert) + kept + int(config.cache_gib * 2**30)
 
 
 def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Callable[[int], Executor]) -> bool:
     """Run the jobs that wait; one whose process dies is started once more. False if SIGTERM ended them before."""
-    steps, stop = jobs[0].config.steps, jobs[0].stop
+    steps, stop = jobs[0].config.max_steps, jobs[0].stop
     done = {job.name: 0 if job in waiting else steps for job in jobs}
     crashed: set[str] = set()
     termination = Termination()
@@ -229,5 +233,5 @@ def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     places = [config.data] if isinstance(config.data, str) else config.data
     data = [place if "://" in place else str(Path(place).absolute()) for place in places]
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    output = str(Path(config.output).absolute())
-    return replace(config, data=data if isinstance(config.data, list) else data[0], model=model, output=output)
+    output = str(Path(config.output_dir).absolute())
+    return replace(config, data=data if isinstance(config.data, list) else data[0], model=model, output_dir=output)

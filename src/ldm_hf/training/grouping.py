@@ -80,9 +80,9 @@ def environment_gradient(
 ) -> dict[str, torch.Tensor]:
     """The gradient of the loss on one environment, by parameter, over ``gradient_batches`` batches of ``batch_size``."""
     mixture = make_mixture([dataset], config, model, processor)
-    numbers = range(config.gradient_batches * config.batch_size)
+    numbers = range(config.gradient_batches * config.train_batch_size)
     transitions = sum(map(mixture.length, numbers))
-    at_once = config.micro_batch_size or config.batch_size
+    at_once = config.per_device_train_batch_size or config.train_batch_size
     model.eval().zero_grad()
     for start in numbers[::at_once]:
         sequences = [mixture[number] for number in numbers[start : start + at_once]]

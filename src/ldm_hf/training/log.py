@@ -16,7 +16,7 @@ _WAITING_TO_SHOW = 0.05
 
 
 class TrainingLog:
-    """Loss, learning rate, gradient norm, speed, time waited for data, memory and scores, every ``log_every`` steps.
+    """Loss, learning rate, gradient norm, speed, time waited for data, memory and scores, every ``logging_steps`` steps.
 
     The loss is the mean over the labelled transitions of a step of all processes, averaged over the steps since the last
     figures. Speed leaves out what happens in ``paused``: checkpoints and evaluation.
@@ -41,7 +41,7 @@ class TrainingLog:
         self._loss = self._norm = torch.zeros((), device=accelerator.device)
         self._begin(start)
         hidden = progress is not None or not accelerator.is_main_process
-        self._bar = progress_bar("training", config.steps, "step", initial=start, disable=hidden)
+        self._bar = progress_bar("training", config.max_steps, "step", initial=start, disable=hidden)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -66,7 +66,7 @@ class TrainingLog:
         """A step has ended; all processes call this together."""
         self._transitions += transitions
         self._norm = norm
-        if done % self._config.log_every == 0 or done == self._config.steps:
+        if done % self._config.logging_steps == 0 or done == self._config.max_steps:
             values = self._values(done, learning_rate)
             self._accelerator.log(values, step=done)
             text = f"loss {values['loss']:.4f}, {values['transitions_per_second']:,.0f} transitions/s"

@@ -39,7 +39,7 @@ from ldm_hf.training.stages import load_model
 
 
 def train(config: TrainingConfig, progress: Callable[[int], None] | None = None) -> Path | None:
-    """Train a model, continuing from the newest checkpoint in ``config.output`` if there is one.
+    """Train a model, continuing from the newest checkpoint in ``config.output_dir`` if there is one.
 
     Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written. With the
     stage ``experts`` it trains one of them, on all environments of the settings; ``experts.py`` trains several.
@@ -63,7 +63,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
     bound = bound_settings(config, datasets, mixture.context_length)
-    checkpoint = latest_checkpoint(accelerator, Path(config.output))
+    checkpoint = latest_checkpoint(accelerator, Path(config.output_dir))
     history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
     known = {*(whole.config.environments or []), *seen}
     whole.config.environments = sorted(known | {dataset.environment for dataset in datasets})
@@ -73,14 +73,14 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     optimizer = _optimizer(model, config)
     start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizer, checkpoint)
     if accelerator.is_main_process:
-        config.save(Path(config.output) / "training.yaml")
-        (Path(config.output) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
+        config.save(Path(config.output_dir) / "training.yaml")
+        (Path(config.output_dir) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
     _start_trackers(accelerator, config)
     record = made_with(accelerator, config, bound, start, history)
     folder, failure = None, None
     try:
         if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress):
-            folder = save_finished(accelerator, model, processor, Path(config.output), config.save_precision)
+            folder = save_finished(accelerator, model, processor, Path(config.output_dir), config.save_precision)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread forever.
@@ -104,7 +104,7 @@ def _run(
     progress: Callable[[int], None] | None,
 ) -> bool:
     """The steps that are left; False if SIGTERM ended them before the last."""
-    output, saved = Path(config.output), start or None
+    output, saved = Path(config.output_dir), start or None
     references = _references(config)
     termination = Termination()
     model.train()
@@ -113,12 +113,12 @@ def _run(
         contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log,
         termination.heard(),
     ):
-        for step in range(start, config.steps):
+        for step in range(start, config.max_steps):
             done, rate = step + 1, learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            first = step * config.batch_size
-            transitions = sum(map(mixture.length, range(first, first + config.batch_size)))
+            first = step * config.train_batch_size
+            transitions = sum(map(mixture.length, range(first, first + config.train_batch_size)))
             norm, failed, batch, error = _step(accelerator, model, optimizer, batches, transitions, config, log)
             *failures, unread, asked = on_any_process(accelerator, failed, error is not None, termination.asked)
             if unread:
@@ -126,13 +126,13 @@ def _run(
             if any(failures):
                 raise divergence(accelerator, mixture, config, step, failures, saved)
             log.step(done, rate, norm, transitions)
-            stopping = asked and done < config.steps
+            stopping = asked and done < config.max_steps
             with log.paused():
-                if done % config.checkpoint_every == 0 or done == config.steps or stopping:
+                if done % config.save_steps == 0 or done == config.max_steps or stopping:
                     failures = on_any_process(accelerator, _cannot_continue(model, batch))
                     if any(failures):
                         raise divergence(accelerator, mixture, config, step, failures, saved)
-                    keep = config.keep_checkpoints
+                    keep = config.save_total_limit
                     save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
                     saved = done
                 if stopping:
@@ -140,8 +140,8 @@ def _run(
                         f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it continues"
                     )
                     return False
-                if config.evaluate_every and done % config.evaluate_every == 0:
-                    scores, warnings = score_model(accelerator, model, processor, references, config.evaluate_episodes)
+                if config.eval_steps and done % config.eval_steps == 0:
+                    scores, warnings = score_model(accelerator, model, processor, references, config.eval_episodes)
                     log.scores(done, scores)
                     for warning in warnings:
                         log.say(warning)
@@ -164,7 +164,7 @@ def _step(
         the last piece of the batch; and why some of it cannot be read, which makes the step worthless.
     """
     error: Failure | None = None
-    pieces, total = config.pieces(accelerator.num_processes), torch.zeros((), device=accelerator.device)
+    pieces, total = config.accumulation_steps(accelerator.num_processes), torch.zeros((), device=accelerator.device)
     for piece in range(pieces):
         with log.waiting():
             batch, failure = next(batches)
@@ -200,20 +200,20 @@ def _cannot_continue(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) 
 
 
 def _start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
-    if config.log_with == "none":
+    if config.report_to == "none":
         return
     try:
         accelerator.init_trackers("ldm")
     except Exception as error:  # Each tracker has its own: no account, no server, ...
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"log_with={config.log_with} cannot be started: {reason}; or set log_with=none") from error
+        raise ConfigError(f"report_to={config.report_to} cannot be started: {reason}; or set report_to=none") from error
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """The learning rate of optimizer step ``step``, counted from 0: linear warm-up, constant, linear decay to zero."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    decay_steps = config.decay_fraction * config.steps
-    decay = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
+    decay_steps = config.decay_fraction * config.max_steps
+    decay = min(1.0, (config.max_steps - step) / decay_steps) if decay_steps else 1.0
     return config.learning_rate * warmup * decay
 
 
@@ -237,10 +237,10 @@ def make_mixture(
 
 def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
     """The environments to roll out in, with the scores of their reference runs."""
-    if config.evaluate_every is None:
+    if config.eval_steps is None:
         return []
-    if config.evaluate_environments:
-        return open_datasets(config.data, config.evaluate_environments, cached=not config.stream)
+    if config.eval_environments:
+        return open_datasets(config.data, config.eval_environments, cached=not config.stream)
     return training_datasets(config)
 
 
@@ -257,4 +257,6 @@ def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Ad
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},  # biases and norms
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
+    )

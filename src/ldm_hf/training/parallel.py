@@ -33,9 +33,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ConfigError: the launcher's configuration asks for another way to share the work out than the settings can.
     """
     accelerator = Accelerator(
-        mixed_precision=_precision(config.precision),
-        log_with=None if config.log_with == "none" else config.log_with,
-        project_dir=config.output,
+        mixed_precision="bf16" if _computes_in_bf16(config.bf16) else "no",
+        report_to=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=_PATIENCE),
@@ -56,7 +56,7 @@ def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig
     """
     for layer in model.backbone.layers:
         # Their forward only: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
-        if config.compile:
+        if config.torch_compile:
             layer.forward = torch.compile(layer.forward)
         if config.gradient_checkpointing:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -121,7 +121,5 @@ def ignore_termination(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _precision(name: str) -> str:
-    if name == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"bf16": "bf16", "fp32": "no"}[name]
+def _computes_in_bf16(asked: bool | None) -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported() if asked is None else asked

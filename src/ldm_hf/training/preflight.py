@@ -21,20 +21,22 @@ def check_machine(config: TrainingConfig) -> None:
         ConfigError: one of them is not so; the message says what to install or to set.
         MissingDependencyError: adapters are wanted, and peft is not installed.
     """
-    if config.log_with == "all":
+    if config.report_to == "all":
         if not any(map(_is_installed, TRACKERS)):
-            raise ConfigError("log_with=all finds no tracker installed: pip install tensorboard, or set log_with=none")
-    elif config.log_with != "none" and not _is_installed(config.log_with):
+            raise ConfigError(
+                "report_to=all finds no tracker installed: pip install tensorboard, or set report_to=none"
+            )
+    elif config.report_to != "none" and not _is_installed(config.report_to):
         raise ConfigError(
-            f"log_with={config.log_with} needs a package that is not installed: pip install {config.log_with}, or set "
-            "log_with=none"
+            f"report_to={config.report_to} needs a package that is not installed: pip install {config.report_to}, or set "
+            "report_to=none"
         )
     if config.lora_rank is not None:
         require("LoRA", "lora")
     if config.stage != "experts":  # whose jobs are processes of their own
-        config.pieces(int(os.environ.get("WORLD_SIZE", "1")))
+        config.accumulation_steps(int(os.environ.get("WORLD_SIZE", "1")))
     if os.environ.get("RANK", "0") == "0":  # It alone writes.
-        _check_output(Path(config.output))
+        _check_output(Path(config.output_dir))
 
 
 def _is_installed(tracker: str) -> bool:
