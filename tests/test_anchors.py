@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from ldm_hf.dataset_builder.anchors.anchors import Anchors, assessment, measure_anchors
-from ldm_hf.dataset_builder.anchors.anchors import anchors as module
+from ldm_hf.dataset_builder.anchors import anchors as module
+from ldm_hf.dataset_builder.anchors import assessment
+from ldm_hf.dataset_builder.anchors.anchors import Anchors, measure_anchors
 from ldm_hf.dataset_builder.anchors.flags import flags
 from ldm_hf.dataset_builder.anchors.playing import Conduct, Episodes, play
 from ldm_hf.dataset_builder.anchors.trivial_policies import MOST_CONSTANTS, constant_actions, trivial_policies

@@ -160,7 +160,7 @@ def test_what_lies_beside_the_transitions_is_checked(corpus):
     run = corpus / "gymnasium/CartPole-v1/PPO-0"
     terminal = pq.read_table(run / "terminal.parquet")
     rewrite(run, setting("step", 3, terminal["step"][3].as_py() + 1), "terminal.parquet")
-    refused(corpus, "terminal.parquet, row 3", "is not an end of an episode")
+    refused(corpus, "terminal.parquet, row 3", "is not the end of an episode")
     rewrite(run, lambda table: terminal, "terminal.parquet")
     rewrite(run, setting("return", 4, 1000.0), "episodes.parquet")
     refused(corpus, "episodes.parquet, row 4: the data have another return")

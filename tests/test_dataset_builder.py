@@ -224,11 +224,11 @@ def refused(path, reason):
 def test_truncated_and_foreign_files_are_refused(copy):
     whole = copy.read_bytes()
     copy.write_bytes(whole[: len(whole) // 2])
-    refused(copy, "no whole Parquet file")
+    refused(copy, "not a whole Parquet file")
     copy.write_bytes(b"")
-    refused(copy, "no whole Parquet file")
+    refused(copy, "not a whole Parquet file")
     copy.write_text("a,b\n1,2\n")
-    refused(copy, "no whole Parquet file")
+    refused(copy, "not a whole Parquet file")
     copy.unlink()
     refused(copy, "holds no dataset")
 

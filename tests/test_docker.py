@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from ldm_hf.env_registry.library.manifest import Manifest
+from ldm_hf.env_registry.providers import docker as containers
 from ldm_hf.env_registry.providers.base import Limits
 from ldm_hf.env_registry.providers.docker import OWNER_LABEL, DockerProvider, engine, engine_problem
-from ldm_hf.env_registry.providers.selection import docker as containers
 from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.errors import EnvironmentFailure

@@ -289,7 +289,7 @@ def test_a_manifest_that_changed_while_data_were_sent_is_not_overwritten(hub, tm
     program = f"""
 from pathlib import Path
 from ldm_hf.cli.main import run_command
-from ldm_hf.dataset_builder.repository.repository import publish
+from ldm_hf.dataset_builder.repository import publish
 before = publish._unchanged_head
 def changed(api, name, there):
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="manifest.parquet", repo_id=name, repo_type="dataset")

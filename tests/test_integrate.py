@@ -18,8 +18,8 @@ from ldm_hf.env_registry.library.distribution import find_distribution, lock_of
 from ldm_hf.env_registry.library.manifest import Manifest, library_folders, load_manifests, read_manifest
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report, read_report
 from ldm_hf.env_registry.library.validation import NUM_STEPS, validate
+from ldm_hf.env_registry.providers import selection as providers
 from ldm_hf.env_registry.providers.docker import DockerProvider, engine, engine_problem
-from ldm_hf.env_registry.providers.selection import selection as providers
 from ldm_hf.env_registry.providers.venv import VenvProvider, build_variables
 from ldm_hf.env_registry.registry import find_manifest
 from ldm_hf.env_registry.remote.worker_process import installed

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ldm_hf.env_registry.providers.base import Limits
+from ldm_hf.env_registry.remote import worker_process
 from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
-from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch, worker_process
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch
 from ldm_hf.env_registry.remote.worker_pool import State
 from ldm_hf.env_registry.worker import protocol
 from ldm_hf.errors import LDMError

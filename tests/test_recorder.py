@@ -15,9 +15,9 @@ from conftest import CARTPOLE, PENDULUM, small_disk
 from ldm_hf.dataset_builder.format.reader import open_dataset
 from ldm_hf.dataset_builder.format.records import RunRecord
 from ldm_hf.dataset_builder.format.writer import ChunkRange
+from ldm_hf.dataset_builder.reference import run as run_module
 from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, train_policy
-from ldm_hf.dataset_builder.reference.policy import run as run_module
 from ldm_hf.dataset_builder.reference.recorder import EpisodeLog, Recorder
 from ldm_hf.dataset_builder.reference.recording import BlockFile, Recording
 from ldm_hf.dataset_builder.reference.request import RunRequest

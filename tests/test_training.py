@@ -185,27 +185,14 @@ def test_learning_rate_by_hand():
 
 def test_settings_are_checked(tmp_path):
     path = write_settings(tmp_path / "s.yaml", {"data": "d", "output_dir": "o", "learning_rate": "1e-3"})
-    loaded = TrainingConfig.load(path, ["train_batch_size=8", "betas=[0.9, 0.95]", "environments=[a/B-v0]"])
-    assert (loaded.learning_rate, loaded.train_batch_size, loaded.betas, loaded.environments) == (
-        1e-3,
-        8,
-        (0.9, 0.95),
-        ["a/B-v0"],
-    )
+    loaded = TrainingConfig.load(path, {"train_batch_size": 8, "adam_beta2": 0.95, "environments": ["a/B-v0"]})
+    assert (loaded.learning_rate, loaded.train_batch_size) == (1e-3, 8)
+    assert (loaded.adam_beta1, loaded.adam_beta2, loaded.environments) == (0.9, 0.95, ["a/B-v0"])
     loaded.save(tmp_path / "again.yaml")
     assert TrainingConfig.load(tmp_path / "again.yaml") == loaded
-    for setting, message in {
-        "learning_rte=1": "did you mean learning_rate",
-        "max_steps=many": "steps must be int, got 'many'",
-        "max_steps=0": "steps must be at least 1",
-        "precision=fp8": "precision must be auto, bf16 or fp32",
-        "sharding=zero3": "sharding must be none or fsdp2, got 'zero3'",
-        "per_device_train_batch_size=0": "per_device_train_batch_size must be at least 1",
-        "max_steps": "reads name=value",
-    }.items():
-        with pytest.raises(ConfigError, match=message):
-            TrainingConfig.load(path, [setting])
-    with pytest.raises(ConfigError, match="must set data and output"):
+    with pytest.raises(ConfigError, match="did you mean learning_rate"):
+        TrainingConfig.load(path, {"learning_rte": 1})
+    with pytest.raises(ConfigError, match="must set data and output_dir"):
         TrainingConfig.from_mapping({})
 
 

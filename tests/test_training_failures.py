@@ -150,11 +150,11 @@ def test_a_blank_sequence_has_the_shape_of_the_one_that_it_stands_for(data, proc
     ("changes", "message"),
     [
         ({"seed": 1}, "seed 0 and is 1"),
-        ({"train_batch_size": 8}, "batch_size 4 and is 8"),
+        ({"train_batch_size": 8}, "train_batch_size 4 and is 8"),
         ({"context_length": 8}, "context_length 16 and is 8"),
         ({"weights": "size"}, "weights uniform and is size"),
         ({"sequences_per_chunk": 2}, "sequences_per_chunk 1 and is 2"),
-        ({"betas": [0.8, 0.999]}, "betas [0.9, 0.999] and is [0.8, 0.999]"),
+        ({"adam_beta1": 0.8}, "adam_beta1 0.9 and is 0.8"),
         ({"environments": [CARTPOLE]}, f"3 environments and is to have 1, without {CLIFF}, {PENDULUM}"),
         ({"model_overrides": {**TOY_MODEL, "mu": 50.0}}, "mu of the model 100.0 and is 50.0"),
         ({"model_overrides": {**TOY_MODEL, "num_bins": 512}}, "num_bins of the model 1024 and is 512"),
@@ -197,6 +197,6 @@ def test_a_checkpoint_of_before_continues_and_forgets_no_environment(data, run):
     path.write_text(json.dumps({name: record[name] for name in ("format", "step", "num_processes")}))
     train(settings(data, run, max_steps=2, environments=[CARTPOLE]))
     assert AutoConfig.from_pretrained(run / "model").environments == [CARTPOLE, CLIFF, PENDULUM]
-    assert json.loads((run / "checkpoint-00000002/training.json").read_text())["bound"]["batch_size"] == 4
+    assert json.loads((run / "checkpoint-00000002/training.json").read_text())["bound"]["train_batch_size"] == 4
     with pytest.raises(ConfigError, match=r"mu of the model 100\.0 and is 50\.0"):
         train(settings(data, run, max_steps=3, model_overrides={**TOY_MODEL, "mu": 50.0}))

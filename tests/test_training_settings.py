@@ -1,49 +1,84 @@
 """Settings that cannot work, and machines that lack what they need: one line each, before anything is opened."""
 
+import math
+
 import pytest
+import yaml
 
 from conftest import run_ldm_here
 from ldm_hf.errors import ConfigError
 from ldm_hf.training import preflight
-from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.config import TrainingConfig, read_value, renamed, settings
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "value", "message"),
     [
-        ("learning_rate=-1", "learning_rate must be greater than 0, got -1.0"),
-        ("learning_rate=.nan", "learning_rate must be a finite number, got nan"),
-        ("learning_rate=.inf", "learning_rate must be a finite number, got inf"),
-        ("betas=[2,.9]", "betas must be from 0 to below 1, got [2.0, 0.9]"),
-        ("betas=[.9]", "betas must be"),
-        ("betas=[.nan,.9]", "betas must be from 0 to below 1"),
-        ("betas=[", "betas cannot be read as YAML"),
-        ("epsilon=0", "epsilon must be greater than 0"),
-        ("num_workers=-1", "num_workers must not be negative, got -1"),
-        ("num_workers=1.5", "num_workers must be int, got 1.5"),
-        ("report_to=junk", "report_to must be none, all, tensorboard, wandb"),
-        ("weight_decay=-1", "weight_decay must not be negative"),
-        ("warmup_steps=-5", "warmup_steps must not be negative"),
-        ("max_grad_norm=0", "max_grad_norm must be greater than 0"),
-        ("max_grad_norm=.nan", "max_grad_norm must be a finite number"),
-        ("cache_gib=-1", "cache_gib must not be negative"),
-        ("decay_fraction=2", "decay_fraction must be from 0 to 1"),
-        ("seed=-1", "seed must not be negative"),
-        ("seed=99999999999999", "seed must be at most 4294967295"),
-        ("context_length=1", "context_length must be at least 2"),
-        ("environments=[]", "environments must not be empty"),
-        ("environments=[1]", "each of environments must be str, got 1"),
-        ("weights={a: 0}", "weights must be positive, got 0.0 for a"),
-        ("weights={a: x}", "weights of a must be float, got 'x'"),
-        ("data=[]", "data must not be empty"),
-        ("output=3", "output must be str, got 3"),
-        ("stream=maybe", "stream must be bool"),
+        ("learning_rate", -1, "learning_rate cannot be used: input should be greater than 0, got -1"),
+        ("learning_rate", math.nan, "got nan"),
+        ("learning_rate", math.inf, "input should be less than inf, got inf"),
+        ("adam_beta1", 2, "input should be less than 1, got 2"),
+        ("adam_beta2", math.nan, "got nan"),
+        ("adam_epsilon", 0, "input should be greater than 0"),
+        ("dataloader_num_workers", -1, "greater than or equal to 0, got -1"),
+        ("dataloader_num_workers", 1.5, "input should be a valid integer"),
+        ("report_to", "junk", "input should be 'none', 'all', 'tensorboard', 'wandb'"),
+        ("sharding", "zero3", "input should be 'none' or 'fsdp2', got 'zero3'"),
+        ("bf16", "fp8", "input should be a valid boolean"),
+        ("max_steps", "many", "max_steps cannot be used: input should be a valid integer"),
+        ("max_steps", 0, "greater than or equal to 1, got 0"),
+        ("max_steps", True, "input should be a valid integer, got True"),
+        ("per_device_train_batch_size", 0, "greater than or equal to 1"),
+        ("weight_decay", -1, "greater than or equal to 0"),
+        ("warmup_steps", -5, "greater than or equal to 0"),
+        ("max_grad_norm", 0, "greater than 0"),
+        ("max_grad_norm", math.nan, "got nan"),
+        ("cache_gib", -1, "greater than or equal to 0"),
+        ("decay_fraction", 2, "less than or equal to 1"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 99999999999999, "less than or equal to 4294967295"),
+        ("context_length", 1, "greater than or equal to 2"),
+        ("environments", [], "at least 1 item"),
+        ("environments", [1], "environments 0 cannot be used: input should be a valid string, got 1"),
+        ("weights", {"a": 0}, "weights 'a' cannot be used: input should be greater than 0, got 0"),
+        ("weights", {"a": "x"}, "weights 'a' cannot be used"),
+        ("weights", "unform", "input should be 'uniform' or 'size', got 'unform'"),
+        ("data", [], "at least 1 item"),
+        ("data", "", "at least 1 character"),
+        ("output_dir", 3, "input should be a valid string, got 3"),
+        ("stream", "maybe", "stream cannot be used: input should be a valid boolean"),
     ],
 )
-def test_a_bad_setting_is_one_line(text, message):
+def test_a_bad_setting_is_one_line(name, value, message):
     with pytest.raises(ConfigError) as refused:
-        TrainingConfig.load(None, ["data=d", "output=o", text])
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+        TrainingConfig.load(None, {"data": "d", "output_dir": "o", name: value})
+    assert message in str(refused.value) and name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_value_is_read_as_yaml():
+    for text, value in (("3", 3), ("[a, b]", ["a", "b"]), ("{a: 2.5}", {"a": 2.5}), ("x/y-v0", "x/y-v0")):
+        assert read_value("weights", text) == value
+    with pytest.raises(ConfigError, match=r"environments cannot be read as YAML, got '\['"):
+        read_value("environments", "[")
+
+
+def test_settings_by_their_older_names_are_read_with_a_warning(tmp_path):
+    older = {"output": "o", "steps": 7, "batch_size": 8, "betas": [0.8, 0.9], "precision": "fp32", "log_with": "none"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"data": "d", **older}))
+    with pytest.warns(FutureWarning) as warned:
+        config = TrainingConfig.load(tmp_path / "s.yaml")
+    said = [str(each.message) for each in warned]
+    assert len(said) == len(older)
+    assert f"{tmp_path / 's.yaml'} sets steps, which is called max_steps now" in said
+    today = {"max_steps": 7, "train_batch_size": 8, "adam_beta1": 0.8, "adam_beta2": 0.9, "bf16": False}
+    assert config == TrainingConfig("d", "o", **today, report_to="none")
+    assert TrainingConfig.from_mapping(renamed({"precision": "auto", "output": "o", "data": "d"})).bf16 is None
+
+
+def test_every_setting_says_what_it_means_and_is_an_option():
+    shown = run_ldm_here("train", "--help")
+    assert all(f"--{name}"[:30] in shown.stdout for name in settings())
+    assert all(text.endswith(".") for text in settings().values())
 
 
 def test_infinite_clipping_is_none():

@@ -52,7 +52,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model on episodes of one environment: recorded ones, or the best of its own.
 
-    Interrupted, it resumes from the last finished step when it is started again. max_steps is 200 by default, save_steps 100.
+    Interrupted, the same command resumes from the last checkpoint. Here max_steps is 200 by default, and save_steps 100.
     """
     require("`ldm finetune`", "train")
     from ldm_hf.errors import ConfigError

@@ -19,7 +19,7 @@ from ldm_hf.files import replacing
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.progress import progress_bar
-from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.config import TrainingConfig, renamed
 from ldm_hf.training.loop import train
 
 SETTINGS: dict[str, Any] = {"max_steps": 200, "save_steps": 100}
@@ -208,7 +208,8 @@ def _claim(output: Path, tuning: FineTuning, settings: Mapping[str, Any]) -> Non
     """Tie a folder to its settings, so that steps of different ones are never mixed."""
     path, claimed = output / _CLAIM, json.loads(json.dumps({**asdict(tuning), "settings": dict(settings)}))
     if path.is_file():
-        if json.loads(path.read_text()) != claimed:
+        found = json.loads(path.read_text())
+        if {**found, "settings": renamed(found.get("settings", {}))} != claimed:
             raise ConfigError(f"{output} holds a fine-tuning with other settings; choose another --output")
         return
     with replacing(path) as temporary:

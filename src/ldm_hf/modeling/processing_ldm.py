@@ -288,6 +288,6 @@ def _checked_labels(sequence: TokenSequence) -> np.ndarray:
     outside = np.isnan(values) | ((layout.kinds == DISCRETE) & ((values < 0) | (values >= layout.cardinality)))
     if outside.any():
         step, slot = map(int, np.argwhere(outside)[0])
-        limit = "no number" if np.isnan(values[step, slot]) else f"out of {layout.cardinality[slot]}"
+        limit = "not a number" if np.isnan(values[step, slot]) else f"out of {layout.cardinality[slot]}"
         raise InvalidValueError(f"reference action {values[step, slot]:g} at transition {step}, slot {slot} is {limit}")
     return values

@@ -62,9 +62,7 @@ class TrainingConfig:
 
     data: Annotated[
         _Name | _Names,
-        Doc(
-            "Folder of datasets, as `ldm build` writes them, or of several such folders, hf://datasets/NAMESPACE/NAME, or a list."
-        ),
+        Doc("Folder of datasets, as `ldm build` writes them, a folder of such folders, hf://datasets/NAME, or a list."),
     ]
     output_dir: Annotated[
         _Name, Doc("Folder for checkpoints, logs and, at the end, the model in its subfolder `model`.")
@@ -100,8 +98,8 @@ class TrainingConfig:
     per_device_train_batch_size: Annotated[
         Annotated[int, Ge(1)] | None,
         Doc(
-            "Sequences of a forward pass on one device, which decides how much memory it takes; gradients are accumulated over "
-            "as many passes as train_batch_size needs. Default: the process's whole share of it."
+            "Sequences of a forward pass on one device, which decides how much memory it takes; gradients are accumulated "
+            "over as many passes as train_batch_size needs. Default: the process's whole share of it."
         ),
     ] = None
     learning_rate: Annotated[float, Gt(0), Lt(math.inf), Doc("Of AdamW (paper section 4.4); constant by default.")] = (
@@ -230,8 +228,8 @@ def settings() -> dict[str, str]:
     }
 
 
-def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings by their names of today; warns of those that are given by an older one."""
+def renamed(values: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Settings by their names of today; ``where`` names who is to be warned of those that are given by an older one."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         today: dict[str, Any] = {RENAMED[name]: value} if name in RENAMED else {name: value}
@@ -239,7 +237,7 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             today = dict(zip(("adam_beta1", "adam_beta2"), value, strict=False)) if isinstance(value, Sequence) else {}
         elif name == "precision":
             today = {"bf16": {"auto": None, "bf16": True, "fp32": False}.get(value, value)}
-        if name not in today:
+        if name not in today and where is not None:
             warnings.warn(f"{where} sets {name}, which is called {', '.join(today)} now", FutureWarning, stacklevel=3)
         found |= today
     return found

@@ -23,7 +23,7 @@ from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.training.checkpoint import on_main, read_record
-from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.config import TrainingConfig, renamed
 
 _BOUND = (
     *("stage", "model", "lora_rank", "seed", "train_batch_size", "sequences_per_chunk", "weights"),
@@ -76,7 +76,7 @@ def check_resume(
 
     def read() -> tuple[list[str], list[Any], list[str]]:
         record, fields = read_record(checkpoint), LDMConfig.from_json_file(checkpoint / "config.json").to_dict()
-        found = record.get("bound", {})
+        found = renamed(record.get("bound", {}))
         differing = [
             f"{name} {_short(found[name])} and is {_short(bound[name])}"
             for name in bound

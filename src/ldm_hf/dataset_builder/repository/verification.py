@@ -252,7 +252,7 @@ class _Rows:
         seen: set[tuple[int, int]] = set()
         for row, place in enumerate(zip(terminals.streams.tolist(), terminals.steps.tolist(), strict=True)):
             if place not in ends or place in seen:
-                what = "there twice" if place in seen else "no end of an episode"
+                what = "there twice" if place in seen else "not the end of an episode"
                 raise DatasetFormatError(f"{where}, row {row}: step {place[1]} of stream {place[0]} is {what}")
             seen.add(place)
 
