@@ -14,7 +14,7 @@ quickstart: .venv/.installed  ## Real environments to a trained, loaded and eval
 	$(BIN)/ldm quickstart
 
 test: .venv/.installed-test  ## The tests, without those that run for minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
 	$(BIN)/python -m pytest -m slow

@@ -55,7 +55,7 @@ def build_command(kind: str, out: Path, *more: str) -> list[str]:
         "--jobs",
         "2",
         "--keep-unstable",
-        "--out",
+        "--output",
         str(out),
     ]
     return [sys.executable, "-m", "ldm_hf", "build", *environments, *named, *options, *more]

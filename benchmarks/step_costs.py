@@ -1,4 +1,4 @@
-"""What a transition costs each candidate of the pool beside its environment, on one core; `ldm build --plan` reads it.
+"""What a transition costs each candidate of the pool beside its environment, on one core; `ldm build --dry-run` reads it.
 
 python benchmarks/step_costs.py --jobs 4 --output src/ldm_hf/dataset_builder/build/step_costs.json
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A corpus of 43 environments of 14 libraries that four cores build in under an hour; resumable. Arguments go to `ldm build`.
 set -euo pipefail
-ldm build --budget small --out runs/corpus "$@" \
+ldm build --budget small --output runs/corpus "$@" \
     gymnasium/CartPole-v1 gymnasium/Acrobot-v1 gymnasium/Pendulum-v1 gymnasium/Blackjack-v1 gymnasium/Taxi-v4 \
     gymnasium/FrozenLake-v1 gymnasium/MountainCarContinuous-v0 \
     minigrid/MiniGrid-Empty-5x5-v0 minigrid/MiniGrid-Empty-Random-5x5-v0 minigrid/MiniGrid-DoorKey-5x5-v0 \

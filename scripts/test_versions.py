@@ -170,7 +170,7 @@ def _run_end_to_end(environment: Path, python: Path, output) -> str:
             "--candidates",
             "PPO",
             "--keep-unstable",
-            "--out",
+            "--output",
             data,
         ],
         ["train", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))],

@@ -25,6 +25,7 @@ ALLOWED = {
     "files": {"errors"},
     "processes": {"errors"},
     "progress": set(),
+    "pretrained": {"errors", "modeling"},
     "executors": BASE,
     "env_registry": BASE,
     "env_registry.worker": set(),
@@ -42,12 +43,12 @@ ALLOWED = {
     f"{DATA}.build": ENVIRONMENTS
     | {"executors"}
     | {f"{DATA}.{name}" for name in ("curves", "anchors", "format", "repository", "reference")},
-    "evaluation": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
-    "training": ENVIRONMENTS | {"executors", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
+    "evaluation": ENVIRONMENTS | {"pretrained"} | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
+    "training": ENVIRONMENTS | {"executors", "pretrained", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "training.__main__": {"cli"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
 }
-EVERYTHING = {"__init__", "__main__", "_auto", "cli", "quickstart"}
+EVERYTHING = {"__init__", "__main__", "_auto", "agent", "cli", "quickstart"}
 
 
 def room(module: str) -> str:

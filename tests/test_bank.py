@@ -113,7 +113,7 @@ def test_what_is_no_bank_is_refused_in_one_line(runs, tmp_path):
     save_file({"action_net.weight": UPRIGHT}, entry.folder / "policy" / "policy.safetensors")
     with pytest.raises(DatasetFormatError, match=r"policy/policy\.safetensors is not the file that was written"):
         Entry.read(entry.folder)
-    done = run_ldm_here("build", "--out", tmp_path)
+    done = run_ldm_here("build", "--output", tmp_path)
     assert (
         done.returncode == 1
         and done.stderr == "error: name environments or libraries to build, or a bank by --from-bank\n"

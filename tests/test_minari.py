@@ -135,11 +135,13 @@ def test_collected_data_are_converted_by_the_command(tmp_path):
         actions, rewards, terminations, truncations = map(list, zip(*rows, strict=True))
         episodes.append(EpisodeBuffer(seed, seed, None, observations, actions, rewards, terminations, truncations, {}))
     minari.create_dataset_from_buffers("cartpole/random-v0", episodes, env=env, algorithm_name="random")
-    done = run_ldm_here("convert", "cartpole/random-v0", "--from", "minari", "--out", tmp_path / "data")
+    done = run_ldm_here("convert", "cartpole/random-v0", "--from", "minari", "--output", tmp_path / "data")
     assert done.returncode == 0 and "gymnasium/CartPole-v1, run minari-cartpole-random-v0" in done.stdout, done.stderr
     [dataset] = open_datasets(tmp_path / "data")
     assert dataset.info.num_episodes == 12 and dataset.info.algorithm == "random"
-    done = run_ldm_here("convert", CARTPOLE, "--to", "minari", "--out", tmp_path / "data", "--name", "cartpole/back-v0")
+    done = run_ldm_here(
+        "convert", CARTPOLE, "--to", "minari", "--output", tmp_path / "data", "--name", "cartpole/back-v0"
+    )
     assert done.returncode == 0, done.stderr
     one, two = minari.load_dataset("cartpole/random-v0"), minari.load_dataset("cartpole/back-v0")
     for first, second in zip(one.iterate_episodes(), two.iterate_episodes(), strict=True):

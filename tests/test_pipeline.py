@@ -252,7 +252,7 @@ def test_a_library_that_taught_nothing_has_a_card_and_nothing_to_publish(tmp_pat
 
 def test_a_folder_belongs_to_its_settings(tmp_path):
     a_build(tmp_path)
-    with pytest.raises(ConfigError, match="built with another seed; choose another --out"):
+    with pytest.raises(ConfigError, match="built with another seed; choose another --output"):
         a_build(tmp_path, seed=1)
     with pytest.raises(ConfigError, match="built with another pool"):
         a_build(tmp_path, names=("PPO",))
@@ -367,7 +367,7 @@ CHOSEN = [part for name in ("A2C", "PPO-short-rollouts", "A2C-8-envs") for part 
 def test_a_driver_that_is_killed_repeats_no_finished_run(tmp_path, environments, kills):
     """Killed with -9 in the middle: nothing runs on, nothing half written is read, nothing is made again."""
     out = tmp_path / "data"
-    arguments = ("build", *environments, *BUILD, *CHOSEN, "--out", out)
+    arguments = ("build", *environments, *BUILD, *CHOSEN, "--output", out)
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
     finished: dict = {}
     for wanted in kills:
@@ -409,7 +409,7 @@ def test_long_runs_end_with_their_driver(tmp_path):
         "A2C",
         "--jobs",
         1,
-        "--out",
+        "--output",
         tmp_path,
     )
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
@@ -434,7 +434,17 @@ def test_long_runs_end_with_their_driver(tmp_path):
 def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
     names = [part for name in ("SAC", "DQN", "A2C") for part in ("--candidates", name)]
     done = run_ldm_here(
-        "build", CARTPOLE, PENDULUM, *PAPER, "--transitions", 100_000, *names, "--out", tmp_path, "--executor", "none"
+        "build",
+        CARTPOLE,
+        PENDULUM,
+        *PAPER,
+        "--transitions",
+        100_000,
+        *names,
+        "--output",
+        tmp_path,
+        "--executor",
+        "none",
     )
     assert done.stderr.splitlines() == [
         f"left out: SAC on {CARTPOLE}: SAC does not act in Discrete spaces",
@@ -455,7 +465,7 @@ def test_an_interrupt_is_one_line(tmp_path):
         "A2C",
         "--jobs",
         2,
-        "--out",
+        "--output",
         tmp_path,
     )
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
@@ -473,7 +483,7 @@ def test_an_interrupt_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_the_small_budget_teaches_something(tmp_path):
     """The README's command, with the whole pool."""
-    done = run_ldm("build", CARTPOLE, ACROBOT, "--budget", "small", "--out", tmp_path)
+    done = run_ldm("build", CARTPOLE, ACROBOT, "--budget", "small", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     datasets = open_datasets(tmp_path)
     assert [dataset.environment for dataset in datasets] == [ACROBOT, CARTPOLE]
@@ -484,12 +494,12 @@ def test_the_small_budget_teaches_something(tmp_path):
 
 
 def test_the_plan_as_printed():
-    done = run_ldm_here("build", CARTPOLE, "minigrid", *PAPER, "--plan", "--cores", 608)
+    done = run_ldm_here("build", CARTPOLE, "minigrid", *PAPER, "--dry-run", "--cores", 608)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "SAC does not act in Discrete spaces" in text and "3,000,000 and 3,000,000" in text
     assert "core hours" in text and "On 608 cores" in text and "504 to record" in text
-    done = run_ldm_here("build", "gymnasium/Nothing-v0", "--plan")
+    done = run_ldm_here("build", "gymnasium/Nothing-v0", "--dry-run")
     assert done.returncode == 1 and done.stderr.startswith("error: gymnasium has no environment 'Nothing-v0'")
 
 

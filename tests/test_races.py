@@ -454,7 +454,7 @@ def test_no_core_waits_for_a_race_that_waits_for_its_last_slice(tmp_path):
 
 
 def test_a_race_on_real_environments_survives_kills(tmp_path):
-    arguments = ["build", CARTPOLE, "--core-minutes", 0.25, "--jobs", 2, "--out", tmp_path]
+    arguments = ["build", CARTPOLE, "--core-minutes", 0.25, "--jobs", 2, "--output", tmp_path]
     for name in ("A2C-8-envs", "TRPO-short-rollouts", "DQN"):
         arguments += ["--candidates", name]
     command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]

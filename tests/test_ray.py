@@ -34,7 +34,7 @@ def results(out: Path) -> list[Path]:
 def test_a_node_that_is_killed_loses_no_run(cluster, tmp_path):
     out = tmp_path / "data"
     arguments = ["build", CARTPOLE, "gymnasium/Acrobot-v1", "--budget", "small", "--transitions", "20000"]
-    arguments += ["--keep-unstable", "--out", str(out), "--executor", "ray", "--address", cluster.address]
+    arguments += ["--keep-unstable", "--output", str(out), "--executor", "ray", "--address", cluster.address]
     for name in ("A2C", "PPO", "PPO-short-rollouts"):
         arguments += ["--candidates", name]
     command = [sys.executable, "-m", "ldm_hf", *arguments]
@@ -57,7 +57,18 @@ def test_a_node_that_is_killed_loses_no_run(cluster, tmp_path):
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     for address in ("127.0.0.1:1", "auto"):
         done = run_ldm(
-            *("build", CARTPOLE, "--budget", "paper", "--candidates", "A2C", "--transitions", 2000, "--out", tmp_path),
+            *(
+                "build",
+                CARTPOLE,
+                "--budget",
+                "paper",
+                "--candidates",
+                "A2C",
+                "--transitions",
+                2000,
+                "--output",
+                tmp_path,
+            ),
             *("--executor", "ray", "--address", address),
         )
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -85,7 +85,7 @@ class LDMPolicy:
             raise ValueError(f"context_length must be from 2 to {limit} (the model's), got {context_length}")
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
-        self._temperature = temperature
+        self.temperature = temperature
         if compile and is_offloaded(model):
             raise ValueError("compile needs all weights on one device, and device_map has offloaded some of this model")
         self._device = device = acting_device(model)
@@ -136,7 +136,7 @@ class LDMPolicy:
             self._rebuild()
         self._context.append(flat, self._last_actions, outcome)
         logits_BAK, bins_BA = self._forward()
-        if self._temperature:
+        if self.temperature:
             bins_BA = self._drawn(logits_BAK)
         self._last_actions = self._slots(bins_BA.cpu())
         return [
@@ -205,7 +205,7 @@ class LDMPolicy:
 
     def _drawn(self, logits_BAK: torch.Tensor) -> torch.Tensor:
         """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none."""
-        likelihood_BAK = (logits_BAK.float() / self._temperature).softmax(-1)
+        likelihood_BAK = (logits_BAK.float() / self.temperature).softmax(-1)
         return torch.multinomial(likelihood_BAK.flatten(0, 1), 1, generator=self._generator).view(logits_BAK.shape[:2])
 
     def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:

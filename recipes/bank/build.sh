@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The references of the bank: one `ldm build` per library of environments.txt, cheap libraries first, with no settings for any environment.
-# Resumable: what is done is not repeated. CORE_MINUTES, 3 at first, may be raised to give what is not solved more time. `ldm env build LIBRARY --provider venv` installs what is missing at first use.
+# Resumable: what is done is not repeated. CORE_MINUTES, 3 at first, may be raised to give what is not solved more time. `ldm env install LIBRARY --provider venv` installs what is missing at first use.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 libraries=(
@@ -11,6 +11,6 @@ libraries=(
 )
 for library in "${@:-${libraries[@]}}"; do
     mapfile -t environments < <(grep "^$library/" recipes/bank/environments.txt | grep -v " expert$")
-    .venv/bin/ldm build "${environments[@]}" --core-minutes "${CORE_MINUTES:-3}" --out "runs/bank/$library" ||
+    .venv/bin/ldm build "${environments[@]}" --core-minutes "${CORE_MINUTES:-3}" --output "runs/bank/$library" ||
         echo "$library: exit status $?" >&2
 done

@@ -4,6 +4,6 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 declare -A sources=([metaworld]=experts:metaworld [minigrid]=experts:babyai)
 while read -r environment _; do
-    .venv/bin/ldm adopt "$environment" "${sources[${environment%%/*}]}" --out runs/bank/experts ||
+    .venv/bin/ldm adopt "$environment" "${sources[${environment%%/*}]}" --output runs/bank/experts ||
         echo "$environment: exit status $?" >&2
 done < <(grep " expert$" recipes/bank/environments.txt)

@@ -3,7 +3,7 @@
 # configuration and length that gave a reference worth imitating. A few core hours; resumable. `ldm env add` installs the libraries.
 set -euo pipefail
 make() { # candidate, transitions, seed, environments
-    ldm build --budget paper --candidates "$1" --transitions "$2" --seed "$3" --out "runs/references/$1-$(($2 / 1000))k-$3" "${@:4}"
+    ldm build --budget paper --candidates "$1" --transitions "$2" --seed "$3" --output "runs/references/$1-$(($2 / 1000))k-$3" "${@:4}"
 }
 make A2C 60000 0 gym-maze/maze-sample-3x3-v0 gymnasium/Acrobot-v1 gymnasium/CliffWalking-v1 gymnasium/FrozenLake-v1 \
     minigrid/MiniGrid-Empty-6x6-v0

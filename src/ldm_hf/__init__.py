@@ -10,22 +10,53 @@ from typing import TYPE_CHECKING, Any
 from ldm_hf._auto import register_lazily
 
 if TYPE_CHECKING:
+    from ldm_hf.agent import Agent, load
+    from ldm_hf.dataset_builder.build.build import build
+    from ldm_hf.dataset_builder.format.reader import open_datasets
+    from ldm_hf.dataset_builder.repository.publish import publish
     from ldm_hf.env_registry.registry import list_environments, make, make_vec, spec
+    from ldm_hf.evaluation.evaluate import evaluate
+    from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
     from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
+    from ldm_hf.training.config import TrainingConfig
+    from ldm_hf.training.loop import train
 
 __version__ = "0.1.0.dev0"
 
+__all__ = [
+    "Agent",
+    "FineTuning",
+    "LDMConfig",
+    "LDMModel",
+    "LDMPolicy",
+    "LDMProcessor",
+    "OwnRollouts",
+    "TrainingConfig",
+    "build",
+    "evaluate",
+    "finetune",
+    "list_environments",
+    "load",
+    "make",
+    "make_vec",
+    "open_datasets",
+    "publish",
+    "spec",
+    "train",
+]
+
 _MODULES = {
-    "LDMConfig": "ldm_hf.modeling",
-    "LDMModel": "ldm_hf.modeling",
-    "LDMPolicy": "ldm_hf.modeling",
-    "LDMProcessor": "ldm_hf.modeling",
-    "list_environments": "ldm_hf.env_registry.registry",
-    "make": "ldm_hf.env_registry.registry",
-    "make_vec": "ldm_hf.env_registry.registry",
-    "spec": "ldm_hf.env_registry.registry",
+    **dict.fromkeys(("Agent", "load"), "ldm_hf.agent"),
+    **dict.fromkeys(("LDMConfig", "LDMModel", "LDMPolicy", "LDMProcessor"), "ldm_hf.modeling"),
+    **dict.fromkeys(("list_environments", "make", "make_vec", "spec"), "ldm_hf.env_registry.registry"),
+    "build": "ldm_hf.dataset_builder.build.build",
+    "open_datasets": "ldm_hf.dataset_builder.format.reader",
+    "publish": "ldm_hf.dataset_builder.repository.publish",
+    "TrainingConfig": "ldm_hf.training.config",
+    "train": "ldm_hf.training.loop",
+    "evaluate": "ldm_hf.evaluation.evaluate",
+    **dict.fromkeys(("FineTuning", "OwnRollouts", "finetune"), "ldm_hf.finetuning.finetune"),
 }
-__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__version__", *__all__])
 
 
 register_lazily()

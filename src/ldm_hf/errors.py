@@ -1,9 +1,9 @@
 """The typed errors of the package. Each message is one line: what was wrong, what was got, what to do.
 
-``modeling`` is self-contained and defines its own two, which are listed here beside the others.
+``LDMError`` is the base of all. It and the two that a model raises are defined in ``modeling``, which is self-contained.
 """
 
-from ldm_hf.modeling.spaces_ldm import InvalidValueError, UnsupportedSpaceError
+from ldm_hf.modeling.spaces_ldm import InvalidValueError, LDMError, UnsupportedSpaceError
 
 __all__ = [
     "CheckpointError",
@@ -19,10 +19,6 @@ __all__ = [
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
 ]
-
-
-class LDMError(Exception):
-    """Base of every error that the package raises for its user to act on."""
 
 
 class MissingDependencyError(LDMError, ImportError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_hf.cli.data import Out, make_executor, print_runs
+from ldm_hf.cli.data import Output, make_executor, print_runs
 from ldm_hf.dependencies import require
 from ldm_hf.errors import EnvironmentFailure
 from ldm_hf.files import sole_writer
@@ -46,7 +46,7 @@ def adopt(
             "it, FILE.py:function or module:function (experts:babyai and experts:metaworld are the libraries' own).",
         ),
     ],
-    out: Out = Path("runs/data"),
+    output: Output = Path("runs/data"),
     transitions: Transitions = ROLLOUT_TRANSITIONS,
     noise: Noise = None,
     normalizer: Annotated[
@@ -71,7 +71,7 @@ def adopt(
 
     known = list_environments(target) if target in load_manifests() else [spec(target)]
     statistics, keep = None if normalizer is None else str(normalizer), "all" if keep_all else "fit"
-    levels, root = tuple(noise or NOISE), out.absolute()
+    levels, root = tuple(noise or NOISE), output.absolute()
     requests = [
         RolloutRequest(one.id, source, transitions, seed, levels, keep, statistics, run or "")
         for one in known
@@ -115,13 +115,13 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
 
 
 def build_from_bank(
-    folder: Path, targets: Sequence[str] | None, out: Path, transitions: int, jobs: int | None, seed: int
+    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, jobs: int | None, seed: int
 ) -> None:
     """Make data again from the policies of a bank."""
     from ldm_hf.dataset_builder.bank.bank import requests
     from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
 
-    root = out.absolute()
+    root = output.absolute()
     works = [RolloutJob(request, root) for request in requests(folder, targets, transitions, seed)]
     make_rollouts(works, jobs, root)
 

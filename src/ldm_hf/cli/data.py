@@ -1,8 +1,7 @@
 """The commands that make datasets: ``ldm build``, ``ldm check``, ``ldm publish``, ``ldm convert``."""
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ldm_hf.dataset_builder.repository.verification import RunCheck
     from ldm_hf.executors.base import Executor
 
-Out = Annotated[Path, typer.Option(help="Data folder: a dataset repository per library.")]
+Output = Annotated[Path, typer.Option(help="Data folder: a dataset repository per library.")]
 
 
 def build(
@@ -28,7 +27,7 @@ def build(
         list[str] | None,
         typer.Argument(help="Ids of environments, and libraries as a whole. With --from-bank, by default all of it."),
     ] = None,
-    out: Out = Path("runs/data"),
+    output: Output = Path("runs/data"),
     budget: Annotated[
         str, typer.Option(help="race: halving among candidates by time; paper; or small: the paper's, in minutes.")
     ] = "race",
@@ -51,10 +50,10 @@ def build(
         bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Make again the runs that failed.")] = False,
-    plan: Annotated[
-        bool, typer.Option(help="Only say what would be done, how long it takes and how large it is.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, how long it takes and how large it is.")
     ] = False,
-    cores: Annotated[int | None, typer.Option(min=1, help="With --plan: cores to say the time for.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="With --dry-run: cores to say the time for.")] = None,
     from_bank: Annotated[
         Path | None,
         typer.Option(help="Train nothing: roll out the policies of this bank, --transitions (100,000) of each."),
@@ -71,41 +70,49 @@ def build(
     if from_bank is not None:
         from ldm_hf.cli.bank import ROLLOUT_TRANSITIONS, build_from_bank
 
-        build_from_bank(from_bank, targets, out, transitions or ROLLOUT_TRANSITIONS, jobs, seed)
+        build_from_bank(from_bank, targets, output, transitions or ROLLOUT_TRANSITIONS, jobs, seed)
         return
     if not targets:
         raise ConfigError("name environments or libraries to build, or a bank by --from-bank")
-    from ldm_hf.dataset_builder.build.budgets import choose_budget
-    from ldm_hf.dataset_builder.build.plan import make_plan
+    from ldm_hf.dataset_builder.build.build import choose, open_build
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
-    from ldm_hf.dataset_builder.reference.candidates import choose_pool
 
-    chosen = choose_budget(budget, transitions, core_minutes)
-    if candidates and isinstance(chosen, RaceBudget):
-        chosen = replace(chosen, tuned=False)  # those that were named race, and no others
-    pool = choose_pool(tuple(candidates or ()))
-    made = make_plan(targets, pool, chosen, seed)
-    if plan:
-        if isinstance(chosen, RaceBudget):
-            _print_races(made, pool, chosen, cores)
+    keep = "improved" if keep_unstable else "fit"
+    settings, plan = choose(
+        targets, budget, core_minutes, transitions, candidates or (), seed, keep=keep, device=device
+    )
+    if dry_run:
+        if isinstance(settings.budget, RaceBudget):
+            _print_races(plan, settings.pool, settings.budget, cores)
         else:
-            _print_plan(made, pool, chosen, cores)
+            _print_plan(plan, settings.pool, settings.budget, cores)
         return
-    from ldm_hf.dataset_builder.build.pipeline import Build
-    from ldm_hf.dataset_builder.build.race.race_build import RaceBuild
-    from ldm_hf.dataset_builder.build.settings import BuildSettings
-
-    for name, reason in {**made.left_out, **_unfit(made, candidates or ())}.items():
+    for name, reason in {**plan.left_out, **_unfit(plan, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
-    settings = BuildSettings(pool, chosen, seed, "improved" if keep_unstable else "fit", device)
-    with sole_writer(out.absolute()):
-        kind = RaceBuild if isinstance(chosen, RaceBudget) else Build
-        building = kind(made, settings, out.absolute())
+    typer.echo(_cost(plan, settings, jobs), err=True)
+    with sole_writer(output.absolute()):
+        building = open_build(plan, settings, output.absolute())
         if retry_failed:
             typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
-        running = make_executor(executor, jobs, address, gpus, out.absolute())
-        _run(building, running)
-    print_runs(out, building.libraries)
+        _run(building, make_executor(executor, jobs, address, gpus, output.absolute()))
+    print_runs(output, building.libraries)
+
+
+def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:
+    """A line on what a build costs at most, before it starts."""
+    from ldm_hf.dataset_builder.build.plan import estimate
+    from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
+
+    number = sum(len(group.environments) for group in plan.groups)
+    if isinstance(settings.budget, RaceBudget):
+        hours, what = (
+            number * settings.budget.core_minutes / 60,
+            f"races of {settings.budget.core_minutes:g} core minutes",
+        )
+    else:
+        costs = estimate(plan, settings.pool, settings.budget)
+        hours, what = costs.core_hours, f"environments, {costs.ranking_runs + costs.runs} runs"
+    return f"{number} {what}: about {hours:,.1f} core hours at most. {_on_cores(hours, jobs)}"
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -173,7 +180,7 @@ def _run(building: Any, running: "Executor") -> None:
             running.close()
 
 
-def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", cores: int | None) -> None:
+def _print_plan(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "Budget", cores: int | None) -> None:
     """Who is compatible with what, and what it costs."""
     from rich.console import Console
     from rich.table import Table
@@ -205,7 +212,7 @@ def _print_plan(plan: "Plan", pool: "dict[str, Candidate]", budget: "Budget", co
     )
 
 
-def _print_races(plan: "Plan", pool: "dict[str, Candidate]", budget: "RaceBudget", cores: int | None) -> None:
+def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBudget", cores: int | None) -> None:
     """Who races on what, what it costs, and how long winners train."""
     from rich.console import Console
     from rich.table import Table
@@ -252,7 +259,7 @@ def _on_cores(core_hours: float, cores: int | None) -> str:
     return f"On {number} cores: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")
 
 
-def print_runs(out: Path, libraries: list[str]) -> None:
+def print_runs(output: Path, libraries: list[str]) -> None:
     """The table of all runs, kept and dropped."""
     from rich.console import Console
     from rich.table import Table
@@ -265,7 +272,7 @@ def print_runs(out: Path, libraries: list[str]) -> None:
     for column in ("environment", "run", "first 10 %", "last 10 %", "deterministic", *WORTH, ""):
         table.add_column(column, justify="left" if column in texts else "right")
     for library in libraries:
-        for record in run_records(out / library):
+        for record in run_records(output / library):
             info = record.info
             values = () if info is None else (info.first10, info.last10, info.deterministic_return)
             scores = [f"{value:.2f}" for value in values] or [""] * 3
@@ -383,9 +390,9 @@ def _remarks(found: "RunCheck") -> str:
 
 def convert(
     source: Annotated[str, typer.Argument(help="Minari id or folder; with --to, id of an environment.")],
-    from_: Annotated[str | None, typer.Option("--from", help="minari: make a run of SOURCE under --out.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="minari: make a run of SOURCE under --output.")] = None,
     to: Annotated[str | None, typer.Option(help="minari: make the Minari dataset --name of SOURCE's best run.")] = None,
-    out: Out = Path("runs/data"),
+    output: Output = Path("runs/data"),
     environment: Annotated[str | None, typer.Option(help="With --from: id. Default: what the dataset names.")] = None,
     name: Annotated[str | None, typer.Option(help="With --to: id of the new dataset, such as cartpole/ppo-v0.")] = None,
     run: Annotated[str | None, typer.Option(help="With --to: name of the run. Default: the best.")] = None,
@@ -407,10 +414,10 @@ def convert(
             bar.update(done - bar.n)
 
         if from_:
-            with sole_writer(out.absolute()):
-                record = from_minari(source, out, environment=environment, progress=progress)
-            made = f"{record.environment}, run {record.run}, in {out}"
+            with sole_writer(output.absolute()):
+                record = from_minari(source, output, environment=environment, progress=progress)
+            made = f"{record.environment}, run {record.run}, in {output}"
         else:
             assert name is not None
-            made = str(to_minari(out, source, name, run=run, progress=progress))
+            made = str(to_minari(output, source, name, run=run, progress=progress))
     typer.echo(made)

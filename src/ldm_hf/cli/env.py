@@ -8,7 +8,7 @@ import typer
 from ldm_hf.errors import EnvironmentFailure, UnsupportedSpaceError
 
 environments = typer.Typer(
-    help="Environments: list them, describe one, see whether a model takes it; add and build libraries.",
+    help="Environments: list them, describe one, see whether a model takes it; add and install libraries.",
     no_args_is_help=True,
 )
 
@@ -129,11 +129,11 @@ def add(
 
 
 @environments.command()
-def build(
+def install(
     library: Annotated[str, typer.Argument(help="Slug of a library, or id of an environment.")],
     provider: ProviderName = "venv",
 ) -> None:
-    """Make a library's isolated installation, unless it is there."""
+    """Install a library in a virtual environment or container of its own, unless it is there."""
     from ldm_hf.env_registry.providers.selection import isolated
     from ldm_hf.env_registry.registry import find_manifest
 
@@ -176,7 +176,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _limits(model: Path) -> dict[str, int]:
-    from ldm_hf.evaluation.lineage import load_config
+    from ldm_hf.pretrained import load_config
 
     config = load_config(model)
     return {name: config[name] for name in ("max_observation_slots", "max_action_slots", "num_bins", "image_size")}

@@ -171,9 +171,9 @@ def rollout(
     ] = False,
 ) -> None:
     """Let a model act in any registered environment, and print the returns."""
-    from ldm_hf.evaluation.players import load_pretrained
     from ldm_hf.evaluation.rollout import evaluate_environment
     from ldm_hf.evaluation.video import recording_video
+    from ldm_hf.pretrained import load_pretrained
     from ldm_hf.progress import progress_bar
 
     loaded, processor = load_pretrained(model)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
+import ldm_hf
 from ldm_hf.cli.bank import adopt, bank
 from ldm_hf.cli.data import build, check, convert, publish
 from ldm_hf.cli.env import environments
@@ -15,40 +17,70 @@ from ldm_hf.cli.evaluation import evaluate, print_report, references, report, ro
 from ldm_hf.cli.finetuning import finetune
 from ldm_hf.cli.training import LAUNCH, launch, train
 from ldm_hf.dependencies import require
-from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
+from ldm_hf.errors import LDMError
 from ldm_hf.processes import is_first_to_say
 
+
+class _InOrder(typer.core.TyperGroup):
+    """Lists commands in the order of work, groups of them among the others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        known = super().list_commands(ctx)
+        return sorted(known, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+_ORDER = (
+    *("quickstart", "env", "build", "adopt", "bank", "references", "check", "convert"),
+    *("train", "launch", "finetune", "evaluate", "report", "rollout", "publish"),
+)
+
 app = typer.Typer(
+    cls=_InOrder,
     help="Large Decision Models: collect data from any Gymnasium environment, train one policy on it, judge it, use it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ldm_hf {ldm_hf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
 app.add_typer(environments, name="env")
-app.add_typer(bank, name="bank")
 app.command()(build)
 app.command()(adopt)
-app.command()(check)
-app.command()(publish)
-app.command()(convert)
+app.add_typer(bank, name="bank")
 app.command()(references)
+app.command()(check)
+app.command()(convert)
 app.command()(train)
 app.command(**LAUNCH)(launch)
 app.command()(finetune)
 app.command()(evaluate)
-app.command()(rollout)
 app.command()(report)
-
-Output = Annotated[Path, typer.Option(help="Folder for the results.")]
+app.command()(rollout)
+app.command()(publish)
 
 
 @app.command()
 def quickstart(
-    output: Output = Path("runs/quickstart"),
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/quickstart"),
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes and threads; by default as many as there are processors.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of everything.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the model.")] = 600,
 ) -> None:
     """Do the whole job on real environments: train references, record them, train a model, load it, evaluate it.
@@ -71,7 +103,7 @@ def run_command(command: Callable[..., Any]) -> None:
     """Run a command line; an error that its user can act on is one line and exit status 1."""
     try:
         command()
-    except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+    except LDMError as error:
         if is_first_to_say(str(error)):
             typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -210,7 +210,9 @@ def find_manifest(library: str) -> Manifest:
     """The manifest of a library; ``UnknownEnvironmentError`` if there is none of that slug."""
     manifests = load_manifests()
     if library not in manifests:
-        raise UnknownEnvironmentError(f"no library is called {library!r}; there are: {', '.join(manifests)}")
+        near = difflib.get_close_matches(library, manifests, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(manifests)}"
+        raise UnknownEnvironmentError(f"no library is called {library!r}; {hint}")
     return manifests[library]
 
 

@@ -13,7 +13,7 @@ from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.batches import batches
 from ldm_hf.evaluation.lineage import relation, training_settings
-from ldm_hf.evaluation.players import ModelPlayer, load_pretrained
+from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.references import environment_anchors
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
@@ -22,6 +22,7 @@ from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import differences, package_versions, versions_here, versions_of_data
 from ldm_hf.files import replacing
+from ldm_hf.pretrained import load_pretrained
 
 Progress = Callable[[str, int], None]
 """Called with an environment and how many of its episodes have ended."""

@@ -1,16 +1,10 @@
 """What can be rolled out: a model, and whatever else acts in a batch of environments."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium
-import torch
-from transformers import AutoModel, AutoProcessor
-from transformers.utils.logging import disable_progress_bar
 
-from ldm_hf.errors import CheckpointError
-from ldm_hf.evaluation.lineage import load_config
 from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
 
 
@@ -46,18 +40,3 @@ class ModelPlayer:
     def check(self, env: gymnasium.Env, observation: Any) -> None:
         self._processor.action_layout(env.action_space)
         self._processor.observation_layout(env.observation_space).flatten(observation)
-
-
-def load_pretrained(folder: str | Path) -> tuple[LDMModel, LDMProcessor]:
-    """Load a model and its processor through the Auto classes, from a folder or the Hub.
-
-    Raises:
-        CheckpointError: there is no such folder or repository, or it holds another type of model, or damaged files.
-    """
-    load_config(folder)
-    disable_progress_bar()  # transformers' own, for weights: they would break up ours
-    try:
-        model: LDMModel = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoProcessor.from_pretrained(folder)
-    except Exception as error:  # safetensors and strict configurations raise errors of their own
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error

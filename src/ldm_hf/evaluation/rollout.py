@@ -10,7 +10,7 @@ import gymnasium
 
 from ldm_hf.env_registry.registry import make
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
-from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, UnsupportedSpaceError
+from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError
 from ldm_hf.evaluation.players import ModelPlayer, Player
 from ldm_hf.evaluation.video import RENDER_MODE
 from ldm_hf.modeling import LDMModel, LDMProcessor
@@ -23,7 +23,7 @@ EVALUATION_SEED = 1_000_000_000
 
 Watch = Callable[[gymnasium.Env], None]
 Wrap = Callable[[int, gymnasium.Env], gymnasium.Env]
-Failure = LDMError | UnsupportedSpaceError | InvalidValueError
+Failure = LDMError
 
 
 @dataclass(frozen=True)

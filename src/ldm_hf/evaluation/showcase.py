@@ -12,10 +12,11 @@ import pebble
 from ldm_hf.env_registry import registry
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import LDMError
-from ldm_hf.evaluation.players import ModelPlayer, load_pretrained
+from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
 from ldm_hf.evaluation.video import RENDER_MODE, recording_video
+from ldm_hf.pretrained import load_pretrained
 from ldm_hf.processes import exit_with_owner
 
 EPISODES = 2

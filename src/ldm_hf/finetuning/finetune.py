@@ -14,10 +14,10 @@ from ldm_hf.dataset_builder.format.schema import MANIFEST
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
-from ldm_hf.evaluation.players import load_pretrained
 from ldm_hf.files import replacing
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
+from ldm_hf.pretrained import load_pretrained
 from ldm_hf.progress import progress_bar
 from ldm_hf.training.config import TrainingConfig, renamed
 from ldm_hf.training.loop import train

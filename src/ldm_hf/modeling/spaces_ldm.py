@@ -40,11 +40,15 @@ _MIN_IMAGE_SIDE = 5
 _MAX_CHOICES = 2**62  # of an integer that slots can hold: digits are computed in 64 bits
 
 
-class UnsupportedSpaceError(ValueError):
+class LDMError(Exception):
+    """Base of every error that is raised for a user to act on; the package's other ones are in ``ldm_hf.errors``."""
+
+
+class UnsupportedSpaceError(LDMError, ValueError):
     """A space that no slot layout can hold; the message says which part, what was found and what the limit is."""
 
 
-class InvalidValueError(ValueError):
+class InvalidValueError(LDMError, ValueError):
     """An observation or action that cannot be flattened: not a number, or a discrete value outside its table."""
 
 

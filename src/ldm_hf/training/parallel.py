@@ -34,7 +34,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if _computes_in_bf16(config.bf16) else "no",
-        report_to=None if config.report_to == "none" else config.report_to,
+        log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError
+from ldm_hf.pretrained import load_config
 from ldm_hf.training.config import TRACKERS, TrainingConfig
 
 _PACKAGES = {
@@ -15,10 +16,11 @@ _PACKAGES = {
 
 
 def check_machine(config: TrainingConfig) -> None:
-    """See that trackers and adapters are installed, the batch can be shared out, and ``output`` can be written.
+    """See that trackers and adapters are installed, the model is there, the batch can be shared out, and the output written.
 
     Raises:
         ConfigError: one of them is not so; the message says what to install or to set.
+        CheckpointError: ``model`` is neither a preset nor a model.
         MissingDependencyError: adapters are wanted, and peft is not installed.
     """
     if config.report_to == "all":
@@ -31,6 +33,8 @@ def check_machine(config: TrainingConfig) -> None:
             f"report_to={config.report_to} needs a package that is not installed: pip install {config.report_to}, or set "
             "report_to=none"
         )
+    if "/" in config.model or Path(config.model).exists():  # else it is the name of a preset
+        load_config(config.model)
     if config.lora_rank is not None:
         require("LoRA", "lora")
     if config.stage != "experts":  # whose jobs are processes of their own

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
-from ldm_hf.errors import InvalidValueError, LDMError, UnsupportedSpaceError
+from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.scores import normalized_score
 from ldm_hf.modeling import LDMModel, LDMProcessor
@@ -49,7 +49,7 @@ def _score(
     info = reference.info
     try:
         result = evaluate_environment(model, processor, info.environment, episodes=episodes, rollouts=1)
-    except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+    except LDMError as error:
         return info.environment, None, f"{info.environment} has no score: {error}"
     return info.environment, normalized_score(result.mean_return, info.first10, info.last10), ""
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoProcessor
 
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.modeling.experts_ldm import EXPERT_WEIGHTS, LDMExperts
+from ldm_hf.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig
 
 
@@ -96,7 +96,7 @@ def merge_experts(backbone: LDMModel, folders: Sequence[Path]) -> LDMModel:
     """A model with the experts of all these folders, in this order, and routers that know nothing yet."""
     merged = attach_experts(backbone, len(folders))
     for index, folder in enumerate(folders):
-        expert, _ = _load(str(folder))
+        expert, _ = load_pretrained(folder)
         put_expert(merged, index, expert)
     return merged
 
@@ -117,18 +117,7 @@ def _trained_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
         raise ConfigError(
             f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"
         )
-    return _load(config.model)
-
-
-def _load(name: str) -> tuple[LDMModel, LDMProcessor]:
-    try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())}") from error
-    if not isinstance(model, LDMModel):
-        raise CheckpointError(f"{name} holds a {type(model).__name__}, not a Large Decision Model")
-    return model, processor
+    return load_pretrained(config.model)
 
 
 def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:

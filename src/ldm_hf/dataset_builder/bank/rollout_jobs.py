@@ -122,7 +122,7 @@ class RolloutJob:
         if info is not None and info.hyperparameters.get(key) != self.request.settings[key]:
             raise ConfigError(
                 f"{self.result.parent} is a run of another policy: give this one another name by --run, or choose another "
-                "--out"
+                "--output"
             )
 
     def on(self, device: str) -> "RolloutJob":

@@ -8,9 +8,8 @@ from ldm_hf.dataset_builder.curves import LearningCurve
 from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
 from ldm_hf.dataset_builder.reference.request import Progress, RunRequest
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import DatasetFormatError, LDMError, StorageError, UnsupportedSpaceError
+from ldm_hf.errors import DatasetFormatError, LDMError, StorageError
 from ldm_hf.files import replacing
-from ldm_hf.modeling.spaces_ldm import InvalidValueError
 
 RANKING_FOLDER = "_ranking"
 
@@ -88,7 +87,7 @@ class Job:
                 build_run(self.request, self.root, progress)
         except StorageError:
             raise
-        except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+        except LDMError as error:
             self.fail(f"failed: {error}")
 
     def fail(self, reason: str) -> None:

@@ -59,7 +59,7 @@ class BuildSettings:
                 if given > self.budget.core_minutes:
                     raise ConfigError(
                         f"{root} was built with {given:g} core minutes per environment, got {self.budget.core_minutes:g}; "
-                        "give it as many or more, or choose another --out"
+                        "give it as many or more, or choose another --output"
                     )
                 found["budget"]["core_minutes"] = self.budget.core_minutes
                 if found == wanted:
@@ -67,7 +67,7 @@ class BuildSettings:
             if found != wanted:
                 differing = [name for name in wanted if found.get(name) != wanted[name]]
                 raise ConfigError(
-                    f"{root} holds a corpus built with another {', '.join(differing)}; choose another --out"
+                    f"{root} holds a corpus built with another {', '.join(differing)}; choose another --output"
                 )
             return
         self._write(path, values)

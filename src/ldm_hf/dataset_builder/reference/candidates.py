@@ -1,5 +1,6 @@
 """Candidates: algorithms of Stable-Baselines3 and SB3-Contrib with configurations; ``pool.toml`` lists them."""
 
+import difflib
 import functools
 import importlib
 import json
@@ -174,5 +175,7 @@ def choose_pool(names: tuple[str, ...] | None) -> dict[str, Candidate]:
         return dict(pool())
     unknown = [name for name in names if name not in pool()]
     if unknown:
-        raise ConfigError(f"no candidate is called {', '.join(unknown)}; there are {', '.join(pool())}")
+        near = difflib.get_close_matches(unknown[0], pool(), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(pool())}"
+        raise ConfigError(f"no candidate is called {', '.join(unknown)}; {hint}")
     return {name: pool()[name] for name in names}

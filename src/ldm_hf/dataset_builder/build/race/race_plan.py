@@ -1,4 +1,4 @@
-"""What races cost, and what they give: for ``ldm build --plan``."""
+"""What races cost, and what they give: for ``ldm build --dry-run``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -8,9 +8,8 @@ from typing import Any
 from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.reference.request import Progress, RunRequest
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import DatasetFormatError, LDMError, StorageError, UnsupportedSpaceError
+from ldm_hf.errors import DatasetFormatError, LDMError, StorageError
 from ldm_hf.files import replacing
-from ldm_hf.modeling.spaces_ldm import InvalidValueError
 
 RACES_FOLDER = "_races"
 RESULT = "result.json"
@@ -147,7 +146,7 @@ class SliceJob:
             train_slice(self, progress)
         except StorageError:
             raise
-        except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+        except LDMError as error:
             self.fail(f"failed: {error}")
 
     def fail(self, reason: str) -> None:
@@ -222,7 +221,7 @@ class KeepJob:
             keep_run(self, progress)
         except StorageError:
             raise
-        except (LDMError, UnsupportedSpaceError, InvalidValueError) as error:
+        except LDMError as error:
             self.fail(f"failed: {error}")
 
     def fail(self, reason: str) -> None:
