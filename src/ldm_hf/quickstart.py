@@ -21,7 +21,7 @@ from ldm_hf.progress import progress_bar
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.build.jobs import Job
-    from ldm_hf.executors.base import Message
+    from ldm_hf.executors.base import JobResult, Message
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def _job(environment: str, reference: Reference, data: Path, seed: int) -> "Job"
 
 def _build_in_parallel(missing: "list[Job]", jobs: int) -> None:
     from ldm_hf.dataset_builder.format.records import RunRecord
+    from ldm_hf.executors.jobs import run_jobs
     from ldm_hf.executors.local import LocalExecutor
 
     # The longest first, so that none is left to run alone at the end.
@@ -173,22 +174,23 @@ def _build_in_parallel(missing: "list[Job]", jobs: int) -> None:
         for position, job in enumerate(missing)
     }
     executor = LocalExecutor(min(jobs, len(missing)))
-    running = 0
+
+    def ended(result: "JobResult", again: bool) -> None:
+        if again:
+            return
+        if not result.job.is_done:
+            raise EnvironmentFailure(f"{result.job.name}: {result.crash}")
+        record = RunRecord.read(result.job.result.parent)
+        if record.failed:
+            shutil.rmtree(result.job.result.parent)
+            raise EnvironmentFailure(f"{result.job.name}: {record.dropped}")
+
+    def show(_running: "list[Job]", _waiting: "list[Job]") -> None:
+        for message in executor.messages():
+            _show(bars[message.name], message)
+
     try:
-        while waiting or running:
-            while waiting and executor.has_room(waiting[0]):
-                executor.submit(waiting.pop(0))
-                running += 1
-            for ended in executor.wait(0.2):
-                running -= 1
-                if ended.crash is not None:
-                    raise EnvironmentFailure(f"{ended.job.name}: {ended.crash}")
-                record = RunRecord.read(ended.job.result.parent)
-                if record.failed:
-                    shutil.rmtree(ended.job.result.parent)
-                    raise EnvironmentFailure(f"{ended.job.name}: {record.dropped}")
-            for message in executor.messages():
-                _show(bars[message.name], message)
+        run_jobs(executor, waiting, ended, show)
     finally:
         executor.close()
         for bar in bars.values():

@@ -16,7 +16,8 @@ from accelerate.utils import set_seed
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
-from ldm_hf.executors.base import Executor
+from ldm_hf.executors.base import Executor, JobResult
+from ldm_hf.executors.jobs import run_jobs
 from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import ChildFailure, Termination
@@ -28,7 +29,6 @@ from ldm_hf.training.grouping import Groups, gradient_groups, random_groups
 from ldm_hf.training.loop import train
 from ldm_hf.training.stages import load_backbone, merge_experts
 
-_POLL_SECONDS = 0.3
 _OVERHEAD = 2**30  # of a process, its libraries and its data
 
 
@@ -194,38 +194,33 @@ def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Cal
     """Run the jobs that wait; one whose process dies is started once more. False if SIGTERM ended them before."""
     steps, stop = jobs[0].config.max_steps, jobs[0].stop
     done = {job.name: 0 if job in waiting else steps for job in jobs}
-    crashed: set[str] = set()
     termination = Termination()
     stop.unlink(missing_ok=True)
     executor = make_executor(len(waiting))
-    running = 0
+
+    def ended(result: JobResult, again: bool) -> None:
+        if result.job.is_done:
+            done[result.job.name] = steps
+        elif not again and not termination.asked:
+            raise ChildFailure(f"{result.job.name}: {result.crash or 'it was told to end'}")
+
+    def watch(_running: list[ExpertJob], _waiting: list[ExpertJob]) -> None:
+        if termination.asked:
+            stop.touch()
+        done.update({message.name: message.done for message in executor.messages()})
+        bar.update(sum(done.values()) - bar.n)
+
     title = f"training {len(jobs)} experts"
     try:
         with (
             progress_bar(title, steps * len(jobs), "step", initial=sum(done.values())) as bar,
             termination.heard(),
         ):
-            while running or (waiting and not termination.asked):
-                while waiting and not termination.asked and executor.has_room(waiting[0]):
-                    executor.submit(waiting.pop(0))
-                    running += 1
-                if termination.asked:
-                    stop.touch()
-                for ended in executor.wait(_POLL_SECONDS):
-                    running -= 1
-                    if ended.job.is_done:
-                        done[ended.job.name] = steps
-                    elif ended.job.name in crashed and not termination.asked:
-                        raise ChildFailure(f"{ended.job.name}: {ended.crash or 'it was told to end'}")
-                    else:
-                        crashed.add(ended.job.name)
-                        waiting.append(ended.job)
-                done |= {message.name: message.done for message in executor.messages()}
-                bar.update(sum(done.values()) - bar.n)
+            finished = run_jobs(executor, waiting, ended, watch, lambda: termination.asked)
     finally:
         executor.close()
         stop.unlink(missing_ok=True)
-    return not waiting
+    return finished and all(job.is_done for job in jobs)
 
 
 def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:

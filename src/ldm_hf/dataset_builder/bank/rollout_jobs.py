@@ -12,7 +12,8 @@ from ldm_hf.dataset_builder.reference.request import Progress
 from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
-from ldm_hf.executors.base import Executor
+from ldm_hf.executors.base import Executor, JobResult
+from ldm_hf.executors.jobs import run_jobs
 from ldm_hf.files import remove, remove_leftovers
 
 NOISE = (*[0.0] * 8, *[0.1] * 4, *[0.3] * 2, *[1.0] * 2)
@@ -175,20 +176,16 @@ def run_rollouts(
     for job in jobs:
         remove_leftovers(job.result.parent.parent)
         job.refuse_to_replace()
-    waiting = [job for job in jobs if not job.is_done]
-    running: dict[str, RolloutJob] = {}
-    while waiting or running:
-        for job in list(waiting):
-            if executor.has_room(job):
-                executor.submit(job)
-                running[job.name] = job
-                waiting.remove(job)
-        for ended in executor.wait(0.3):
-            job = running.pop(ended.job.name)
-            if ended.crash is not None:
-                job.fail(f"failed: {ended.crash}")
-            say(describe(RunRecord.read(job.result.parent)))
-        watch(executor, list(running.values()))
+
+    def ended(result: JobResult, again: bool) -> None:
+        if again:
+            say(f"{result.job.name}: {result.crash}; once more")
+            return
+        if not result.job.is_done:
+            result.job.fail(f"failed: {result.crash}")
+        say(describe(RunRecord.read(result.job.result.parent)))
+
+    run_jobs(executor, [job for job in jobs if not job.is_done], ended, lambda running, _: watch(executor, running))
     for library in dict.fromkeys(EnvironmentId.parse(job.request.environment).library for job in jobs):
         update_repository(root / library)
     return [RunRecord.read(job.result.parent) for job in jobs]

@@ -23,9 +23,9 @@ from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.executors.base import Executor, JobResult
+from ldm_hf.executors.jobs import run_jobs
 from ldm_hf.files import remove, remove_leftovers, replacing
 
-_POLL_SECONDS = 0.3
 
 Say = Callable[[str], None]
 Watch = Callable[[Executor, Sequence[Any]], None]
@@ -214,29 +214,17 @@ def run_build(
     Raises:
         LDMError: something that no job can get past, such as a full disk.
     """
-    running: dict[str, Any] = {}
-    crashed: set[str] = set()
-    waiting = build.jobs()
-    while waiting or running:
-        for job in list(waiting):
-            if executor.has_room(job):
-                executor.submit(job)
-                running[job.name] = job
-                waiting.remove(job)
-        for ended in executor.wait(_POLL_SECONDS):
-            job = running.pop(ended.job.name)
-            if ended.crash is not None and not job.is_done:
-                if job.name in crashed:
-                    job.fail(f"failed: {ended.crash}")
-                else:
-                    crashed.add(job.name)
-                    waiting.append(job)
-            say(describe(ended))
-            if job.decides:
-                waiting = build.jobs(running)
-        waiting = waiting or build.jobs(running)
-        watch(executor, list(running.values()))
-        _finish(build, {library_of(job) for job in [*waiting, *running.values()]})
+
+    def ended(result: JobResult, again: bool) -> None:
+        if result.crash is not None and not result.job.is_done and not again:
+            result.job.fail(f"failed: {result.crash}")
+        say(describe(result))
+
+    def describe_libraries(running: list[Any], waiting: list[Any]) -> None:
+        watch(executor, running)
+        _finish(build, {library_of(job) for job in [*waiting, *running]})
+
+    run_jobs(executor, build.jobs, ended, describe_libraries)
     _finish(build, set())
     build.close()
 
