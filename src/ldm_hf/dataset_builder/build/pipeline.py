@@ -26,7 +26,6 @@ from ldm_hf.executors.base import Executor, JobResult
 from ldm_hf.executors.jobs import run_jobs
 from ldm_hf.files import remove, remove_leftovers, replacing
 
-
 Say = Callable[[str], None]
 Watch = Callable[[Executor, Sequence[Any]], None]
 """Called about three times per second with the executor and the jobs that are running."""
