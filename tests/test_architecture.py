@@ -46,7 +46,7 @@ ALLOWED = {
     "evaluation": ENVIRONMENTS | {"pretrained"} | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
     "training": ENVIRONMENTS | {"executors", "pretrained", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "training.__main__": {"cli"},
-    "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
+    "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training", "pretrained"},
 }
 EVERYTHING = {"__init__", "__main__", "_auto", "agent", "cli", "quickstart"}
 

@@ -54,7 +54,7 @@ def test_every_command_explains_itself(command):
     [
         (("env", "info", "gymnasium/CartPole-v7"), "did you mean gymnasium/CartPole-v1"),
         (("env", "doctor", "CartPole-v1"), "did you mean gymnasium/CartPole-v1"),
-        (("env", "doctor", CARTPOLE, "--model", "nowhere"), "nowhere holds no model"),
+        (("env", "doctor", CARTPOLE, "--model", "nowhere"), "nowhere: no such folder"),
         (("env", "add"), "name what to install"),
         (("env", "add", "--from-manifest", "nowhere"), "no library is called 'nowhere'"),
         (("env", "add", "x", "--from-file", "nowhere.toml"), "nowhere.toml cannot be read"),
@@ -64,7 +64,7 @@ def test_every_command_explains_itself(command):
         (("train", "--data", "nowhere", "--output_dir", "x"), "nowhere holds no datasets"),
         (("train", "--config", "nowhere.yaml"), "nowhere.yaml cannot be read"),
         (("evaluate", "nowhere", "--data", "nowhere", "--output", "x"), "nowhere holds no datasets"),
-        (("evaluate", "nowhere", "--output", "x"), "nowhere does not say what data it was trained on"),
+        (("evaluate", "nowhere", "--output", "x"), "nowhere: no such folder"),
         (("report", "nowhere.json"), "nowhere.json is not a report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -234,7 +234,7 @@ def test_a_rollout_is_printed_and_filmed(workspace, tmp_path):
     [
         (("MODEL", CARTPOLE, "--video", "out.avi"), "should end in .mp4 or .gif"),
         (("MODEL", "gymnasium/CartPol-v1"), "did you mean gymnasium/CartPole-v1"),
-        (("nothing", CARTPOLE), "nothing holds no model"),
+        (("nothing", CARTPOLE), "nothing: no such folder"),
     ],
 )
 def test_a_rollout_that_cannot_be_is_one_line(workspace, tmp_path, arguments, message):

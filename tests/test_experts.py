@@ -196,7 +196,7 @@ def staged(data, tmp_path_factory) -> Path:
 
 
 def stage_of(base: TrainingConfig, root: Path, stage: str, before: str, **changes) -> TrainingConfig:
-    return replace(base, stage=stage, model=str(root / before / "model"), output=str(root / stage), **changes)
+    return replace(base, stage=stage, model=str(root / before / "model"), output_dir=str(root / stage), **changes)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -263,7 +263,7 @@ def test_stages_want_their_models(staged):
     with pytest.raises(ConfigError, match="routers comes after stage experts"):
         load_model(config)
     with pytest.raises(ConfigError, match="would replace"):
-        replace(config, output=str(staged / "backbone"))
+        replace(config, output_dir=str(staged / "backbone"))
     with pytest.raises(ConfigError, match="stage must be backbone, experts or routers, got 'all'"):
         TrainingConfig("d", "o", stage="all")
 

@@ -42,7 +42,7 @@ def said(text: str) -> list[str]:
 def test_a_wrong_setting_is_one_line(tmp_path, number):
     done = launched(number, "--data", "d", "--output_dir", tmp_path / "run", "--learning_rate", "-1")
     assert done.returncode == 1
-    assert said(done.stderr) == ["error: learning_rate must be greater than 0, got -1.0"]
+    assert said(done.stderr) == ["error: learning_rate cannot be used: input should be greater than 0, got -1"]
 
 
 def test_a_missing_file_of_settings_is_one_line():

@@ -199,6 +199,7 @@ def test_how_an_environment_relates_to_those_trained_on():
 def test_the_data_of_a_models_training(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "ldm"}')
     with pytest.raises(ConfigError, match="--data"):
         training_data(folder)
     (tmp_path / "training.yaml").write_text(yaml.safe_dump({"data": "beside"}))

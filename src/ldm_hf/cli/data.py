@@ -89,12 +89,13 @@ def build(
         return
     for name, reason in {**plan.left_out, **_unfit(plan, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
-    typer.echo(_cost(plan, settings, jobs), err=True)
     with sole_writer(output.absolute()):
         building = open_build(plan, settings, output.absolute())
         if retry_failed:
             typer.echo(f"{building.forget_failures()} failed runs are made again", err=True)
-        _run(building, make_executor(executor, jobs, address, gpus, output.absolute()))
+        running = make_executor(executor, jobs, address, gpus, output.absolute())
+        typer.echo(_cost(plan, settings, jobs), err=True)
+        _run(building, running)
     print_runs(output, building.libraries)
 
 
@@ -105,14 +106,17 @@ def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:
 
     number = sum(len(group.environments) for group in plan.groups)
     if isinstance(settings.budget, RaceBudget):
-        hours, what = (
-            number * settings.budget.core_minutes / 60,
-            f"races of {settings.budget.core_minutes:g} core minutes",
-        )
+        hours = number * settings.budget.core_minutes / 60
+        what = f"{_count(number, 'race')} of {settings.budget.core_minutes:g} core minutes"
     else:
         costs = estimate(plan, settings.pool, settings.budget)
-        hours, what = costs.core_hours, f"environments, {costs.ranking_runs + costs.runs} runs"
-    return f"{number} {what}: about {hours:,.1f} core hours at most. {_on_cores(hours, jobs)}"
+        hours = costs.core_hours
+        what = f"{_count(number, 'environment')}, {_count(costs.ranking_runs + costs.runs, 'run')}"
+    return f"{what}: about {hours:,.1f} core hours at most. {_on_cores(hours, jobs)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -256,7 +260,7 @@ def _on_cores(core_hours: float, cores: int | None) -> str:
 
     number = cores or len(os.sched_getaffinity(0))
     days = core_hours / number / 24
-    return f"On {number} cores: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")
+    return f"On {_count(number, 'core')}: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")
 
 
 def print_runs(output: Path, libraries: list[str]) -> None:
