@@ -176,7 +176,10 @@ class Study:
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump({**shared, **settings}))
-        _ldm(folder, "train", "--config", folder / "settings.yaml", "--jobs", 1)
+        if "stage" in settings:
+            _ldm(folder, "--config", folder / "settings.yaml", "--jobs", 1, module="ldm_hf.experiments.m3dt")
+        else:
+            _ldm(folder, "train", "--config", folder / "settings.yaml")
         (folder / "finished").touch()
 
 
@@ -196,9 +199,9 @@ def _score(result: dict[str, Any]) -> float | None:
     return None if score is None else 100 * float(np.clip(score, 0, 1))
 
 
-def _ldm(folder: Path, *arguments: object) -> None:
+def _ldm(folder: Path, *arguments: object, module: str = "ldm_hf") -> None:
     with (folder / "log.txt").open("a") as log:
-        command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
+        command = [sys.executable, "-m", module, *map(str, arguments)]
         subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -20,8 +20,8 @@ from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.dataset_builder.reference.request import RunRequest
 from ldm_hf.dataset_builder.reference.run import build_run
 from ldm_hf.dataset_builder.repository.repository import update_repository
+from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, is_router
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
-from ldm_hf.training.stages import attach_experts, is_expert, is_router
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # A busy machine fails no test.
 hypothesis.settings.load_profile("untimed")

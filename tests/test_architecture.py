@@ -48,7 +48,7 @@ ALLOWED = {
     "training.__main__": {"cli"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training", "pretrained"},
 }
-EVERYTHING = {"__init__", "__main__", "_auto", "agent", "cli", "quickstart"}
+EVERYTHING = {"__init__", "__main__", "_auto", "agent", "cli", "experiments", "quickstart"}
 
 
 def room(module: str) -> str:

@@ -22,19 +22,22 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from conftest import CARTPOLE, CLIFF, NUM_EXPERTS, PENDULUM, TOY_MODEL, run_ldm
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.executors.base import JobResult
+from ldm_hf.experiments.m3dt.config import ExpertsConfig
+from ldm_hf.experiments.m3dt.experts import train_experts
+from ldm_hf.experiments.m3dt.grouping import _points, even_clusters, gradient_groups, random_groups
+from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, is_router, load_stage, put_expert
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
 from ldm_hf.modeling.experts_ldm import LDMExperts
 from ldm_hf.modeling.policy_ldm import PackedLinear
 from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
-from ldm_hf.training.experts import train_experts
-from ldm_hf.training.grouping import _points, even_clusters, gradient_groups, random_groups
 from ldm_hf.training.loop import train
-from ldm_hf.training.stages import attach_experts, is_expert, is_router, load_model, put_expert
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
 from test_distributed import LAUNCH
 from test_policy import MIXED, largest_error
 from test_training import toy_settings, write_settings
+
+MODULE = "ldm_hf.experiments.m3dt"
 
 
 @pytest.fixture
@@ -191,12 +194,13 @@ def staged(data, tmp_path_factory) -> Path:
     base = TrainingConfig(**toy_settings(data, root / "backbone", weight_decay=0.1, learning_rate=1e-2, seed=3))
     train(base)
     train_experts(stage_of(base, root, "experts", "backbone", num_experts=2, gradient_batches=2), InTurn)
-    train(stage_of(base, root, "routers", "experts"))
+    train(stage_of(base, root, "routers", "experts"), load=load_stage)
     return root
 
 
-def stage_of(base: TrainingConfig, root: Path, stage: str, before: str, **changes) -> TrainingConfig:
-    return replace(base, stage=stage, model=str(root / before / "model"), output_dir=str(root / stage), **changes)
+def stage_of(base: TrainingConfig, root: Path, stage: str, before: str, **changes) -> ExpertsConfig:
+    places = {"model": str(root / before / "model"), "output_dir": str(root / stage)}
+    return ExpertsConfig(**{**base.as_mapping(), "stage": stage, **places, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -259,13 +263,20 @@ def test_a_finished_stage_repeats_nothing(staged, data):
 
 
 def test_stages_want_their_models(staged):
-    config = TrainingConfig("d", str(staged / "new"), stage="routers", model=str(staged / "backbone/model"))
+    config = ExpertsConfig("d", str(staged / "new"), stage="routers", model=str(staged / "backbone/model"))
     with pytest.raises(ConfigError, match="routers comes after stage experts"):
-        load_model(config)
+        load_stage(config)
     with pytest.raises(ConfigError, match="would replace"):
         replace(config, output_dir=str(staged / "backbone"))
-    with pytest.raises(ConfigError, match="stage must be backbone, experts or routers, got 'all'"):
-        TrainingConfig("d", "o", stage="all")
+    with pytest.raises(ConfigError, match="stage cannot be used: input should be 'experts' or 'routers', got 'all'"):
+        ExpertsConfig("d", "o", stage="all")
+
+
+def test_settings_of_older_versions_have_the_stage_among_them():
+    older = {"data": "d", "output_dir": "o", "stage": "backbone", "num_experts": None, "gradient_batches": 10}
+    assert TrainingConfig.from_mapping(older) == TrainingConfig("d", "o")
+    with pytest.raises(ConfigError, match="sets 'stage', which is not a setting"):
+        TrainingConfig.from_mapping({**older, "stage": "experts"})
 
 
 def test_random_groups_are_even_and_by_seed():
@@ -290,7 +301,7 @@ def test_points_have_the_distances_of_gradients_times_their_mean(tmp_path):
 
 def test_of_many_splits_the_most_even_and_then_the_tightest_is_kept(monkeypatch):
     splits = itertools.cycle([(1.0, [0, 1, 1, 1]), (3.0, [0, 1, 1, 0]), None, (2.0, [0, 0, 1, 1])])
-    monkeypatch.setattr("ldm_hf.training.grouping._cluster", lambda *_: next(splits))
+    monkeypatch.setattr("ldm_hf.experiments.m3dt.grouping._cluster", lambda *_: next(splits))
     assert even_clusters(np.zeros((4, 2)), 2, 0) == [0, 0, 1, 1]
 
 
@@ -305,10 +316,10 @@ def test_directions_find_groups_that_lengths_hide(tmp_path, monkeypatch):
         [[1.0, 0.0, 1.0], [1.0, 0.1, 1.0], [90.0, 5.0, 95.0], [0.0, 1.0, 0.9], [0.1, 1.0, 1.1], [0.0, 0.9, 1.0]]
     )
     monkeypatch.setattr(
-        "ldm_hf.training.grouping.environment_gradient", lambda *_: {"weight": torch.tensor(next(gradients))}
+        "ldm_hf.experiments.m3dt.grouping.environment_gradient", lambda *_: {"weight": torch.tensor(next(gradients))}
     )
     datasets = [OneAction(f"test/{index}", 0, index) for index in range(6)]
-    config = TrainingConfig("d", "o", num_experts=2)
+    config = ExpertsConfig("d", "o", num_experts=2)
     groups = {}
     for grouping in ("gradient", "direction"):  # the second from the files of the first
         found = gradient_groups(nn.Linear(1, 1), None, datasets, replace(config, grouping=grouping), tmp_path)
@@ -343,12 +354,12 @@ class OneAction:
 
 @pytest.mark.parametrize("grouping", ["gradient", "direction"])
 def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch, grouping):
-    monkeypatch.setattr("ldm_hf.training.grouping._RESTARTS", 2)  # seven points need no more
+    monkeypatch.setattr("ldm_hf.experiments.m3dt.grouping._RESTARTS", 2)  # seven points need no more
     torch.manual_seed(0)
     model = LDMModel(LDMConfig.preset("nano", **TOY_MODEL))
     planted = [0, 3, 3, 0, 3, 0, 0]  # four and three
     datasets = [OneAction(f"test/{index}", action, index) for index, action in enumerate(planted)]
-    config = TrainingConfig("d", "o", num_experts=2, gradient_batches=2, train_batch_size=4, grouping=grouping)
+    config = ExpertsConfig("d", "o", num_experts=2, gradient_batches=2, train_batch_size=4, grouping=grouping)
     groups = gradient_groups(model, processor, datasets, config, tmp_path)
     by_action = [[f"test/{index}" for index, action in enumerate(planted) if action == wanted] for wanted in (0, 3)]
     assert sorted(groups) == sorted(by_action)
@@ -359,11 +370,14 @@ def test_gradients_find_two_planted_groups(processor, tmp_path, monkeypatch, gro
 def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data, tmp_path):
     """Bit for bit what came of training in turn, without interruption, in one process."""
     shared = toy_settings(data, tmp_path, weight_decay=0.1, learning_rate=1e-2, seed=3, save_total_limit=999)
+    base = write_settings(tmp_path / "b.yaml", shared)
     config = write_settings(tmp_path / "s.yaml", {**shared, "num_experts": 2, "gradient_batches": 2})
 
     def command(stage: str, before: str | None, *settings: str) -> list[str]:
         places = ["--output_dir", f"{tmp_path / stage}", *(["--model", f"{tmp_path / before}/model"] if before else [])]
-        return ["train", "--config", str(config), "--stage", stage, "--jobs", "2", *places, *settings]
+        if stage == "backbone":
+            return ["ldm_hf", "train", "--config", str(base), *places, *settings]
+        return [MODULE, "--config", str(config), "--stage", stage, "--jobs", "2", *places, *settings]
 
     for stage, before, runs in (
         ("backbone", None, ["."]),
@@ -376,7 +390,8 @@ def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data
         for path in itertools.chain(*(folder.glob("checkpoint-*") for folder in folders)):
             if path.name != "checkpoint-00000002":
                 subprocess.run(["rm", "-r", str(path)], check=True)
-        done = run_ldm(*command(stage, before))
+        module, *arguments = command(stage, before)
+        done = run_ldm(*arguments, module=module)
         assert done.returncode == 0, done.stderr
         assert not differing(tmp_path / stage / "model", staged / stage / "model")
     assert not list((tmp_path / "experts").glob("gradients-*"))
@@ -391,9 +406,9 @@ def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, exe
     changes |= {"max_steps": 100_000, "save_steps": 100_000}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
     started = [tmp_path / f"run/expert-{index}/training.yaml" for index in range(2)]
-    command = ["train", "--config", str(config), "--stage", "experts", "--jobs", "2", "--executor", *executor]
+    command = [MODULE, "--config", str(config), "--stage", "experts", "--jobs", "2", "--executor", *executor]
     with (tmp_path / "stderr").open("w") as errors:
-        with subprocess.Popen([sys.executable, "-m", "ldm_hf", *command], stderr=errors) as running:
+        with subprocess.Popen([sys.executable, "-m", *command], stderr=errors) as running:
             wait_for(running, started)
             running.terminate()
         assert running.returncode == 128 + signal.SIGTERM
@@ -409,7 +424,7 @@ def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, exe
 def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, sharding):
     changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "experts/model")}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes, sharding=sharding))
-    command = [sys.executable, *LAUNCH, "-m", "ldm_hf.training", "--config", str(config), "--stage", "routers"]
+    command = [sys.executable, *LAUNCH, "-m", MODULE, "--config", str(config), "--stage", "routers"]
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -418,7 +433,7 @@ def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, shardi
         torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     assert all(is_router(name) for name in differing(tmp_path / "run/model", staged / "experts/model"))
     done = subprocess.run([*command[:-1], "experts"], env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "run it by `ldm train`" in done.stderr
+    assert done.returncode == 1 and "starts its own processes" in done.stderr
 
 
 @pytest.mark.slow
@@ -427,13 +442,13 @@ def test_jobs_on_a_ray_cluster_are_jobs_in_turn(staged, data, tmp_path):
     changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "backbone/model")}
     changes |= {"num_experts": 2, "gradient_batches": 2}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes))
-    done = run_ldm("train", "--config", config, "--stage", "experts", "--executor", "ray", "--address", "local")
+    done = run_ldm(*f"--config {config} --stage experts --executor ray --address local".split(), module=MODULE)
     assert done.returncode == 0, done.stderr
     assert not differing(tmp_path / "run/model", staged / "experts/model")
 
 
 def killed_when(arguments: list[str], appear: list[Path]) -> None:
-    with subprocess.Popen([sys.executable, "-m", "ldm_hf", *arguments], stderr=subprocess.DEVNULL) as running:
+    with subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.DEVNULL) as running:
         wait_for(running, appear)
         children = psutil.Process(running.pid).children(recursive=True)
         os.kill(running.pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import training_datasets
 from ldm_hf.training.loop import learning_rate, train
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
-from ldm_hf.training.stages import load_model
+from ldm_hf.training.model import load_model
 
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
 

@@ -13,9 +13,7 @@ _OWN = "Own rollouts, without --data"
 _LORA_RANK = 8
 
 
-@with_settings(
-    left_out=("data", "output_dir", "model", "environments", "stage", "num_experts", "grouping", "gradient_batches")
-)
+@with_settings(left_out=("data", "output_dir", "model", "environments"))
 def finetune(
     model: Annotated[str, typer.Argument(help="Model folder, or name on the Hub.")],
     environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],

@@ -13,17 +13,20 @@ from ldm_hf.training.config import TrainingConfig, read_value, settings
 _PANEL = "Settings"
 
 
-def with_settings(left_out: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def with_settings(
+    left_out: Collection[str] = (), kind: type[TrainingConfig] = TrainingConfig
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command an option per setting; its parameter ``settings`` gets those that were given, by name, as read.
 
     Args:
         left_out: settings that the command sets itself.
+        kind: whose settings.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
         taken = {one.name for one in own}
-        added = [_option(name, text) for name, text in settings().items() if name not in {*left_out, *taken}]
+        added = [_option(name, text, kind) for name, text in settings(kind).items() if name not in {*left_out, *taken}]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -38,9 +41,9 @@ def with_settings(left_out: Collection[str] = ()) -> Callable[[Callable[..., Any
     return decorate
 
 
-def _option(name: str, text: str) -> inspect.Parameter:
+def _option(name: str, text: str, kind: type[TrainingConfig]) -> inspect.Parameter:
     names = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-    default = next(field.default for field in dataclasses.fields(TrainingConfig) if field.name == name)
+    default = next(field.default for field in dataclasses.fields(kind) if field.name == name)
     shown = None if default in (dataclasses.MISSING, None) else str(default)
     option = typer.Option(*names, help=text, metavar="VALUE", show_default=shown or False, rich_help_panel=_PANEL)
     return inspect.Parameter(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from typing_extensions import Doc
+from typing_extensions import Doc, Self
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.files import replacing
@@ -43,11 +43,15 @@ RENAMED = {
 }
 """Settings by the names that they had before 0.1; read with a warning, until 0.3."""
 
+MOVED: dict[str, Any] = {"stage": "backbone", "num_experts": None, "grouping": "gradient", "gradient_batches": 10}
+"""Settings of ``experiments.m3dt`` that were here, with what they were by default."""
+
 _Name = Annotated[str, MinLen(1)]
 _Names = Annotated[list[_Name], MinLen(1)]
 _Tracker = Literal[
     "none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio"
 ]
+_NOTHING = object()
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators
 
 
@@ -145,29 +149,10 @@ class TrainingConfig:
     eval_environments: Annotated[_Names | None, Doc("Ids to evaluate in. Default: those trained on.")] = None
     eval_episodes: Annotated[int, Ge(1), Doc("Episodes in each of them.")] = 2
     report_to: Annotated[_Tracker, Doc("Tracker, which must be installed; all that are, or none.")] = "tensorboard"
-    stage: Annotated[
-        Literal["backbone", "experts", "routers"],
-        Doc("What is trained (docs/experts.md): all that the model has; experts, each on its group; or routers only."),
-    ] = "backbone"
-    num_experts: Annotated[Annotated[int, Ge(1)] | None, Doc("Experts that the stage `experts` attaches.")] = None
-    grouping: Annotated[
-        Literal["gradient", "direction", "random"], Doc("How it divides the environments among the experts.")
-    ] = "gradient"
-    gradient_batches: Annotated[int, Ge(1), Doc("Batches over which an environment's gradient is averaged for it.")] = (
-        10
-    )
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters().items():
+        for name, adapter in _adapters(type(self)).items():  # type: ignore[arg-type] # a class is hashable
             object.__setattr__(self, name, _checked(name, getattr(self, name), adapter))
-        if self.stage == "backbone":
-            return
-        if self.lora_rank is not None:
-            raise ConfigError(f"lora_rank is for the stage backbone: the stage {self.stage} chooses what is trained")
-        if Path(self.model).resolve() == (Path(self.output_dir) / "model").resolve():
-            raise ConfigError(
-                f"stage {self.stage} would replace {self.model}, which it starts from; set another output_dir"
-            )
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Forward passes of an optimizer step on each of ``num_processes`` processes.
@@ -185,7 +170,7 @@ class TrainingConfig:
         return self.train_batch_size // shares if at_once else 1
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Mapping[str, Any] | None = None) -> "TrainingConfig":
+    def load(cls, path: Path | None, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a YAML file, and apply settings over it.
 
         Raises:
@@ -196,9 +181,11 @@ class TrainingConfig:
         return cls.from_mapping(values, where="the command line" if path is None else str(path))
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str = "the settings") -> "TrainingConfig":
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "the settings") -> Self:
         """Check names and values of settings and build the configuration; raises ``ConfigError``."""
-        values, known = renamed(values, where), settings()
+        values, known = renamed(values, where), settings(cls)
+        # Older versions wrote these into every file of settings.
+        values = {name: value for name, value in values.items() if name in known or value != MOVED.get(name, _NOTHING)}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
@@ -219,9 +206,9 @@ class TrainingConfig:
         return dataclasses.asdict(self)
 
 
-def settings() -> dict[str, str]:
+def settings(kind: type[TrainingConfig] = TrainingConfig) -> dict[str, str]:
     """What each setting means, by name."""
-    hints = typing.get_type_hints(TrainingConfig, include_extras=True)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return {
         name: next(part.documentation for part in hint.__metadata__ if isinstance(part, Doc))
         for name, hint in hints.items()
@@ -252,12 +239,10 @@ def read_value(name: str, text: str) -> Any:
 
 
 @functools.cache
-def _adapters() -> dict[str, Any]:
+def _adapters(kind: type[TrainingConfig]) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
-    return {
-        name: TypeAdapter(hint) for name, hint in typing.get_type_hints(TrainingConfig, include_extras=True).items()
-    }
+    return {name: TypeAdapter(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
 
 
 def _checked(name: str, value: Any, adapter: Any) -> Any:

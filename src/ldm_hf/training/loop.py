@@ -25,6 +25,7 @@ from ldm_hf.training.divergence import RECORD, divergence
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
 from ldm_hf.training.mixture import Mixture
+from ldm_hf.training.model import load_model
 from ldm_hf.training.parallel import (
     accumulating,
     all_finite,
@@ -35,18 +36,21 @@ from ldm_hf.training.parallel import (
 from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
-from ldm_hf.training.stages import load_model
 
 
-def train(config: TrainingConfig, progress: Callable[[int], None] | None = None) -> Path | None:
+def train(
+    config: TrainingConfig,
+    progress: Callable[[int], None] | None = None,
+    load: Callable[[Any], tuple[LDMModel, LDMProcessor]] = load_model,
+) -> Path | None:
     """Train a model, continuing from the newest checkpoint in ``config.output_dir`` if there is one.
 
-    Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written. With the
-    stage ``experts`` it trains one of them, on all environments of the settings; ``experts.py`` trains several.
+    Every process of an ``accelerate launch`` calls this. On SIGTERM the step is finished and a checkpoint written.
 
     Args:
         config: the settings.
         progress: told the number of steps that are done, instead of a progress bar.
+        load: gives the model and its processor; parameters that need no gradient are not trained.
 
     Returns:
         The folder of the finished model, which ``AutoModel`` and ``AutoProcessor`` load; None if SIGTERM came before.
@@ -59,7 +63,7 @@ def train(config: TrainingConfig, progress: Callable[[int], None] | None = None)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
-    whole, processor = load_model(config)
+    whole, processor = load(config)
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
     bound = bound_settings(config, datasets, mixture.context_length)

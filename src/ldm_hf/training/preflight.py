@@ -15,8 +15,12 @@ _PACKAGES = {
 }  # any of them; other trackers need the package of their name
 
 
-def check_machine(config: TrainingConfig) -> None:
+def check_machine(config: TrainingConfig, shares: bool = True) -> None:
     """See that trackers and adapters are installed, the model is there, the batch can be shared out, and the output written.
+
+    Args:
+        config: the settings.
+        shares: whether the processes of a launcher share the batch; jobs are processes of their own.
 
     Raises:
         ConfigError: one of them is not so; the message says what to install or to set.
@@ -37,7 +41,7 @@ def check_machine(config: TrainingConfig) -> None:
         load_config(config.model)
     if config.lora_rank is not None:
         require("LoRA", "lora")
-    if config.stage != "experts":  # whose jobs are processes of their own
+    if shares:
         config.accumulation_steps(int(os.environ.get("WORLD_SIZE", "1")))
     if os.environ.get("RANK", "0") == "0":  # It alone writes.
         _check_output(Path(config.output_dir))

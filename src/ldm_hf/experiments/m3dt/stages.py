@@ -1,4 +1,4 @@
-"""What each stage trains: the backbone, one expert beside it, or the routers (M3DT, arXiv 2505.24378, section 4.2)."""
+"""What the later stages train: one expert beside the backbone, or the routers (M3DT, arXiv 2505.24378, section 4.2)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -8,44 +8,35 @@ import torch
 from torch import nn
 
 from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.experiments.m3dt.config import ExpertsConfig
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.modeling.experts_ldm import EXPERT_WEIGHTS, LDMExperts
 from ldm_hf.pretrained import load_pretrained
-from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.model import trained_model
 
 
-def load_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
-    """The model that a stage trains, and its processor: a new one of a preset, or that of a folder or Hub name.
+def load_stage(config: ExpertsConfig) -> tuple[LDMModel, LDMProcessor]:
+    """The model that a stage trains, and its processor. What the stage leaves as it is needs no gradient.
 
-    What the stage leaves as it is needs no gradient. The stage ``experts`` gives a model with one expert.
+    The stage ``experts`` gives a model with one expert.
 
     Raises:
-        ConfigError: a field of ``model_overrides`` does not exist or has a value that cannot be used, or the model is none
-            for this stage.
+        ConfigError: the model is none for this stage.
         CheckpointError: the folder holds no Large Decision Model.
     """
     if config.stage == "experts":
         backbone, processor = load_backbone(config)
         model = attach_experts(backbone, 1)
         _train_only(model, is_expert)
-    elif config.stage == "routers":
-        model, processor = _trained_model(config)
-        if model.config.num_experts < 2:
-            raise ConfigError(f"{config.model} has no experts to choose from; stage routers comes after stage experts")
-        _train_only(model, is_router)
-    elif config.model in LDMConfig.presets():
-        model, processor = _new_model(config)
-    elif config.model_overrides:
-        raise ConfigError(
-            f"model_overrides is for presets ({', '.join(LDMConfig.presets())}), and model is {config.model}, whose own "
-            "configuration is used; leave it out"
-        )
-    else:
-        model, processor = _trained_model(config)
+        return model, processor
+    model, processor = _trained_model(config)
+    if model.config.num_experts < 2:
+        raise ConfigError(f"{config.model} has no experts to choose from; stage routers comes after stage experts")
+    _train_only(model, is_router)
     return model, processor
 
 
-def load_backbone(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+def load_backbone(config: ExpertsConfig) -> tuple[LDMModel, LDMProcessor]:
     """The model to which experts are attached, and its processor; raises ``ConfigError`` if it has some."""
     model, processor = _trained_model(config)
     if model.config.num_experts:
@@ -110,22 +101,7 @@ def _train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
         parameter.requires_grad_(chosen(name))
 
 
-def _trained_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
+def _trained_model(config: ExpertsConfig) -> tuple[LDMModel, LDMProcessor]:
     if config.model in LDMConfig.presets():
         raise ConfigError(f"stage {config.stage} starts from a trained model: set model to its folder")
-    if not Path(config.model).is_dir() and "/" not in config.model:
-        raise ConfigError(
-            f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"
-        )
-    return load_pretrained(config.model)
-
-
-def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
-    try:
-        model_config = LDMConfig.preset(config.model, **config.model_overrides)
-    except Exception as error:  # strict configurations raise their own kinds of validation errors
-        raise ConfigError(f"model_overrides cannot be used: {' '.join(str(error).split())}") from error
-    unknown = set(config.model_overrides) - set(LDMConfig().to_dict())
-    if unknown:
-        raise ConfigError(f"model_overrides sets {', '.join(sorted(unknown))}, which LDMConfig does not have")
-    return LDMModel(model_config), LDMProcessor.for_config(model_config)
+    return trained_model(config)

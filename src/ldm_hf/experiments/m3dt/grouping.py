@@ -14,10 +14,10 @@ from scipy.cluster.vq import ClusterError, kmeans2
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
+from ldm_hf.experiments.m3dt.config import ExpertsConfig
 from ldm_hf.files import replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.progress import progress_bar
-from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture
 
 _SPLITS = 40  # of which the most even is kept
@@ -36,7 +36,7 @@ def gradient_groups(
     model: LDMModel,
     processor: LDMProcessor,
     datasets: Sequence[EnvironmentDataset],
-    config: TrainingConfig,
+    config: ExpertsConfig,
     folder: Path,
 ) -> Groups:
     """Groups of environments whose gradients agree with the mean gradient in the same parameters.
@@ -76,7 +76,7 @@ def gradient_groups(
 
 
 def environment_gradient(
-    model: LDMModel, processor: LDMProcessor, dataset: EnvironmentDataset, config: TrainingConfig
+    model: LDMModel, processor: LDMProcessor, dataset: EnvironmentDataset, config: ExpertsConfig
 ) -> dict[str, torch.Tensor]:
     """The gradient of the loss on one environment, by parameter, over ``gradient_batches`` batches of ``batch_size``."""
     mixture = make_mixture([dataset], config, model, processor)

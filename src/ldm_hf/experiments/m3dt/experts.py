@@ -18,16 +18,16 @@ from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.executors.base import Executor, JobResult
 from ldm_hf.executors.jobs import run_jobs
+from ldm_hf.experiments.m3dt.config import ExpertsConfig
+from ldm_hf.experiments.m3dt.grouping import Groups, gradient_groups, random_groups
+from ldm_hf.experiments.m3dt.stages import load_backbone, load_stage, merge_experts
 from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import ChildFailure, Termination
 from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
-from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import training_datasets
-from ldm_hf.training.grouping import Groups, gradient_groups, random_groups
 from ldm_hf.training.loop import train
-from ldm_hf.training.stages import load_backbone, merge_experts
 
 _OVERHEAD = 2**30  # of a process, its libraries and its data
 
@@ -44,7 +44,7 @@ class ExpertJob:
     """
 
     index: int
-    config: TrainingConfig
+    config: ExpertsConfig
     memory: int
     wants_gpu: bool = True
 
@@ -84,7 +84,7 @@ class ExpertJob:
             if self.stop.exists():
                 signal.raise_signal(signal.SIGTERM)
 
-        if train(self.config, after_step) is not None:
+        if train(self.config, after_step, load_stage) is not None:
             with replacing(self._record) as temporary:
                 temporary.write_text(json.dumps({"steps": steps}), encoding="utf-8")
 
@@ -93,7 +93,7 @@ class ExpertJob:
         return Path(self.config.output_dir) / "finished.json"
 
 
-def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executor]) -> Path | None:
+def train_experts(config: ExpertsConfig, make_executor: Callable[[int], Executor]) -> Path | None:
     """Attach experts to the backbone ``config.model`` and train each on its group of environments.
 
     It may be killed at any time and called again. On SIGTERM every expert that is at work finishes its step and writes a
@@ -134,7 +134,7 @@ def train_experts(config: TrainingConfig, make_executor: Callable[[int], Executo
 
 
 def _groups(
-    config: TrainingConfig, backbone: LDMModel, processor: LDMProcessor, datasets: Sequence[EnvironmentDataset]
+    config: ExpertsConfig, backbone: LDMModel, processor: LDMProcessor, datasets: Sequence[EnvironmentDataset]
 ) -> Groups:
     """The environments of each expert: those of ``groups.json``, or new ones, which are written there."""
     environments = [dataset.environment for dataset in datasets]
@@ -165,7 +165,7 @@ def _groups(
     return groups
 
 
-def _job(config: TrainingConfig, index: int, group: list[str], backbone: LDMModel) -> ExpertJob:
+def _job(config: ExpertsConfig, index: int, group: list[str], backbone: LDMModel) -> ExpertJob:
     weights = config.weights
     own = replace(
         config,
@@ -179,7 +179,7 @@ def _job(config: TrainingConfig, index: int, group: list[str], backbone: LDMMode
     return ExpertJob(index, own, _memory(own, backbone))
 
 
-def _memory(config: TrainingConfig, backbone: LDMModel) -> int:
+def _memory(config: ExpertsConfig, backbone: LDMModel) -> int:
     """Bytes: float32 weights; gradients and moments of the expert; what layers keep for the backward pass."""
     shape = backbone.config
     expert = 3 * shape.num_hidden_layers * shape.hidden_size * shape.intermediate_size
@@ -223,7 +223,7 @@ def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Cal
     return finished and all(job.is_done for job in jobs)
 
 
-def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
+def _with_whole_paths(config: ExpertsConfig) -> ExpertsConfig:
     """Jobs may run in another working directory."""
     places = [config.data] if isinstance(config.data, str) else config.data
     data = [place if "://" in place else str(Path(place).absolute()) for place in places]

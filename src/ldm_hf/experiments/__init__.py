@@ -1,0 +1,1 @@
+"""What is not LDM-v0: experiments import the core, which never imports them."""
