@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ENVIRONMENTS = (
-    *("gymnasium/LunarLander-v3", "minatar/MinAtar/Breakout-v1", "gymnasium/HalfCheetah-v5", "metaworld/MT1/reach-v3"),
-    *("gymnasium/Walker2d-v5", "gymnasium-robotics/FetchReachDense-v4", "gymnasium/Pendulum-v1", "gymnasium/Taxi-v4"),
-    *("gymnasium/Hopper-v5", "minigrid/MiniGrid-Empty-5x5-v0", "gymnasium/Acrobot-v1", "minatar/MinAtar/Freeway-v1"),
-    *("gymnasium/CartPole-v1", "gymnasium/FrozenLake8x8-v1", "mo-gymnasium/deep-sea-treasure-v0"),
+    *("gymnasium/LunarLander-v3", "minatar/MinAtar/Breakout-v1", "gymnasium/CartPole-v1", "metaworld/MT1/reach-v3"),
+    *("gymnasium/Hopper-v5", "gymnasium-robotics/FetchReachDense-v4", "gymnasium/Pendulum-v1", "gymnasium/Taxi-v4"),
+    *("minigrid/MiniGrid-Empty-5x5-v0", "gymnasium/Acrobot-v1", "minatar/MinAtar/Freeway-v1"),
+    *("gymnasium/FrozenLake8x8-v1", "mo-gymnasium/deep-sea-treasure-v0"),
     *("gymnasium-robotics/PointMaze_UMazeDense-v3", "gymnasium/Reacher-v5", "gymnasium/CliffWalking-v1"),
 )
 COLUMNS, ROWS, TILE, GAP = 4, 3, 150, 4

@@ -89,13 +89,16 @@ def test_what_is_no_manifest_is_told_by_its_name():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("lock = 'gym==0.21.0'", r"lock should be a list, got 'gym==0\.21\.0'"),
-        ("lock = ['gym==0.21.0', 1]", r"lock\[1\] should be a string, got 1"),
-        ("environment = {THREADS = 1}", r"environment\.THREADS should be a string, got 1"),
-        ("default_max_episode_steps = true", "default_max_episode_steps should be a whole number, got True"),
-        ("entry_points = [{name = 'A-v0'}]", r"entry_points\[0\]: entry_point is missing"),
-        ("arguments = ['A-v0']", r"arguments\[0\] should be a table, got 'A-v0'"),
-        ("reward_weights = [{pattern = '*', weights = [1, 0.5, '2']}]", r"weights\[2\] should be a number, got '2'"),
+        ("lock = 'gym==0.21.0'", r"lock: input should be a valid array, got 'gym==0\.21\.0'"),
+        ("lock = ['gym==0.21.0', 1]", r"lock\.1: input should be a valid string, got 1"),
+        ("environment = {THREADS = 1}", r"environment\.THREADS: input should be a valid string, got 1"),
+        ("default_max_episode_steps = true", "default_max_episode_steps: input should be a valid integer, got True"),
+        ("entry_points = [{name = 'A-v0'}]", r"entry_points\.0\.entry_point: field required"),
+        ("arguments = ['A-v0']", r"arguments\.0: input should be an object, got 'A-v0'"),
+        (
+            "reward_weights = [{pattern = '*', weights = [1, 0.5, '2']}]",
+            r"reward_weights\.0\.weights\.2: input should be a valid number, got '2'",
+        ),
         ("installer = 'conda'", "installer should be uv or pip, got 'conda'"),
     ],
 )

@@ -10,9 +10,9 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import tomli_w
 
@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_MAX_EPISODE_STEPS = 1000
+_STRICT = {"extra": "forbid"}  # of pydantic: keys that a class does not have are refused
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Extra:
         imports: modules that must be importable.
         requirements: what pip installs to get them.
     """
+
+    __pydantic_config__ = _STRICT
 
     entry_points: str
     imports: tuple[str, ...]
@@ -52,6 +55,8 @@ class EntryPoint:
             them is called first, inside the worker, so that wrappers and built arguments can be written as data.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     entry_point: str
     args: tuple[Any, ...] = ()
@@ -67,6 +72,8 @@ class Arguments:
         kwargs: the arguments; calls as in ``EntryPoint``.
     """
 
+    __pydantic_config__ = _STRICT
+
     pattern: str
     kwargs: dict[str, Any]
 
@@ -79,6 +86,8 @@ class RewardWeights:
         pattern: glob over ids without the library.
         weights: the reward is the sum of its values times these; 1 each where nothing is said.
     """
+
+    __pydantic_config__ = _STRICT
 
     pattern: str
     weights: tuple[float, ...]
@@ -110,6 +119,8 @@ class Manifest:
         superseded: glob patterns of ids that are listed only with all versions.
         extras: parts that need more than the plain installation when it is made by hand.
     """
+
+    __pydantic_config__ = _STRICT
 
     slug: str
     requirements: tuple[str, ...]
@@ -145,8 +156,7 @@ class Manifest:
     def from_data(cls, data: dict[str, Any], source: str) -> "Manifest":
         """Read a manifest as TOML gives it; ``ConfigError`` names ``source`` and the key that is wrong."""
         where = f"{source} is not a library manifest"
-        manifest = _table(cls, data, where)
-        assert isinstance(manifest, cls)
+        manifest = _checked(data, where)
         if not _SLUG.fullmatch(manifest.slug):
             raise ConfigError(f"{where}: slug should be like 'my-library', in lower case, got {manifest.slug!r}")
         if manifest.installer not in INSTALLERS:
@@ -219,7 +229,6 @@ class Manifest:
 
 INSTALLERS = ("uv", "pip")
 _SLUG = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")  # as in ids
-_WORDS = {str: "a string", int: "a whole number", float: "a number", tuple: "a list", dict: "a table"}
 
 
 def home() -> Path:
@@ -273,34 +282,26 @@ def _importable(modules: Sequence[str]) -> bool:
     return all(importlib.util.find_spec(module.partition(".")[0]) for module in modules)
 
 
-def _table(part: Any, table: Any, where: str) -> Any:
-    """A table of TOML as its class, each value of the type that the class declares for it."""
-    declared = {one.name: one for one in fields(part)}
-    for key in _checked(dict, table, where):
-        if key not in declared:
-            raise ConfigError(f"{where}: there is no key {key!r}; there are {', '.join(declared)}")
-    for key, one in declared.items():
-        if key not in table and one.default is MISSING and one.default_factory is MISSING:
-            raise ConfigError(f"{where}: {key} is missing")
-    return part(**{key: _value(declared[key].type, value, f"{where}: {key}") for key, value in table.items()})
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """A value of TOML as a field's type: lists as tuples, tables as classes."""
-    if is_dataclass(kind):
-        return _table(kind, value, where)
-    if kind is Any:
-        return value
-    inner = get_args(kind)
-    if get_origin(kind) is tuple:
-        return tuple(_value(inner[0], item, f"{where}[{i}]") for i, item in enumerate(_checked(tuple, value, where)))
-    if get_origin(kind) is dict:
-        return {key: _value(inner[1], item, f"{where}.{key}") for key, item in _checked(dict, value, where).items()}
-    return _checked(kind, value, where)
+def _checked(data: dict[str, Any], where: str) -> "Manifest":
+    """A manifest of what TOML gives, each value of the type that its class declares for it."""
+    from pydantic import ValidationError
 
-
-def _checked(kind: Any, value: Any, where: str) -> Any:
-    accepted = {tuple: (list, tuple), float: (int, float)}.get(kind, kind)
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ConfigError(f"{where} should be {_WORDS[kind]}, got {value!r}")
-    return value
+    try:
+        # As JSON, whose strict reading takes lists for tuples and nothing else for anything.
+        return _adapter().validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        # A key that is not known first: it may be the one that is missing, misspelt.
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "unexpected_keyword_argument")
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            near = ", ".join(part.name for part in fields(Manifest))
+            raise ConfigError(f"{where}: there is no key {place}; there are {near}") from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ConfigError(f"{where}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
