@@ -34,7 +34,18 @@ SHOWN = (
     "numpy",
 )
 MODEL_TESTS = ("modeling", "modeling_integrations", "transformers", "processing", "policy", "pretrained", "spaces")
-DATA_TESTS = ("recorder", "curation", "candidates", "dataset_builder", "hub", "training", "evaluation", "scores", "cli")
+DATA_TESTS = (
+    "recorder",
+    "curation",
+    "candidates",
+    "dataset_builder",
+    "hub",
+    "training",
+    "evaluation",
+    "scores",
+    "cli",
+    "agent",
+)
 
 
 @dataclass

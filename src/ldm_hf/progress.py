@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 _SECONDS_ON_TERMINAL, _SECONDS_IN_LOG = 0.3, 10.0
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.errors import ConfigError, EnvironmentFailure
