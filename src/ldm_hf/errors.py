@@ -3,6 +3,9 @@
 ``LDMError`` is the base of all. It and the two that a model raises are defined in ``modeling``, which is self-contained.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 from ldm_hf.modeling.spaces_ldm import InvalidValueError, LDMError, UnsupportedSpaceError
 
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "TrainingDivergedError",
     "UnknownEnvironmentError",
     "UnsupportedSpaceError",
+    "failures_of",
+    "one_line",
 ]
 
 
@@ -64,3 +69,20 @@ class StorageError(LDMError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """What an exception says, in one line of at most ``longest`` characters; its type where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:longest]
+
+
+@contextlib.contextmanager
+def failures_of(subject: str, verb: str = "failed") -> Iterator[None]:
+    """Turn whatever third-party code raises into an ``EnvironmentFailure``: "<subject> <verb>: <type>: <reason>"."""
+    try:
+        yield
+    except LDMError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise EnvironmentFailure(f"{subject} {verb}: {type(error).__name__}: {reason}") from error

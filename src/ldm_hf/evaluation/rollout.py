@@ -10,7 +10,7 @@ import gymnasium
 
 from ldm_hf.env_registry.registry import make
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
-from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError
+from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, one_line
 from ldm_hf.evaluation.players import ModelPlayer, Player
 from ldm_hf.evaluation.video import RENDER_MODE
 from ldm_hf.modeling import LDMModel, LDMProcessor
@@ -233,7 +233,7 @@ class _Trial:
     def _named(self, error: Exception) -> Failure:
         if isinstance(error, Failure):
             return error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         failure = EnvironmentFailure(f"{self.environment} broke while it was rolled out: {reason}")
         failure.__cause__ = error
         return failure

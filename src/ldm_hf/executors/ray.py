@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_hf.dependencies import require
-from ldm_hf.errors import ConfigError, LDMError
+from ldm_hf.errors import ConfigError, LDMError, one_line
 from ldm_hf.executors.base import JobResult, Message, Work
 
 _TRIES = 5  # of a job whose node or process is lost, before it counts as crashed
@@ -46,7 +46,7 @@ class RayExecutor:
                 runtime_env={"env_vars": variables},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ConfigError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
         self._running: dict[Any, Work] = {}
         self._check_folder(root)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
-from ldm_hf.errors import ConfigError, InvalidValueError, LDMError
+from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import Termination
 from ldm_hf.training.batches import Batch, Failure, make_batches
@@ -209,7 +209,7 @@ def _start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     try:
         accelerator.init_trackers("ldm")
     except Exception as error:  # Each tracker has its own: no account, no server, ...
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise ConfigError(f"report_to={config.report_to} cannot be started: {reason}; or set report_to=none") from error
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ldm_hf.env_registry.known_scores import THRESHOLD, KnownScore, known_score
 from ldm_hf.env_registry.library.manifest import home
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
-from ldm_hf.errors import EnvironmentFailure, LDMError
+from ldm_hf.errors import failures_of
 from ldm_hf.files import replacing
 
 SOLVED = 0.9
@@ -143,7 +142,7 @@ def measure_anchors(
 def _measure(environment: str, seed: int, trivial: bool, step_timeout: float) -> Anchors:
     most = int(min(max(_SECONDS * spec(environment).steps_per_second, _LEAST_STEPS), _MOST_STEPS))
     first = _SEED + 1000 * seed
-    with _failures_of(environment):
+    with failures_of(environment, "broke while its anchors were measured"):
         envs = make_vec(environment, _NUM_ENVS, autoreset_mode="SameStep", step_timeout=step_timeout)
         with contextlib.closing(envs):
             random = _random_episodes(envs, first, most)
@@ -196,15 +195,3 @@ def worth(environment: str, value: float | None, anchors: Anchors | None) -> tup
     if anchors is None or value is None or math.isnan(value) or (share := anchors.share(value)) is None:
         return random, good, "—", "—"
     return random, good, f"{share:.0%}", "yes" if anchors.solved(value) else "no"
-
-
-@contextlib.contextmanager
-def _failures_of(environment: str) -> Iterator[None]:
-    """Turn whatever an environment raises into an ``EnvironmentFailure`` of one line."""
-    try:
-        yield
-    except LDMError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise EnvironmentFailure(f"{environment} broke while its anchors were measured: {reason}") from error

@@ -14,7 +14,7 @@ from ldm_hf.dataset_builder.reference.flat_observations import flat_space_json
 from ldm_hf.dataset_builder.reference.policy import CLASSES, PLAIN, ReferencePolicy
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.env_registry.worker.space_tree import array_format
-from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.errors import CheckpointError, ConfigError, one_line
 
 _KEYS = {"activation", "output", "clip"}
 _OUTPUTS = {"linear", "tanh"}
@@ -59,7 +59,7 @@ def read_mlp(path: Path, described: EnvironmentSpec) -> NetworkPolicy:
         reference = ReferencePolicy.of_weights(description, weights, statistics, float(settings.get("clip", 10.0)))
         reference.act(_zeros(description["observation_space"]))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ConfigError(f"{path} is not a policy of {described.id}: {reason}") from error
     source = f"the MLP {path.name}, trained elsewhere"
     return NetworkPolicy(reference, described, {"algorithm": "MLP", "hyperparameters": {}, "source": source})

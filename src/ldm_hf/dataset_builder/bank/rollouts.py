@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ldm_hf.env_registry.experts import bounds
 from ldm_hf.env_registry.registry import library_version, provenance, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.env_registry.worker.space_tree import join, leaves, split
-from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError
+from ldm_hf.errors import failures_of
 from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 
@@ -58,7 +58,7 @@ def build_rollouts(
     policy, origin = open_source(request.source, described, request.normalizer)
     start = time.monotonic()
     with scratch_folder(request.folder(root)) as scratch:
-        with _failures_of(f"{policy.description['algorithm']} on {request.environment}"):
+        with failures_of(f"{policy.description['algorithm']} on {request.environment}"):
             progress("scoring", 0, 1)
             scored = score(policy, request.environment, request.seed)
             assessment = Assessment.of(scored, measure_anchors(request.environment))
@@ -201,15 +201,3 @@ def _info(
         packages=package_versions(),
         assessment=assessment,
     )
-
-
-@contextlib.contextmanager
-def _failures_of(subject: str) -> Iterator[None]:
-    """Turn whatever an environment or a policy raises into an ``EnvironmentFailure`` of one line."""
-    try:
-        yield
-    except (LDMError, InvalidValueError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise EnvironmentFailure(f"{subject} failed: {type(error).__name__}: {reason}") from error

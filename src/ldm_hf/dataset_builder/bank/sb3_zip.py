@@ -25,7 +25,7 @@ from ldm_hf.dataset_builder.bank.policies import NetworkPolicy, require_same_spa
 from ldm_hf.dataset_builder.reference.flat_observations import flat_space_json
 from ldm_hf.dataset_builder.reference.policy import CLASSES, PLAIN, ReferencePolicy, _policy_name, acts
 from ldm_hf.env_registry.spec import EnvironmentSpec
-from ldm_hf.errors import CheckpointError, ConfigError
+from ldm_hf.errors import CheckpointError, ConfigError, one_line
 from ldm_hf.modeling.spaces_ldm import space_from_json, space_to_json
 
 _MOST_BYTES = 2**31  # of a part of a zip, unpacked
@@ -102,7 +102,7 @@ def _parts(path: Path) -> tuple[dict[str, Any], Weights]:
         if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
             raise ValueError("policy.pth holds something else than tensors")
     except Exception as error:  # zipfile, json, torch and pickle's reader raise what they like
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(
             f"{path} is not a zip that Stable-Baselines3 saved: {type(error).__name__}: {reason}"
         ) from error

@@ -10,7 +10,7 @@ from ldm_hf.dataset_builder.format.image_column import FIELD, OLD_FIELD
 from ldm_hf.dataset_builder.format.row_groups import read_metadata
 from ldm_hf.dataset_builder.format.schema import RunInfo, arrow_schema
 from ldm_hf.dataset_builder.format.storage import Storage
-from ldm_hf.errors import DatasetFormatError, HubError
+from ldm_hf.errors import DatasetFormatError, HubError, one_line
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
 _OPEN_FOOTERS = 128  # of data files that a process remembers; the file of a million transitions has one of about 100 kB
@@ -84,10 +84,5 @@ def read_footer(storage: Storage, path: str) -> tuple[pq.FileMetaData, pa.Schema
         if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
-            f"{storage.where(path)} is not a whole Parquet file (truncated or foreign): {one_line(error)}"
+            f"{storage.where(path)} is not a whole Parquet file (truncated or foreign): {one_line(error, 200)}"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, short enough for a message."""
-    return " ".join(str(error).split())[:200]

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from ldm_hf.dataset_builder.format import image_column
-from ldm_hf.dataset_builder.format.data_file import DataFile, checked_footer, one_line, read_footer
+from ldm_hf.dataset_builder.format.data_file import DataFile, checked_footer, read_footer
 from ldm_hf.dataset_builder.format.row_groups import column_of, read_row_group, read_table, vectors_of
 from ldm_hf.dataset_builder.format.schema import CHUNK_LENGTH, DATA_FILES, MANIFEST, TERMINAL_FILE, RunInfo
 from ldm_hf.dataset_builder.format.storage import FolderStorage, Storage, open_storages
 from ldm_hf.dataset_builder.format.writer import Terminals
-from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError
+from ldm_hf.errors import DatasetFormatError, HubError, UnknownEnvironmentError, one_line
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 
 
@@ -44,7 +44,7 @@ class EnvironmentDataset:
             self._observation = SlotLayout.of(self.info.observation_space)
             self._action = SlotLayout.of(self.info.action_space, role="action")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DatasetFormatError(f"{first} has spaces that cannot be read: {one_line(error)}") from error
+            raise DatasetFormatError(f"{first} has spaces that cannot be read: {one_line(error, 200)}") from error
         spaces = (self.info.observation_space, self.info.action_space)
         if any((info.observation_space, info.action_space) != spaces for info in self.runs):
             raise DatasetFormatError(f"{first} and other runs of {self.environment} have different spaces")
@@ -94,7 +94,7 @@ class EnvironmentDataset:
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, DatasetFormatError | HubError):
                 raise
-            raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {one_line(error)}") from error
+            raise DatasetFormatError(f"{file.where} is damaged in chunk {group}: {one_line(error, 200)}") from error
         length = table.num_rows
         return Transitions(
             vectors_of(table, "observation") if self._observation.num_slots else self._no_slots(length),
@@ -150,7 +150,7 @@ class EnvironmentDataset:
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, DatasetFormatError | HubError):
                 raise
-            raise DatasetFormatError(f"{file.where} cannot be read: {one_line(error)}") from error
+            raise DatasetFormatError(f"{file.where} cannot be read: {one_line(error, 200)}") from error
         some = len(table) > 0
         return Terminals(
             table["stream"].to_numpy(),
@@ -248,7 +248,7 @@ def _listed_files(storage: Storage, environments: Sequence[str] | None) -> list[
         if isinstance(error, DatasetFormatError | HubError):
             raise
         raise DatasetFormatError(
-            f"{storage.where(MANIFEST)} cannot be read as a manifest: {one_line(error)}"
+            f"{storage.where(MANIFEST)} cannot be read as a manifest: {one_line(error, 200)}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ldm_hf.dataset_builder.format.schema import MANIFEST
-from ldm_hf.errors import DatasetFormatError, HubError
+from ldm_hf.errors import DatasetFormatError, HubError, one_line
 
 HUB = "hf://"
 _HUB_DATASETS = f"{HUB}datasets/"
@@ -208,6 +208,6 @@ def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
             return HubError(f"{subject}: the Hub refuses the token (HTTP {status}); set HF_TOKEN to one that may")
         return HubError(f"{subject}: the Hub answered HTTP {status}; try again")
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         return HubError(f"{subject}: the connection to the Hub broke ({reason}); try again")
     return None

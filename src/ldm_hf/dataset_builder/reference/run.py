@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.dataset_builder.reference.scoring import deterministic_episodes
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
-from ldm_hf.errors import ConfigError, EnvironmentFailure, LDMError
+from ldm_hf.errors import ConfigError, failures_of
 from ldm_hf.files import replacing, scratch_folder
-from ldm_hf.modeling.spaces_ldm import InvalidValueError, SlotLayout, space_from_json, space_to_json
+from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json, space_to_json
 
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26
@@ -212,15 +212,3 @@ def make_environments(environment: str, number: int) -> VectorEnv:
     """Environments that are recorded."""
     # A worker that dies after hours is replaced: its episodes are truncated, the run continues.
     return make_vec(environment, number, autoreset_mode="SameStep", restart=True)
-
-
-@contextlib.contextmanager
-def failures_of(subject: str) -> Iterator[None]:
-    """Turn whatever an environment or an algorithm raises into an ``EnvironmentFailure`` of one line."""
-    try:
-        yield
-    except (LDMError, InvalidValueError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise EnvironmentFailure(f"{subject} failed: {type(error).__name__}: {reason}") from error

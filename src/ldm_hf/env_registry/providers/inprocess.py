@@ -1,12 +1,10 @@
 """Libraries that are importable in this Python process."""
 
-import contextlib
 import functools
 import importlib
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import gymnasium
@@ -19,7 +17,7 @@ from ldm_hf.env_registry.spec import gymnasium_spec
 from ldm_hf.env_registry.worker.attributes import get_attribute, set_attribute
 from ldm_hf.env_registry.worker.compatibility import Environment, rendering, renders, resolve
 from ldm_hf.env_registry.worker.fitting import IncompatibleValueError, fit
-from ldm_hf.errors import ConfigError, EnvironmentFailure
+from ldm_hf.errors import ConfigError, EnvironmentFailure, failures_of
 from ldm_hf.modeling.spaces_ldm import space_from_json
 
 Vectorization = Literal["sync", "async"]
@@ -44,7 +42,7 @@ class InProcessProvider:
         if install is not None:
             raise EnvironmentFailure(f"the library {self.manifest.slug!r} is not installed here; try: {install}")
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        with _failures_of(f"the library {self.manifest.slug!r}", "imported"):
+        with failures_of(f"the library {self.manifest.slug!r}", "could not be imported"):
             for module in self.manifest.modules:
                 importlib.import_module(module)
             for function in self.manifest.register:
@@ -79,7 +77,7 @@ class InProcessProvider:
             max_episode_steps = self.manifest.default_max_episode_steps
         recipe = self.manifest.recipe(name)
         arguments = self.manifest.arguments_of(name)
-        with _failures_of(environment, "made"):
+        with failures_of(environment, "could not be made"):
             registered = gymnasium.registry.get(name)
             if registered is not None and not (recipe["entry_point"] or recipe["reward_weights"] or arguments):
                 # Observations outside their declared space are common: the checker would warn at each of them.
@@ -111,7 +109,7 @@ class InProcessProvider:
         if vectorization not in vector_class:
             raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
         make_one = functools.partial(self.make, name, **kwargs)
-        with _failures_of(f"{num_envs} copies of {self.manifest.slug}/{name}", "made"):
+        with failures_of(f"{num_envs} copies of {self.manifest.slug}/{name}", "could not be made"):
             envs = vector_class[vectorization]([make_one] * num_envs, autoreset_mode=autoreset_mode)
         envs.spec = envs.envs[0].spec if isinstance(envs, gymnasium.vector.SyncVectorEnv) else envs.get_attr("spec")[0]
         return envs
@@ -244,15 +242,3 @@ def _make_translated(recipe: dict[str, Any], **kwargs: Any) -> TranslatedEnv:
 @functools.cache
 def _register_once(function: str) -> None:
     resolve(function)()
-
-
-@contextlib.contextmanager
-def _failures_of(subject: str, verb: str) -> Iterator[None]:
-    """Turn whatever third-party code raises into an ``EnvironmentFailure`` of one line."""
-    try:
-        yield
-    except (ConfigError, EnvironmentFailure):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise EnvironmentFailure(f"{subject} could not be {verb}: {type(error).__name__}: {reason}") from error

@@ -32,14 +32,13 @@ from ldm_hf.dataset_builder.reference.recording import Recording
 from ldm_hf.dataset_builder.reference.request import Progress
 from ldm_hf.dataset_builder.reference.run import (
     described_environment,
-    failures_of,
     make_environments,
     write_run,
 )
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.dataset_builder.reference.scoring import deterministic_episodes
 from ldm_hf.env_registry.registry import provenance
-from ldm_hf.errors import EnvironmentFailure
+from ldm_hf.errors import EnvironmentFailure, failures_of
 from ldm_hf.files import publish, remove, replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json
 
