@@ -447,3 +447,12 @@ def test_numbers_of_infos_travel_together():
     assert mixed["x"].tolist() == [1, 2, 0, 0] and mixed["_x"].tolist() == [True, True, False, False]
     assert mixed["y"].tolist() == [3, 4, 7, 0] and mixed["_y"].tolist() == [True, True, True, False]
     assert row_info(first, 1) == {"x": 2.0, "y": 4.0}
+
+
+def test_colours_that_are_shares_become_bytes():
+    """MinAtar draws with floats from 0 to 1, which as bytes would all be black."""
+    shares = np.array([[[0.0, 0.5, 1.0, 0.3]]], np.float32)
+    assert compatibility.frame(shares).tolist() == [[[0, 128, 255]]]
+    assert compatibility.frame(shares * 200).tolist() == [[[0, 100, 200]]]
+    assert compatibility.frame(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[[1, 2, 3]]]
+    assert compatibility.frame("a text") == "a text" and compatibility.frame(np.zeros(3)) is None

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from ldm_hf.dependencies import require
+from ldm_hf.env_registry.worker.compatibility import frame
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import replacing
 
@@ -40,10 +41,10 @@ def recording_video(path: Path) -> Iterator[Callable[[gymnasium.Env], None]]:
 
         def add(env: gymnasium.Env) -> None:
             nonlocal writer
-            frame = _frame(env)
+            pixels = _frame(env)
             if writer is None:
                 writer = imageio.get_writer(target, **_options(path.suffix, env))
-            writer.append_data(frame)
+            writer.append_data(pixels)
 
         try:
             yield add
@@ -70,5 +71,5 @@ def _frame(env: gymnasium.Env) -> np.ndarray:
         raise EnvironmentFailure(f"the environment cannot be shown: {' '.join(str(error).split())}") from error
     if not isinstance(shown, np.ndarray) or shown.ndim != 3:
         raise EnvironmentFailure(f"the environment shows no image as {RENDER_MODE!r}, but {type(shown).__name__}")
-    frame = np.ascontiguousarray(shown[..., :3], np.uint8)
-    return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
+    pixels = frame(shown)
+    return np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), "edge")

@@ -202,9 +202,9 @@ class Environment:
         takes_mode = "mode" in inspect.signature(self.env.render).parameters
         rendered = self.env.render(mode="rgb_array") if takes_mode else self.env.render()
         if isinstance(rendered, (list, tuple)):
-            frames = [_frame(part) for part in rendered]
+            frames = [frame(part) for part in rendered]
             return frames if self._lists else (frames or [None])[-1]
-        return _frame(rendered)
+        return frame(rendered)
 
     def _seed(self, seed, kwargs):
         # Many libraries draw from the global generators, which no argument of theirs seeds.
@@ -259,10 +259,17 @@ class Environment:
         return float(values @ weights), dict(info, vector_reward=values)
 
 
-def _frame(rendered):
+def frame(rendered):
+    """What ``render`` gave as uint8 RGB of shape (height, width, 3), a text as it is, or None for anything else.
+
+    Colours that are floats are shares of 255, as MinAtar gives them, unless one is larger than 1.
+    """
     if isinstance(rendered, str) or np.ndim(rendered) != 3:
         return rendered if isinstance(rendered, str) else None
-    return np.ascontiguousarray(np.asarray(rendered)[:, :, :3], dtype=np.uint8)
+    pixels = np.asarray(rendered)[:, :, :3]
+    if pixels.dtype.kind == "f":
+        pixels = np.clip(np.nan_to_num(pixels) * (255 if np.nanmax(pixels, initial=0) <= 1 else 1), 0, 255).round()
+    return np.ascontiguousarray(pixels, dtype=np.uint8)
 
 
 def _flag(value):
