@@ -216,11 +216,11 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     # It is interrupted before each training and continues each time.
     train, broken = finetune_module.train, []
 
-    def breaking_once(config):
+    def breaking_once(config, **options):
         if config.output_dir not in broken:
             broken.append(config.output_dir)
             raise LDMError("interrupted")
-        return train(config)
+        return train(config, **options)
 
     monkeypatch.setattr(finetune_module, "train", breaking_once)
     for _ in range(2):
