@@ -60,6 +60,13 @@ def test_its_card_shows_words_and_results_before_long_lists():
     assert 'agent = ldm_hf.load("pretrained/ldm-mini")' in lines and "<this folder>" not in "\n".join(lines)
 
 
+def test_the_root_s_card_says_what_the_report_says(report):
+    text = (ROOT / "model_card.md").read_text()
+    for relation, summary in report.groups["training data"].items():
+        row = f"| {relation} | {summary.environments} | {summary.reached[0]} | {summary.reached[1]} | {summary.median:.1%} |"
+        assert row.replace("%", " %") in text
+
+
 @pytest.mark.parametrize("folder", sorted(path.parent for path in FOLDER.parent.glob("*/config.json")), ids=str)
 def test_the_code_with_the_weights_is_the_package_s(folder, tmp_path):
     for part in (LDMConfig, LDMModel, LDMProcessor):
