@@ -95,6 +95,7 @@ def publish_model(
     Raises:
         CheckpointError: the folder holds no Large Decision Model, or not all of its weights.
         ConfigError: the report is of other weights; or files of the Hub would be replaced, and ``agree`` was not given.
+        DatasetFormatError: a file changes while it is published.
         HubError: the Hub refuses, cannot be reached, has another type of model there, or holds something else afterwards.
     """
     from huggingface_hub import HfApi
