@@ -144,7 +144,8 @@ def test_the_quickstart_leaves_what_it_promises(workspace):
     )
     assert (output / "threshold_curve.png").read_bytes().startswith(b"\x89PNG")
     for card in (output / "README.md", output / "model/README.md"):
-        assert ModelCard.load(card).data.license == "apache-2.0"
+        found = ModelCard.load(card)
+        assert found.data.pipeline_tag == "reinforcement-learning" and f'ldm_hf.load("{output}/model")' in found.text
     assert not list(output.rglob("*.partial*"))
 
 

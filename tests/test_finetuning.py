@@ -28,6 +28,7 @@ from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
+from ldm_hf.model_card import kept_metadata
 from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig
@@ -216,11 +217,11 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     # It is interrupted before each training and continues each time.
     train, broken = finetune_module.train, []
 
-    def breaking_once(config):
+    def breaking_once(config, **options):
         if config.output_dir not in broken:
             broken.append(config.output_dir)
             raise LDMError("interrupted")
-        return train(config)
+        return train(config, **options)
 
     monkeypatch.setattr(finetune_module, "train", breaking_once)
     for _ in range(2):
@@ -239,6 +240,9 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
         assert sorted(chosen) == sorted(of)[-2:]
     settings = TrainingConfig.load(tmp_path / "out/training.yaml")
     assert settings.model == str(first / "model")
+    for model in (first / "model", folder):  # the model that was there before the first round
+        card = (model / "README.md").read_text()
+        assert kept_metadata(model) == {"base_model": Path(base).name} and f'ldm_hf.load("{model}")' in card
     # Uninterrupted it is the same.
     monkeypatch.setattr(finetune_module, "train", train)
     again = finetune(tuning, tmp_path / "again", TOY)

@@ -50,7 +50,21 @@ def test_its_card_says_what_its_report_says(report):
     card = ModelCard.load(FOLDER / "README.md")
     trained = report.groups["training data"]["trained on"]
     assert trained.environments >= 32 and f"| trained on | {trained.environments} | {trained.scored} |" in card.text
-    assert len(card.data.eval_results) >= trained.scored
+    (metric,) = [one for one in card.data.eval_results if "(trained on)" in one.dataset_name]
+    assert metric.metric_value == pytest.approx(trained.median, abs=1e-4)
+
+
+def test_its_card_shows_words_and_results_before_long_lists():
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    assert lines.index("# ldm-mini") < 50 and any("| trained on |" in line for line in lines[:70])
+    assert 'agent = ldm_hf.load("pretrained/ldm-mini")' in lines and "<this folder>" not in "\n".join(lines)
+
+
+def test_the_root_s_card_says_what_the_report_says(report):
+    text = (ROOT / "model_card.md").read_text()
+    for relation, summary in report.groups["training data"].items():
+        row = f"| {relation} | {summary.environments} | {summary.reached[0]} | {summary.reached[1]} | {summary.median:.1%} |"
+        assert row.replace("%", " %") in text
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in FOLDER.parent.glob("*/config.json")), ids=str)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm_hf.dataset_builder.repository.verification import RunCheck
     from ldm_hf.executors.base import Executor
 
+_DATASETS, _MODELS = "Datasets", "Models"
 Output = Annotated[Path, typer.Option(help="Data folder: a dataset repository per library.")]
 
 
@@ -288,20 +289,74 @@ def print_runs(output: Path, libraries: list[str]) -> None:
 
 
 def publish(
-    data: Annotated[Path, typer.Argument(help="Data folder that `ldm build` made, or a folder of such folders.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Data folder that `ldm build` made, a folder of such folders, or a model folder."),
+    ],
     namespace: Annotated[str, typer.Option(help="User or organisation of the Hub.")],
-    library: Annotated[list[str] | None, typer.Option(help="Slug; repeatable. Default: all.")] = None,
+    library: Annotated[
+        list[str] | None, typer.Option(help="Slug; repeatable. Default: all.", rich_help_panel=_DATASETS)
+    ] = None,
+    delete: Annotated[
+        bool,
+        typer.Option("--delete", help="Delete runs from the Hub that SOURCE does not have.", rich_help_panel=_DATASETS),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the repository. Default: ldm-FOLDER.", rich_help_panel=_MODELS)
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `ldm evaluate` wrote: its card, report and plots are published with the model.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete runs from the Hub that DATA does not have.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Replace and delete runs on the Hub without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace and delete on the Hub without asking.")] = False,
 ) -> None:
-    """Publish datasets to the Hub, one repository per library: NAMESPACE/ldm-LIBRARY.
+    """Publish a model or datasets to the Hub; datasets are one repository per library: NAMESPACE/ldm-LIBRARY.
 
-    Runs that were published before stay; those that would be replaced or deleted are listed first. Files that ldm did not
-    write are never touched. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only
-    what is missing.
+    What was published before stays; what would be replaced or deleted is listed first. Files that ldm did not write are
+    never deleted. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is
+    missing.
     """
     require("`ldm publish`", "data")
+    if (source / "config.json").is_file():
+        if library or delete:
+            raise ConfigError(f"{source} is a model: --library and --delete are for data folders")
+        _publish_model(source, namespace, name, report, private, yes)
+    else:
+        if name or report:
+            raise ConfigError(
+                f"{source} is not a model folder (it has no config.json): --name and --report are for models"
+            )
+        _publish_datasets(source, namespace, library, delete, private, yes)
+
+
+def _publish_model(
+    folder: Path, namespace: str, name: str | None, report: Path | None, private: bool, yes: bool
+) -> None:
+    from ldm_hf.progress import progress_bar
+    from ldm_hf.publishing import ModelChange, publish_model, refuse_replacing
+
+    def agree(change: ModelChange) -> None:
+        bar.clear()
+        for verb, paths in (("replaces", change.replaced), ("deletes", change.stale)):
+            for path in paths:
+                typer.echo(f"{verb} the file {change.repository}/{path}", err=True)
+        if not _is_wanted(yes):
+            refuse_replacing(change)
+
+    with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
+        repository = publish_model(
+            folder, namespace, name=name, report=report, private=private, agree=agree, progress=_shown_by(bar)
+        )
+    typer.echo(repository)
+
+
+def _publish_datasets(
+    data: Path, namespace: str, library: Sequence[str] | None, delete: bool, private: bool, yes: bool
+) -> None:
     from ldm_hf.dataset_builder.repository.publish import Change, refuse_losses
     from ldm_hf.dataset_builder.repository.publish import publish as run
     from ldm_hf.progress import progress_bar
@@ -314,22 +369,33 @@ def publish(
                     typer.echo(f"{verb} the run {change.repository}/{place}", err=True)
             for path in change.merged.stale:
                 typer.echo(f"deletes the file {change.repository}/{path}", err=True)
-        if not yes and not (sys.stdin.isatty() and typer.confirm("Shall that be done?", err=True)):
+        if not _is_wanted(yes):
             refuse_losses(changes)
 
     with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
-        last: dict[str, int] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in last:
-                bar.total += total
-            bar.set_description(f"publishing {name}", refresh=False)
-            bar.update(done - last.get(name, 0))
-            last[name] = done
-
-        names = run(data, namespace, libraries=library, private=private, delete=delete, agree=agree, progress=progress)
+        names = run(
+            data, namespace, libraries=library, private=private, delete=delete, agree=agree, progress=_shown_by(bar)
+        )
     for name in names:
         typer.echo(f"hf://datasets/{name}")
+
+
+def _is_wanted(yes: bool) -> bool:
+    return yes or (sys.stdin.isatty() and typer.confirm("Shall that be done?", err=True))
+
+
+def _shown_by(bar: Any) -> Callable[[str, int, int], None]:
+    """What publishing tells, on a progress bar."""
+    last: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in last:
+            bar.total += total
+        bar.set_description(f"publishing {name}", refresh=False)
+        bar.update(done - last.get(name, 0))
+        last[name] = done
+
+    return progress
 
 
 def check(

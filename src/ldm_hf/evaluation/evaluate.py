@@ -1,6 +1,5 @@
 """Evaluates a saved model on environments that have a reference, one result file each, and writes the report."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import differences, package_versions, versions_here, versions_of_data
 from ldm_hf.files import replacing
+from ldm_hf.model_card import kept_metadata, model_name, weights_hash
 from ldm_hf.pretrained import load_pretrained
 
 Progress = Callable[[str, int], None]
@@ -61,7 +61,7 @@ def evaluate(
     """
     model, processor = load_pretrained(model_folder)
     model.to(device)  # type: ignore[arg-type]
-    weights = _weights_hash(model_folder)
+    weights = weights_hash(model_folder)
     store = _Store(output / "environments", {"weights": weights, "protocol": _described(protocol)})
     trained = model.config.environments
     waiting = []
@@ -88,7 +88,9 @@ def evaluate(
         [results[environment] for environment in sorted(results)],
         _described(protocol),
         {
-            "name": _name_of(model_folder.resolve()),
+            "name": model_name(model_folder),
+            "folder": str(model_folder),
+            "card": kept_metadata(model_folder),
             "parameters": model.num_parameters(),
             "context_length": model.config.max_position_embeddings,
             "weights_sha256": weights,
@@ -101,11 +103,6 @@ def evaluate(
     report.save(output / "report.json")
     write_all([report], output, [output])
     return report
-
-
-def _name_of(folder: Path) -> str:
-    """A model's name: its folder's, or that of the training run in whose ``model`` folder it is."""
-    return folder.parent.name if folder.name == "model" else folder.name
 
 
 class _Store:
@@ -173,13 +170,8 @@ def _described(protocol: Protocol) -> dict[str, int]:
     return {"episodes": protocol.episodes, "rollouts": protocol.rollouts, "seed": protocol.first_seed(0)}
 
 
-def _weights_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _settings_of(folder: Path) -> dict[str, Any]:
     # Folders of the machine that trained it help nobody.
-    return {name: value for name, value in training_settings(folder).items() if name not in ("data", "output")}
+    return {
+        name: value for name, value in training_settings(folder).items() if name not in ("data", "output", "output_dir")
+    }

@@ -1,22 +1,24 @@
 """Reports for people: Markdown tables, the model card, and a page that needs nothing else."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult
 from rich.table import Table
 
 from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve
 from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
-from ldm_hf.evaluation.results import EnvironmentResult
+from ldm_hf.evaluation.results import TRAINED, EnvironmentResult
 from ldm_hf.files import replacing
+from ldm_hf.model_card import CARD, NOTES_MARK, card_metadata, render, usage
 
 CURVE, BARS, SCALING = "threshold_curve.png", "scores.png", "scaling.png"
-TABLES, CARD, PAGE = "tables.md", "README.md", "report.html"
+TABLES, PAGE = "tables.md", "report.html"
+_MOST_LISTED = 5  # environments in a card's metadata, each a dozen lines that a reader has to pass; then groups of them
 
 
 def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) -> None:
@@ -35,7 +37,8 @@ def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) 
     if len(reports) == 1:
         plot_threshold_curve(reports, folder / CURVE)
         plot_scores(reports[0], folder / BARS)
-        _write(folder / CARD, model_card(reports[0]))
+        holds_model = (sources[0] / "config.json").is_file()
+        _write(folder / CARD, model_card(reports[0], str(sources[0]) if holds_model else None))
     else:
         compared = comparable(reports)
         plot_threshold_curve(compared, folder / CURVE)
@@ -50,17 +53,32 @@ def markdown_tables(report: Report) -> str:
     return _template("tables.md").render(report=report)
 
 
-def model_card(report: Report) -> str:
+def model_card(report: Report, load_as: str | None = None) -> str:
     """Fill ``model_card.md``; its metadata are those of ``huggingface_hub``, which the Hub reads as ``model-index``.
 
+    Args:
+        report: the results.
+        load_as: folder of the model; by default the one that was evaluated.
+
     Raises:
-        ValueError: the metadata are not what the Hub takes.
+        CheckpointError: the metadata are not what the Hub takes.
     """
-    card = _template("model_card.md").render(
-        report=report, metadata=_metadata(report).to_yaml(), success=SUCCESS, tables=markdown_tables(report)
+    name, known = report.model.get("name", "model"), report.model.get("card", {})
+    trained = [result.id for result in report.environments if result.training == TRAINED]
+    first = next(iter(trained or [result.id for result in report.environments]), None)
+    template = resources.files("ldm_hf.evaluation").joinpath("model_card.md").read_text(encoding="utf-8")
+    return render(
+        template,
+        filters=_FILTERS,
+        name=name,
+        report=report,
+        metadata=card_metadata(name, known, _metrics(report)),
+        base_model=known.get("base_model"),
+        usage=usage(load_as or report.model.get("folder") or name, first),
+        success=SUCCESS,
+        tables=markdown_tables(report),
+        notes_mark=NOTES_MARK,
     )
-    ModelCard(card)  # reads the metadata again, and raises where they are none
-    return card
 
 
 def page(reports: Sequence[Report], images: Sequence[Path], sources: Sequence[Path]) -> str:
@@ -154,50 +172,54 @@ def reached(summary: Summary, index: int) -> str:
     return f"{summary.reached[index]} ({100 * summary.shares[index]:.0f} %{around})"
 
 
-def _metadata(report: Report) -> ModelCardData:
+def _metrics(report: Report) -> list[EvalResult]:
+    """Of each environment if there are few, of groups of them otherwise: ``report.json`` has all of them."""
     task: dict[str, Any] = {"task_type": "reinforcement-learning", "task_name": "reinforcement learning"}
-    results = []
-    for result in report.environments:
-        values = {
-            ("mean_return", "mean return"): result.mean_return,
-            ("normalized_score", "share of the reference's improvement"): result.normalized_score,
-            ("deterministic_score", "the same of the deterministic reference"): result.deterministic_score,
-        }
-        results += [
-            EvalResult(
-                **task,
-                dataset_type=result.id,
-                dataset_name=result.id,
-                metric_type=kind,
-                metric_name=name,
-                metric_value=round(value, 4),
-            )
-            for (kind, name), value in values.items()
-            if value is not None
+    if len(report.environments) > _MOST_LISTED:
+        found = [
+            (f"{summary.scored} environments ({relation})", "median_score", "median normalised score", summary.median)
+            for relation, summary in report.groups["training data"].items()
         ]
-    return ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="reinforcement-learning",
-        tags=["reinforcement-learning", "gymnasium", "decision-transformer", "ldm"],
-        model_name=report.model.get("name", "model"),
-        eval_results=results,
-    )
+    else:
+        found = [
+            (result.id, *metric)
+            for result in report.environments
+            for metric in (
+                ("mean_return", "mean return", result.mean_return),
+                ("normalized_score", "share of the reference's improvement", result.normalized_score),
+                ("deterministic_score", "the same of the deterministic reference", result.deterministic_score),
+            )
+        ]
+    return [
+        EvalResult(
+            **task,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for dataset, kind, name, value in found
+        if value is not None
+    ]
+
+
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "percent": percent,
+    "number": number,
+    "reached": reached,
+    "title": title_of,
+    "known_good": known_good,
+    "worth": worth,
+    "combined": lambda one, other: {**one, **other},
+}
 
 
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=name.endswith(".html")
     )
-    environment.filters.update(
-        percent=percent,
-        number=number,
-        reached=reached,
-        title=title_of,
-        known_good=known_good,
-        worth=worth,
-        combined=lambda one, other: {**one, **other},
-    )
+    environment.filters.update(_FILTERS)
     return environment.from_string(resources.files("ldm_hf.evaluation").joinpath(name).read_text(encoding="utf-8"))
 
 

@@ -80,7 +80,7 @@ class Report:
     Attributes:
         environments: results by environment, sorted by id.
         protocol: episodes, rollouts and seeds.
-        model: name, number of parameters, context length, hash of the weights.
+        model: name, folder, number of parameters, context length, hash of the weights, what its card says of its origin.
         training: settings that made the model, as far as they are known.
         packages: versions that evaluated it.
         videos: file of each video by environment, relative to the report; or, where there is none, why.

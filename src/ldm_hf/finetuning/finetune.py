@@ -106,7 +106,7 @@ def finetune(
         reference = _reference(tuning, tuning.source)
         _claim(output, tuning, wanted)
         _choose([reference], tuning.episodes, output / "data", say)
-        return _trained(config)
+        return _trained(config, tuning.model)
     _check_fit(tuning.model, spec(tuning.environment).observation_space, spec(tuning.environment).action_space)
     _claim(output, tuning, wanted)
     rounds, collected = tuning.source.rounds, []
@@ -115,7 +115,7 @@ def finetune(
         collected.append(_own(tuning, tuning.source, config, number, folder / "rollouts"))
         count = max(1, round(tuning.source.keep * tuning.episodes))
         _choose(collected, count, folder / "data", say)
-        done = _trained(replace(config, data=str(folder / "data"), output_dir=str(folder)))
+        done = _trained(replace(config, data=str(folder / "data"), output_dir=str(folder)), tuning.model)
         if done is None:
             return None
         config = replace(config, model=str(done))
@@ -188,10 +188,10 @@ def _described(episodes: Sequence[Episode]) -> str:
     return f"{len(totals)} episodes with returns from {min(totals):g} to {max(totals):g}"
 
 
-def _trained(config: TrainingConfig) -> Path | None:
-    """The model of finished training."""
+def _trained(config: TrainingConfig, base_model: str) -> Path | None:
+    """The model of finished training, made from another one in however many rounds."""
     folder = Path(config.output_dir) / "model"
-    return folder if folder.is_dir() else train(config)
+    return folder if folder.is_dir() else train(config, base_model=base_model)
 
 
 def _check_fit(model: str, observation_space: Any, action_space: Any) -> None:

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ldm_hf.errors import CheckpointError
 from ldm_hf.files import publish, remove, replacing
+from ldm_hf.model_card import CARD, EVALUATION_FILES, Training, evaluated_weights, training_card, weights_hash
 from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.processing_ldm import LDMProcessor
 from ldm_hf.training.lora import adapter_weights, is_adapted, plain_weights, save_adapter
@@ -139,22 +140,50 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def save_model(config: LDMConfig, weights: dict[str, Any], processor: LDMProcessor, folder: Path) -> None:
-    """Write weights, configuration, processor and code as ``from_pretrained`` reads them."""
+def save_model(
+    config: LDMConfig,
+    weights: dict[str, Any],
+    processor: LDMProcessor,
+    folder: Path,
+    training: Training | None = None,
+    load_as: Path | None = None,
+) -> None:
+    """Write weights, configuration, processor and code as ``from_pretrained`` reads them.
+
+    With ``training`` also a card, whose code loads ``load_as``, the final name of the folder.
+    """
     with torch.device("meta"):
         # A wrapped or sharded model is of another class, whose name and code must not get into the folder.
         model = LDMModel(config)
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
+    if training is not None and load_as is not None:
+        card = training_card(load_as.as_posix(), config.to_dict(), training, model.num_parameters())
+        (folder / CARD).write_text(card, encoding="utf-8")
+        _keep_evaluation(load_as, folder)
+
+
+def _keep_evaluation(before: Path, folder: Path) -> None:
+    """Take over card, report and images of an evaluation of the same weights."""
+    if evaluated_weights(before) == weights_hash(folder):
+        for path in (before / name for name in EVALUATION_FILES):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
 
 
 def save_finished(
-    accelerator: Accelerator, model: torch.nn.Module, processor: LDMProcessor, output: Path, precision: str = "fp32"
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    processor: LDMProcessor,
+    output: Path,
+    precision: str = "fp32",
+    training: Training | None = None,
 ) -> Path:
     """Write the model of a run that has ended to ``output/model``, and adapters to ``output/adapter`` as peft reads them.
 
     Every process calls this. With ``fp16`` numbers are rounded to half precision in the file; the configuration still says
-    float32, which is what they are loaded as.
+    float32, which is what they are loaded as. The folder has a card that says what it was trained on; of weights that were
+    evaluated there already, the card and report of the evaluation stay.
 
     Raises:
         CheckpointError: it cannot be written, or a weight is not finite; the run's checkpoints are untouched.
@@ -172,7 +201,7 @@ def save_finished(
             plain = plain_weights(unwrapped, weights)
             if precision == "fp16":
                 plain = {name: tensor.half() for name, tensor in plain.items()}
-            save_model(unwrapped.config, plain, processor, temporary)
+            save_model(unwrapped.config, plain, processor, temporary, training, load_as=folder)
 
     on_main(accelerator, write, f"{folder} cannot be written: {{}}; the run's checkpoints are untouched")
     return folder

@@ -20,7 +20,7 @@ from ldm_hf.processes import Termination
 from ldm_hf.training.batches import Batch, Failure, make_batches
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
-from ldm_hf.training.datasets import training_datasets
+from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.divergence import RECORD, divergence
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
@@ -42,6 +42,7 @@ def train(
     config: TrainingConfig,
     progress: Callable[[int], None] | None = None,
     load: Callable[[Any], tuple[LDMModel, LDMProcessor]] = load_model,
+    base_model: str | None = None,
 ) -> Path | None:
     """Train a model, continuing from the newest checkpoint in ``config.output_dir`` if there is one.
 
@@ -51,6 +52,7 @@ def train(
         config: the settings.
         progress: told the number of steps that are done, instead of a progress bar.
         load: gives the model and its processor; parameters that need no gradient are not trained.
+        base_model: which model the card names as the one that this one is made from; by default ``config.model``.
 
     Returns:
         The folder of the finished model, which ``AutoModel`` and ``AutoProcessor`` load; None if SIGTERM came before.
@@ -66,6 +68,7 @@ def train(
     whole, processor = load(config)
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
+    about = described(config, datasets, base_model)
     bound = bound_settings(config, datasets, mixture.context_length)
     checkpoint = latest_checkpoint(accelerator, Path(config.output_dir))
     history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
@@ -84,7 +87,8 @@ def train(
     folder, failure = None, None
     try:
         if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress):
-            folder = save_finished(accelerator, model, processor, Path(config.output_dir), config.save_precision)
+            output = Path(config.output_dir)
+            folder = save_finished(accelerator, model, processor, output, config.save_precision, about)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread forever.

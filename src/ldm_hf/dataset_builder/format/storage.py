@@ -1,8 +1,7 @@
 """Where dataset repositories lie: folders, and repositories of the Hub, read over the network or from its cache."""
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from ldm_hf.dataset_builder.format.schema import MANIFEST
-from ldm_hf.errors import DatasetFormatError, HubError, one_line
+from ldm_hf.errors import DatasetFormatError
+from ldm_hf.hub import hub_failures
 
 HUB = "hf://"
 _HUB_DATASETS = f"{HUB}datasets/"
@@ -171,43 +171,3 @@ def is_inside(path: str) -> bool:
     parts = path.split("/")
     plain = not PurePosixPath(path).is_absolute() and "\\" not in path and "\0" not in path
     return plain and all(part not in ("", ".", "..") for part in parts)
-
-
-@contextlib.contextmanager
-def hub_failures(subject: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a ``HubError`` of one line that says what to do."""
-    try:
-        yield
-    except Exception as error:
-        found = _hub_error(subject, error)
-        if found is None:
-            raise
-        raise found from error
-
-
-def _hub_error(subject: str, error: BaseException | None) -> HubError | None:
-    from huggingface_hub import errors
-    from huggingface_hub.errors import HTTPError  # of the HTTP client that this version of huggingface_hub uses
-
-    if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
-        return _hub_error(subject, error.__cause__)  # what the client wraps once more
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{subject}: there is no token: run `hf auth login`, or set HF_TOKEN")
-    if isinstance(error, errors.HFValidationError):
-        return HubError(f"{subject} is not a name of a repository: {' '.join(str(error).split())}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        hint = "or it is private and no token that may read it is set (HF_TOKEN)"
-        return HubError(f"{subject}: the Hub has no such repository, {hint}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{subject}: the Hub has no such revision")
-    if isinstance(error, errors.EntryNotFoundError | FileNotFoundError):
-        return HubError(f"{subject}: the Hub's repository has no such file")
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else 0
-        if status in (401, 403):
-            return HubError(f"{subject}: the Hub refuses the token (HTTP {status}); set HF_TOKEN to one that may")
-        return HubError(f"{subject}: the Hub answered HTTP {status}; try again")
-    if isinstance(error, HTTPError | ConnectionError | TimeoutError):
-        reason = one_line(error)
-        return HubError(f"{subject}: the connection to the Hub broke ({reason}); try again")
-    return None

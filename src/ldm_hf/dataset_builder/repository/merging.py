@@ -15,26 +15,10 @@ from ldm_hf.dataset_builder.format.schema import MANIFEST, RunInfo
 from ldm_hf.dataset_builder.format.storage import FolderStorage
 from ldm_hf.dataset_builder.repository.repository import RUNS, Description, Row
 from ldm_hf.errors import DatasetFormatError
+from ldm_hf.hub import LocalFile
 
 _OURS = ("train-*-of-*.parquet", "terminal.parquet", "episodes.parquet", "policy/*.json", "policy/*.safetensors")
 """Files of a run's folder that this package writes. Others are their owner's."""
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file to be published.
-
-    Attributes:
-        path: in the repository.
-        source: where it lies.
-        bytes: its size.
-        sha256: of its content, in hexadecimal.
-    """
-
-    path: str
-    source: Path
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)

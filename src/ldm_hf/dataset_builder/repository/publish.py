@@ -1,23 +1,20 @@
 """Publishes dataset repositories to the Hub, beside what is there: nothing is sent twice, and what was sent is verified."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from ldm_hf.dataset_builder.format.records import sha256
 from ldm_hf.dataset_builder.format.schema import MANIFEST
-from ldm_hf.dataset_builder.format.storage import hub_failures, repository_folders
+from ldm_hf.dataset_builder.format.storage import repository_folders
 from ldm_hf.dataset_builder.repository.card import NOTES_MARK
-from ldm_hf.dataset_builder.repository.merging import LocalFile, Merged, Published, merge, read_description
+from ldm_hf.dataset_builder.repository.merging import Merged, Published, merge, read_description
 from ldm_hf.dataset_builder.repository.repository import CARD, CURVES, RUNS, Description
 from ldm_hf.errors import ConfigError, DatasetFormatError, HubError
+from ldm_hf.hub import LocalFile, check_account, commit, hub_failures, newest_commit, remote_files
 
 PREFIX = "ldm-"
 """Before a library's slug in the name of its repository."""
@@ -104,7 +101,7 @@ def publish(
             f"{root} holds no datasets: no <library>/{MANIFEST} under it lists a run that was kept"
         )
     api = HfApi()
-    _check_account(api, namespace)
+    check_account(api, namespace)
     with tempfile.TemporaryDirectory() as scratch:
         changes = []
         for slug, folders in by_library.items():
@@ -121,27 +118,16 @@ def publish(
     return [change.repository for change in changes]
 
 
-def _check_account(api: HfApi, namespace: str) -> None:
-    with hub_failures("the token of this machine"):
-        account = api.whoami()
-    role = account.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise HubError("the token may only read: set HF_TOKEN to one that may write, or run `hf auth login` with it")
-    names = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
-    if namespace.lower() not in (name.lower() for name in names):
-        raise HubError(f"the token may not write to the namespace {namespace!r}; it may to {', '.join(names)}")
-
-
 def _plan(api: HfApi, name: str, slug: str, folders: Sequence[Path], scratch: Path, *, delete: bool) -> Change:
     folder = scratch / slug
     folder.mkdir()
-    head = _head(api, name)
-    there = None if head is None else _remote_files(api, name, head)
+    head = newest_commit(api, name, "dataset")
+    there = None if head is None else remote_files(api, name, "dataset", head)
     published, notes = _read_published(name, head, there or {})
     merged = merge(folders, published, delete=delete)
     merged.description.write(folder, slug, notes)
     described = [folder / path for path in _DESCRIBING if (folder / path).is_file()]
-    files = [LocalFile(path.name, path, path.stat().st_size, sha256(path)) for path in described]
+    files = [LocalFile.of(path) for path in described]
     return Change(name, merged, merged.files + files, there)
 
 
@@ -166,22 +152,22 @@ def _read_published(name: str, head: str | None, there: Mapping[str, RepoFile]) 
 
 def _send(api: HfApi, change: Change, progress: Progress) -> None:
     name, there = change.repository, change.there or {}
-    missing = [file for file in change.files if not _is_there(file, there)]
+    missing = [file for file in change.files if not file.is_among(there)]
     total = sum(file.bytes for file in change.files)
     done = total - sum(file.bytes for file in missing)
     progress(name, done, total)
     new = [file for file in missing if file.path not in there and file.path not in _DESCRIBING]
     for batch in _batches(new):
-        _commit(api, name, f"Add {len(batch)} files", batch)
+        commit(api, name, "dataset", f"Add {len(batch)} files", batch)
         done += sum(file.bytes for file in batch)
         progress(name, done, total)
     last = [file for file in missing if file not in new]
     if last or change.merged.stale:
         parent = _unchanged_head(api, name, there)
-        _commit(api, name, "Describe the dataset", last, change.merged.stale, parent)
+        commit(api, name, "dataset", "Describe the dataset", last, change.merged.stale, parent)
         progress(name, total, total)
-    found = _remote_files(api, name)
-    wrong = [file.path for file in change.files if not _is_there(file, found)]
+    found = remote_files(api, name, "dataset")
+    wrong = [file.path for file in change.files if not file.is_among(found)]
     if wrong:
         raise HubError(
             f"{name}: the Hub holds other content than the manifest says of {', '.join(wrong[:3])}"
@@ -191,7 +177,7 @@ def _send(api: HfApi, change: Change, progress: Progress) -> None:
 
 def _unchanged_head(api: HfApi, name: str, there: Mapping[str, RepoFile]) -> str:
     """The newest commit, if its manifest is still the one that was merged."""
-    head = str(_head(api, name))
+    head = str(newest_commit(api, name, "dataset"))
     found = api.get_paths_info(name, [MANIFEST], revision=head, repo_type="dataset")
     blobs = [file.blob_id for file in (*found, there.get(MANIFEST)) if isinstance(file, RepoFile)]
     if len(blobs) == 1 or len(set(blobs)) > 1:
@@ -199,49 +185,6 @@ def _unchanged_head(api: HfApi, name: str, there: Mapping[str, RepoFile]) -> str
             f"{name}: another process published to it meanwhile; the same command merges with what is there now"
         )
     return head
-
-
-def _commit(
-    api: HfApi,
-    name: str,
-    title: str,
-    files: Sequence[LocalFile],
-    stale: Sequence[str] = (),
-    parent: str | None = None,
-) -> None:
-    operations: list[Any] = []
-    for file in files:
-        operation = CommitOperationAdd(file.path, str(file.source))
-        if operation.upload_info.sha256.hex() != file.sha256:
-            raise DatasetFormatError(f"{file.source} has other content than its manifest says: build it again")
-        operations.append(operation)
-    operations += [CommitOperationDelete(path) for path in stale]
-    api.create_commit(name, operations, commit_message=title, repo_type="dataset", parent_commit=parent)
-
-
-def _head(api: HfApi, name: str) -> str | None:
-    """The newest commit of a repository; None if there is no such repository."""
-    try:
-        return str(api.dataset_info(name).sha)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _remote_files(api: HfApi, name: str, revision: str | None = None) -> dict[str, RepoFile]:
-    entries = api.list_repo_tree(name, recursive=True, repo_type="dataset", revision=revision)
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-
-def _is_there(file: LocalFile, there: Mapping[str, RepoFile]) -> bool:
-    """Whether the Hub has this content: by SHA-256 where it keeps the file as a large one, by git's hash otherwise."""
-    remote = there.get(file.path)
-    if remote is None or remote.size != file.bytes:
-        return False
-    if remote.lfs is not None:
-        return bool(remote.lfs.sha256 == file.sha256)
-    content = file.source.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    return bool(remote.blob_id == blob and hashlib.sha256(content).hexdigest() == file.sha256)
 
 
 def _batches(files: Sequence[LocalFile]) -> Iterator[list[LocalFile]]:

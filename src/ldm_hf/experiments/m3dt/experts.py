@@ -26,7 +26,7 @@ from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.processes import ChildFailure, Termination
 from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
-from ldm_hf.training.datasets import training_datasets
+from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.loop import train
 
 _OVERHEAD = 2**30  # of a process, its libraries and its data
@@ -129,7 +129,8 @@ def train_experts(config: ExpertsConfig, make_executor: Callable[[int], Executor
         merged.config.environments = sorted(dataset.environment for dataset in datasets)
         merged.config.expert_environments = groups
         with replacing(folder) as temporary:
-            save_model(merged.config, merged.state_dict(), processor, temporary)
+            about = described(config, datasets)
+            save_model(merged.config, merged.state_dict(), processor, temporary, about, load_as=folder)
     return folder
 
 
