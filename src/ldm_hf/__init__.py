@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ldm_hf.evaluation.evaluate import evaluate
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
     from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
+    from ldm_hf.publishing import publish_model
     from ldm_hf.training.config import TrainingConfig
     from ldm_hf.training.loop import train
 
@@ -41,6 +42,7 @@ __all__ = [
     "make_vec",
     "open_datasets",
     "publish",
+    "publish_model",
     "spec",
     "train",
 ]
@@ -52,6 +54,7 @@ _MODULES = {
     "build": "ldm_hf.dataset_builder.build.build",
     "open_datasets": "ldm_hf.dataset_builder.format.reader",
     "publish": "ldm_hf.dataset_builder.repository.publish",
+    "publish_model": "ldm_hf.publishing",
     "TrainingConfig": "ldm_hf.training.config",
     "train": "ldm_hf.training.loop",
     "evaluate": "ldm_hf.evaluation.evaluate",
