@@ -79,7 +79,7 @@ def test_what_cannot_be_predicted_is_said(agent):
         fresh.set_env(Wide())
 
 
-@pytest.mark.parametrize("name", ["/nowhere", "runs", "tests/nothing", "./nothing"])
+@pytest.mark.parametrize("name", ["/nowhere", "nothing", "tests/nothing", "./nothing"])
 def test_a_folder_that_is_not_there_is_said_without_asking_the_hub(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("the Hub was asked"))
     with pytest.raises(CheckpointError, match="no such folder; a model of the Hub is named"):
