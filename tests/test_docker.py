@@ -75,8 +75,8 @@ def leftovers() -> set[str]:
         {container.id for container in listed if container.labels[OWNER_LABEL] in owners}
         | {path.name for path in folders}
         | {str(process.pid) for process in psutil.process_iter() if is_ours(process)}
-        # Semaphores are those of Python's own process pools, which other tests may run at the same time.
-        | {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.mp-")}
+        # Those of process pools and of loaders are left out: other tests may run at the same time.
+        | {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith(("sem.mp-", "torch_"))}
     )
 
 
