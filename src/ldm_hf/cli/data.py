@@ -247,7 +247,7 @@ def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBud
         console.print(f"left out: {name}: {reason}")
     costs = estimate_races(plan, pool, budget)
     console.print(
-        f"{costs.environments} races of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
+        f"{_count(costs.environments, 'race')} of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
         f"{costs.core_hours:,.1f} core hours, and at most {costs.anchor_hours:,.1f} for random and trivial policies where "
         f"they were not played yet.\n"
         f"Winners train for {middle(costs.least):,} (the slowest of the field) to {middle(costs.most):,} transitions (the "
