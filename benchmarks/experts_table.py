@@ -38,7 +38,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sweep(studies: dict[int, Scores], order: Sequence[str], shown: int | None, form: str = ".1f") -> str:
-    """A row per variant, a column per number of environments: means over the first so many of them, or over all."""
+    """A row per variant, a column per number of environments: means over the first of them, or over all."""
     rows = []
     for variant in max(studies.values(), key=len):
         cells = []

@@ -418,7 +418,7 @@ def test_what_runs_inside_is_written_for_python_3_7():
         tree = ast.parse(path.read_text(), feature_version=(3, 7))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        imported -= {"ldm_hf.env_registry.worker.space_tree"}  # where there is no file of this name beside it
+        imported -= {"ldm_hf.env_registry.worker.space_tree"}  # where none of this name lies beside it
         if path.stem == "experts":  # which are parts of their libraries
             imported -= {"metaworld.policies", "minigrid.utils.baby_ai_bot"}
         assert {name.partition(".")[0] for name in imported} <= allowed

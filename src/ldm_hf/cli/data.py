@@ -13,7 +13,7 @@ from ldm_hf.files import sole_writer
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.build.budgets import Budget
-    from ldm_hf.dataset_builder.build.plan import Plan
+    from ldm_hf.dataset_builder.build.plan import Group, Plan
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
     from ldm_hf.dataset_builder.reference.candidates import Candidate
     from ldm_hf.dataset_builder.repository.verification import RunCheck
@@ -46,7 +46,7 @@ def build(
         float, typer.Option(min=0, help="With ray: share of a GPU for a run on images, which trains there.")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="Torch device that trains, of the local executor.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of every run.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of each run.")] = 0,
     keep_unstable: Annotated[
         bool, typer.Option(help="Keep runs whose deterministic policy falls short of their training.")
     ] = False,
@@ -205,9 +205,8 @@ def _print_plan(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "Budget",
                 table.add_row(f"[dim]{name}", f"[dim]{group.environments[0].incompatible[name]}")
         console.print(table)
         console.print("ranked on: " + ", ".join(group.ranked_on))
-        console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
-    for name, reason in plan.left_out.items():
-        console.print(f"left out: {name}: {reason}")
+        _print_environments(console, group)
+    _print_left_out(console, plan)
     costs = estimate(plan, pool, budget)
     console.print(
         f"{costs.ranking_runs} runs to rank and {costs.runs} to record: {costs.transitions:,} transitions, "
@@ -242,9 +241,8 @@ def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBud
         for name, reason in first.incompatible.items():
             table.add_row(f"[dim]{name}", f"[dim]{reason}")
         console.print(table)
-        console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
-    for name, reason in plan.left_out.items():
-        console.print(f"left out: {name}: {reason}")
+        _print_environments(console, group)
+    _print_left_out(console, plan)
     costs = estimate_races(plan, pool, budget)
     console.print(
         f"{_count(costs.environments, 'race')} of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
@@ -254,6 +252,15 @@ def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBud
         f"fastest), medians of the environments; {costs.bytes / 2**30:,.1f} GiB at most.\n"
         f"{_on_cores(costs.core_hours, cores)}; races that reach known good end sooner, and leave their time to others."
     )
+
+
+def _print_environments(console: Any, group: "Group") -> None:
+    console.print("environments: " + ", ".join(one.spec.id for one in group.environments) + "\n")
+
+
+def _print_left_out(console: Any, plan: "Plan") -> None:
+    for name, reason in plan.left_out.items():
+        console.print(f"left out: {name}: {reason}")
 
 
 def _on_cores(core_hours: float, cores: int | None) -> str:

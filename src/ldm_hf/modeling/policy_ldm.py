@@ -328,7 +328,7 @@ class RolloutCache(Cache):
         return [layer.memory for layer in self.rollout_layers]
 
     def show(self, length: int) -> None:
-        """Hold so many tokens, the first ones in memory."""
+        """Hold the first ``length`` tokens in memory."""
         for layer in self.rollout_layers:
             layer.show(length)
 
@@ -369,7 +369,7 @@ class RolloutLayer(DynamicLayer):
         return keys, values
 
     def show(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hold so many tokens; returns their keys and values."""
+        """Hold the first ``length`` tokens; returns their keys and values."""
         keys, values = (memory[:, :, :length] for memory in self.memory)
         self.keys, self.values = keys, values
         return keys, values

@@ -16,16 +16,17 @@ from ldm_hf.dataset_builder.bank.policies import Policy, drawn
 from ldm_hf.dataset_builder.bank.rollout_jobs import ROLLOUTS_OF, RolloutRequest
 from ldm_hf.dataset_builder.bank.sources import open_source
 from ldm_hf.dataset_builder.curves import BY_POLICY, LearningCurve, Sample
-from ldm_hf.dataset_builder.format.records import RunRecord, describe_files, package_versions
-from ldm_hf.dataset_builder.format.schema import BY_STREAM, POLICY_FOLDER, RunInfo
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
+from ldm_hf.dataset_builder.format.schema import POLICY_FOLDER, RunInfo
 from ldm_hf.dataset_builder.format.writer import ChunkRange, plan_chunks, write_dataset
 from ldm_hf.dataset_builder.reference.curation import unfit, unfit_policy
 from ldm_hf.dataset_builder.reference.recorder import Recorder
 from ldm_hf.dataset_builder.reference.recording import Recording, ValueFile
 from ldm_hf.dataset_builder.reference.request import Progress
 from ldm_hf.dataset_builder.reference.rows import RecordedRows
+from ldm_hf.dataset_builder.reference.run import run_info
 from ldm_hf.env_registry.experts import bounds
-from ldm_hf.env_registry.registry import library_version, provenance, spec
+from ldm_hf.env_registry.registry import spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.env_registry.worker.space_tree import join, leaves, split
 from ldm_hf.errors import failures_of
@@ -177,27 +178,17 @@ def _info(
     deterministic: list[float],
     assessment: Assessment,
 ) -> RunInfo:
-    recording, isolated = recorded.recording, policy.isolated
-    return RunInfo(
-        environment=described.id,
+    return run_info(
+        described,
+        recorded.recording,
+        isolated=policy.isolated,
         run=request.run,
-        observation_space=described.observation_space,
-        action_space=described.action_space,
         curve=curve,
         deterministic_returns=deterministic,
-        num_episodes=recording.num_episodes,
-        num_transitions=int(recording.lengths.sum()),
-        num_streams=recording.num_streams,
         training_steps=0,
         algorithm=policy.description["algorithm"],
         hyperparameters={**policy.description["hyperparameters"], **request.settings},
         source=f"{ROLLOUTS_OF}{policy.description['source']}",
         seed=request.seed,
-        max_episode_steps=described.max_episode_steps,
-        seeding=BY_STREAM,
-        library_version=library_version(described.id, isolated=isolated),
-        licence=described.licence,
-        provenance=provenance(described.id, isolated=isolated),
-        packages=package_versions(),
         assessment=assessment,
     )

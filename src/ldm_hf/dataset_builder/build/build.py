@@ -42,7 +42,7 @@ def build(
         transitions: of a run; of the budgets that count them.
         candidates: names in the pool; by default all.
         jobs: runs at a time; by default one per processor.
-        seed: random seed of every run.
+        seed: random seed of each run.
         say: told a line per run.
 
     Returns:

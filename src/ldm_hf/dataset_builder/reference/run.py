@@ -183,28 +183,46 @@ def _run_info(
     extra: Mapping[str, Any],
     assessment: Assessment | None,
 ) -> RunInfo:
-    return RunInfo(
-        environment=described.id,
+    return run_info(
+        described,
+        recording,
         run=request.name,
-        observation_space=described.observation_space,
-        action_space=described.action_space,
         curve=curve,
         deterministic_returns=deterministic,
-        num_episodes=recording.num_episodes,
-        num_transitions=int(recording.lengths.sum()),
-        num_streams=recording.num_streams,
         training_steps=training_steps,
         algorithm=request.candidate.algorithm,
         hyperparameters={**request.candidate.settings, **extra},
         source=request.candidate.source,
         seed=request.seed,
+        assessment=assessment,
+    )
+
+
+def run_info(
+    described: EnvironmentSpec, recording: Recording | JoinedRecording, *, isolated: bool = False, **values: Any
+) -> RunInfo:
+    """What is kept of a run: of its environment and its recording, and ``values``, the other fields of ``RunInfo``.
+
+    Args:
+        described: the environment.
+        recording: what was recorded.
+        isolated: whether it was recorded where code that must not run in this process runs beside the environment.
+        **values: by name.
+    """
+    return RunInfo(
+        environment=described.id,
+        observation_space=described.observation_space,
+        action_space=described.action_space,
+        num_episodes=recording.num_episodes,
+        num_transitions=int(recording.lengths.sum()),
+        num_streams=recording.num_streams,
         max_episode_steps=described.max_episode_steps,
         seeding=BY_STREAM,
-        library_version=library_version(described.id),
+        library_version=library_version(described.id, isolated=isolated),
         licence=described.licence,
-        provenance=provenance(described.id),
+        provenance=provenance(described.id, isolated=isolated),
         packages=package_versions(),
-        assessment=assessment,
+        **values,
     )
 
 
