@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ldm_hf
+from ldm_hf.env_registry import registry
 from ldm_hf.env_registry.doctor import diagnose
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.library.report import load_report
@@ -120,6 +121,20 @@ def test_what_is_listed_runs_and_fits_or_says_why(environment):
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Blackjack-v1"])
 def test_gymnasium_s_own_checks_pass(name):
     check_env(ldm_hf.make(f"gymnasium/{name}").unwrapped, skip_render_check=True)
+
+
+def test_what_runs_an_environment_is_installed_before_it_is_recorded(monkeypatch):
+    done = []
+
+    class Missing:
+        def build(self):
+            done.append("build")
+
+        def provenance(self):
+            return {"provider": "docker", "after": " ".join(done)}
+
+    monkeypatch.setattr(registry, "choose", lambda *_, **__: Missing())
+    assert registry.provenance("gymnasium/CartPole-v1") == {"provider": "docker", "after": "build"}
 
 
 def test_a_missing_package_names_the_command_that_helps():

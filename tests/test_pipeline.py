@@ -431,6 +431,14 @@ def test_long_runs_end_with_their_driver(tmp_path):
         pass
 
 
+def test_a_build_of_which_every_run_failed_exits_with_1(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_PROVIDER", "docker")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    done = run_ldm_here("build", CARTPOLE, "--core-minutes", 0.1, "--jobs", 1, "--output", tmp_path)
+    assert done.returncode == 1 and "Connection refused" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("every run failed")
+
+
 def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
     names = [part for name in ("SAC", "DQN", "A2C") for part in ("--candidates", name)]
     done = run_ldm_here(

@@ -77,6 +77,7 @@ def build(
         raise ConfigError("name environments or libraries to build, or a bank by --from-bank")
     from ldm_hf.dataset_builder.build.build import choose, open_build
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
+    from ldm_hf.dataset_builder.repository.repository import run_records
 
     keep = "improved" if keep_unstable else "fit"
     settings, plan = choose(
@@ -98,6 +99,10 @@ def build(
         typer.echo(_cost(plan, settings, jobs), err=True)
         _run(building, running)
     print_runs(output, building.libraries)
+    records = [record for library in building.libraries for record in run_records(output / library)]
+    if all(record.failed for record in records):
+        typer.echo("every run failed, for the reasons above; --retry-failed makes them again", err=True)
+        raise typer.Exit(1)
 
 
 def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:

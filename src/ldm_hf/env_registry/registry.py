@@ -188,11 +188,15 @@ def library_version(environment: str, provider: str | None = None, *, isolated: 
 
 
 def provenance(environment: str, provider: str | None = None, *, isolated: bool = False) -> dict[str, str]:
-    """What ``make`` runs an environment in, for the record: provider, Python, image digest or hash of the lock."""
+    """What ``make`` runs an environment in, for the record: provider, Python, image digest or hash of the lock.
+
+    An installation that is missing is made first, as ``make`` does.
+    """
     manifest, report = _find(environment)
     chosen = choose(manifest, report.entry_point, provider, isolated_only=isolated)
     if isinstance(chosen, InProcessProvider):
         return {"provider": "inprocess", "python": platform.python_version()}
+    chosen.build()
     return chosen.provenance()
 
 
