@@ -1,6 +1,9 @@
 """The command line, the quickstart and the README, as their users run them."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import re
 import runpy
@@ -16,9 +19,10 @@ from huggingface_hub import ModelCard
 
 import ldm_hf.quickstart as quickstart_module
 from conftest import CARTPOLE, run_ldm, run_ldm_here
-from ldm_hf.dataset_builder.reference.candidates import Candidate
-from ldm_hf.errors import ConfigError, LDMError
-from ldm_hf.quickstart import REFERENCES, Reference, quickstart
+from ldm_hf.cli.main import run_command
+from ldm_hf.errors import LDMError
+from ldm_hf.processes import ChildFailure
+from ldm_hf.quickstart import ENVIRONMENTS, quickstart
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -90,24 +94,17 @@ def test_environments_are_listed():
     assert CARTPOLE in listed and "gymnasium/CartPole-v0" not in listed
 
 
-LAKE = "gymnasium/FrozenLake-v1"
-TOY = {  # of short episodes, also when a model plays that has learned nothing
-    CARTPOLE: Reference(Candidate("PPO", {"n_steps": 64}, num_envs=4), 2048),
-    LAKE: Reference(Candidate("DQN", {"learning_starts": 100}, num_envs=4), 2048),
-}
-
-
 def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".parquet", ".safetensors")}
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder in which a quickstart on two environments ran, in three interrupted attempts."""
+    """A folder in which a short quickstart ran, in two attempts that were interrupted and one that was not."""
     root = tmp_path_factory.mktemp("workspace")
     (root / "pretrained").symlink_to(REPOSITORY / "pretrained")
     output = root / "runs/quickstart"
-    run, broken = quickstart_module.run_child, {"ldm_hf.training": True, "evaluate": True}
+    run, broken = quickstart_module.run_child, {"train": True, "evaluate": True}
 
     def breaking_once(command, environment=None):
         for step in list(broken):
@@ -117,8 +114,8 @@ def workspace(tmp_path_factory) -> Path:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(quickstart_module, "run_child", breaking_once)
-    settings = {"jobs": 2, "seed": 0, "steps": 4, "references": TOY}
-    with pytest.raises(LDMError, match=r"before ldm_hf\.training"):
+    settings = {"jobs": 2, "seed": 0, "steps": 4, "environments": [CARTPOLE], "core_minutes": 0.3}
+    with pytest.raises(LDMError, match="before train"):
         quickstart(output, **settings)
     built = times(output / "data/gymnasium/CartPole-v1")
     assert built
@@ -130,7 +127,7 @@ def workspace(tmp_path_factory) -> Path:
     # What an attempt finished, later ones left alone.
     assert times(output / "data/gymnasium/CartPole-v1") == built and times(output / "model") == trained
     patch.undo()
-    with pytest.raises(ConfigError, match="holds a quickstart with other settings"):
+    with pytest.raises(ChildFailure, match="build"):  # which says that the folder holds data of other settings
         quickstart(output, **{**settings, "seed": 1})
     return root
 
@@ -138,15 +135,29 @@ def workspace(tmp_path_factory) -> Path:
 def test_the_quickstart_leaves_what_it_promises(workspace):
     output = workspace / "runs/quickstart"
     report = json.loads((output / "report.json").read_text())
-    assert [result["id"] for result in report["environments"]] == [CARTPOLE, LAKE]
+    assert [result["id"] for result in report["environments"]] == [CARTPOLE]
     assert all(
         {"normalized_score", "mean_return", "first10", "last10"} <= set(result) for result in report["environments"]
     )
     assert (output / "threshold_curve.png").read_bytes().startswith(b"\x89PNG")
     for card in (output / "README.md", output / "model/README.md"):
         found = ModelCard.load(card)
-        assert found.data.pipeline_tag == "reinforcement-learning" and f'ldm_hf.load("{output}/model")' in found.text
+        assert found.data.pipeline_tag == "reinforcement-learning" and "ldm_hf.load(" in found.text
     assert not list(output.rglob("*.partial*"))
+
+
+@pytest.mark.parametrize(("level", "shown"), [(None, True), ("info", True), ("error", False), ("nonsense", True)])
+def test_the_log_is_as_loud_as_transformers_is(monkeypatch, level, shown):
+    def command():
+        logging.getLogger("ldm_hf.env_registry.registry").info("a line")
+        sys.exit(0)
+
+    if level is not None:
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", level)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit):
+        run_command(command)
+    assert errors.getvalue() == ("a line\n" if shown else "")
 
 
 def blocks(language: str) -> list[str]:
@@ -322,9 +333,8 @@ def test_children_end_with_their_owner(tmp_path):
 def test_the_whole_quickstart_reaches_80_percent(tmp_path):
     """As a newcomer runs it, killed on the way, within its time and memory."""
     command = [sys.executable, "-m", "ldm_hf", "quickstart", "--output", str(tmp_path)]
-    built = tmp_path / "data/gymnasium/CartPole-v1/PPO-0/train-00000-of-00001.parquet"
     with subprocess.Popen(command, start_new_session=True) as running:
-        while not built.exists():
+        while not list(tmp_path.glob("data/gymnasium/CartPole-v1/*/train-00000-of-00001.parquet")):
             assert running.poll() is None and time.sleep(0.1) is None
         os.kill(running.pid, signal.SIGKILL)
     finished = times(tmp_path / "data")
@@ -337,5 +347,5 @@ def test_the_whole_quickstart_reaches_80_percent(tmp_path):
         if ".partial" not in str(path) and path.parent.name != "gymnasium"  # its description is written again
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {result["id"] for result in report["environments"]} == set(REFERENCES)
+    assert {result["id"] for result in report["environments"]} == set(ENVIRONMENTS)
     assert all(result["normalized_score"] >= 0.8 for result in report["environments"]), report

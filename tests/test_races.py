@@ -372,6 +372,26 @@ def test_who_is_dropped_loses_its_recording_but_for_those_who_may_be_resumed(tmp
     assert kept == {f"{name}-0" for name in NAMES[2:]}
 
 
+def test_a_slice_that_is_being_made_is_left_alone_when_its_race_ends(tmp_path):
+    build = a_race(tmp_path)
+    script = Script({name: [0.0] for name in NAMES})
+    script.submit(build.jobs()[0])
+    script.wait(0)
+    jobs = build.jobs()
+    winner, running = jobs[0], jobs[-1]
+    recording = running.folder.with_name(f"{running.folder.name}.partial-0123abcd") / RECORDING
+    recording.mkdir(parents=True)
+    script.returns[winner.request.candidate.name] = [500.0]  # known good, which ends the race
+    script.submit(winner)
+    script.wait(0)
+    assert [job.name for job in build.jobs([running.name])] == [f"{CARTPOLE} {winner.request.candidate.name} written"]
+    assert recording.is_dir()
+    script.submit(running)
+    script.wait(0)
+    build.close()
+    assert running.is_done and not (running.folder / RECORDING).exists() and not (running.folder / "state.pt").exists()
+
+
 def test_a_runner_up_catches_up_where_the_winner_is_not_fit(tmp_path):
     returns = {name: [place] for place, name in enumerate(NAMES)}
     script = Script(returns, dropped=("TRPO-short-rollouts",), seconds=100.0)

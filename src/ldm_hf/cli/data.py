@@ -78,6 +78,7 @@ def build(
     from ldm_hf.dataset_builder.build.build import choose, open_build
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
     from ldm_hf.dataset_builder.repository.repository import run_records
+    from ldm_hf.processes import exit_with_owner
 
     keep = "improved" if keep_unstable else "fit"
     settings, plan = choose(
@@ -91,6 +92,7 @@ def build(
         return
     for name, reason in {**plan.left_out, **_unfit(plan, candidates or ())}.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
+    exit_with_owner()
     with sole_writer(output.absolute()):
         building = open_build(plan, settings, output.absolute())
         if retry_failed:

@@ -1,5 +1,6 @@
 """The ``ldm`` command. Whatever it needs is imported when a command runs, so that ``--help`` answers at once."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -83,9 +84,9 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of everything.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the model.")] = 600,
 ) -> None:
-    """Do the whole job on real environments: train references, record them, train a model, load it, evaluate it.
+    """Run `ldm build`, `ldm train` and `ldm evaluate` on four real environments, and say how.
 
-    Interrupted, it resumes from the last finished step when it is started again.
+    Interrupted, it resumes where it was when it is started again.
     """
     require("`ldm quickstart`", "build", "train", "evaluate")
     from ldm_hf.quickstart import quickstart as run
@@ -93,14 +94,24 @@ def quickstart(
     try:
         made = run(output, jobs=jobs or len(os.sched_getaffinity(0)), seed=seed, steps=steps)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted: the same command resumes from the last finished step", err=True)
+        typer.echo("\ninterrupted: the same command resumes", err=True)
         raise typer.Exit(130) from None
     print_report(made)
-    typer.echo(f"Datasets, model, model card, curve and report.json are in {output}/", err=True)
+    typer.echo(f"Datasets, model, report.html and report.json are in {output}/", err=True)
+
+
+def _show_log() -> None:
+    """Show what the package logs as plain lines on stderr, from the level that transformers' variable names on."""
+    level = logging.getLevelName(os.environ.get("TRANSFORMERS_VERBOSITY", "info").upper())
+    logger, handler = logging.getLogger("ldm_hf"), logging.StreamHandler(sys.stderr)
+    handler.set_name("command line")
+    logger.handlers = [one for one in logger.handlers if one.get_name() != "command line"] + [handler]
+    logger.setLevel(level if isinstance(level, int) else logging.INFO)
 
 
 def run_command(command: Callable[..., Any]) -> None:
     """Run a command line; an error that its user can act on is one line and exit status 1."""
+    _show_log()
     try:
         command()
     except LDMError as error:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from ldm_hf.training.parallel import (
 from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -254,7 +256,7 @@ def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
 
 def _say(accelerator: Accelerator, line: str) -> None:
     if accelerator.is_main_process:
-        print(line, file=sys.stderr)
+        _log.info(line)
 
 
 def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

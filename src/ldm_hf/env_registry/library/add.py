@@ -3,8 +3,8 @@
 import contextlib
 import fnmatch
 import json
+import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -21,6 +21,8 @@ from ldm_hf.env_registry.remote.worker_process import discover, installed
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.files import remove, replacing
 from ldm_hf.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
 """Versions of Python that are tried, in this order, where none is asked for."""
@@ -174,7 +176,7 @@ def install(
             except EnvironmentFailure as failure:
                 reason = str(failure)
                 failures.append(f"Python {python} with {manifest.installer}: {reason}")
-                print(f"Python {python} with {manifest.installer} does not do: {reason[-300:]}", file=sys.stderr)
+                _log.info("Python %s with %s does not do: %s", python, manifest.installer, reason[-300:])
             if not any(sign in reason for sign in _OLD_METADATA):
                 break
     raise EnvironmentFailure(f"{draft.slug} cannot be installed. " + " | ".join(failures))

@@ -4,10 +4,10 @@ import contextlib
 import functools
 import hashlib
 import io
+import logging
 import os
 import platform
 import shlex
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ from ldm_hf.env_registry.library.manifest import Manifest
 from ldm_hf.env_registry.providers.base import WORKER_VARIABLES, IsolatedProvider, Limits, ProcessHandle, local_source
 from ldm_hf.env_registry.providers.venv import WORKER_REQUIREMENTS
 from ldm_hf.errors import EnvironmentFailure, MissingDependencyError
+
+_log = logging.getLogger(__name__)
 
 BASE_IMAGE = "python:{python}-slim-bookworm"
 """Template of the image that libraries are installed on; ``LDM_BASE_IMAGE`` replaces it, for sites with an own registry."""
@@ -83,7 +85,7 @@ class DockerProvider(IsolatedProvider):
         """
         if self.is_built():
             return
-        print(f"Building the image {self.tag} on {self.base_image} ({self._occasion()})", file=sys.stderr)
+        _log.warning("Building the image %s on %s (%s)", self.tag, self.base_image, self._occasion())
         subject, output = f"the image of {self.manifest.slug!r} could not be built", ""
         with _typed(subject):
             for line in engine().api.build(
@@ -98,7 +100,7 @@ class DockerProvider(IsolatedProvider):
                 text = line.get("stream", "")
                 output = (output + text)[-_OUTPUT_KEPT:]
                 if text.startswith("Step "):
-                    print(f"  {text.strip()[:100]}", file=sys.stderr)
+                    _log.info("  %s", text.strip()[:100])
                 if "error" in line:
                     raise EnvironmentFailure(f"{subject}: {_one_line(output + line['error'])}")
 

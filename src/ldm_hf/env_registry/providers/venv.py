@@ -3,12 +3,12 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,8 @@ from ldm_hf.env_registry.library.manifest import home
 from ldm_hf.env_registry.providers.base import WORKER_VARIABLES, IsolatedProvider, Limits, ProcessHandle, local_source
 from ldm_hf.errors import EnvironmentFailure
 from ldm_hf.files import remove
+
+_log = logging.getLogger(__name__)
 
 WORKER_REQUIREMENTS = ("numpy", "msgpack")
 """What a worker needs beside its library."""
@@ -79,7 +81,7 @@ class VenvProvider(IsolatedProvider):
                 return
             remove(self.folder)
             manifest = self.manifest
-            print(f"Installing {manifest.slug} for Python {manifest.python} ({self._occasion()})", file=sys.stderr)
+            _log.warning("Installing %s for Python %s (%s)", manifest.slug, manifest.python, self._occasion())
             interpreter = find_python(manifest.python)
             try:
                 with tempfile.TemporaryDirectory(prefix="ldm-build-") as scratch:

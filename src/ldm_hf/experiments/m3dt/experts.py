@@ -5,8 +5,8 @@ training run, ``model`` holds the backbone with all experts. Whatever is there i
 """
 
 import json
+import logging
 import signal
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +28,8 @@ from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
 from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.loop import train
+
+_log = logging.getLogger(__name__)
 
 _OVERHEAD = 2**30  # of a process, its libraries and its data
 
@@ -112,7 +114,7 @@ def train_experts(config: ExpertsConfig, make_executor: Callable[[int], Executor
     config = _with_whole_paths(config)
     output = Path(config.output_dir)
     backbone, processor = load_backbone(config)
-    datasets = training_datasets(config, lambda line: print(line, file=sys.stderr))
+    datasets = training_datasets(config, _log.info)
     remove_leftovers(output)
     config.save(output / "training.yaml")
     groups = _groups(config, backbone, processor, datasets)

@@ -72,7 +72,7 @@ class EnvironmentRace:
         self._folder = race_folder(root, self.environment)
         self._results: dict[tuple[str, int], SliceResult] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
-        self._cleared: set[str] = set()
+        self._cleared: set[tuple[str, int]] = set()
         self._shown = 0  # of the results, how many the table has
         self._names, self._learned_from = self._read()
         self._anchors: Anchors | None = None
@@ -322,14 +322,18 @@ class EnvironmentRace:
         return (self._run_folder(name) / f"slice-{len(self.slices(name)) - 1}" / STATE).is_file()
 
     def _clear(self, names: Iterable[str]) -> None:
-        """Delete recordings and states of candidates that are out, and keep what they showed."""
-        for name in names:
-            if name not in self._cleared:
-                for folder in self._run_folder(name).glob("slice-*"):
-                    remove(folder / STATE)
-                    remove(folder / RECORDING)
-                self._cleared.add(name)
-                self._write()
+        """Delete recordings and states of slices of candidates that are out, and keep what they showed.
+
+        A slice that is still being made is left alone: it is deleted once it has ended.
+        """
+        ended = {(name, number) for name in names for number in range(len(self.slices(name)))} - self._cleared
+        for name, number in ended:
+            folder = slice_folder(self._root, self._request(name), number)
+            remove(folder / STATE)
+            remove(folder / RECORDING)
+        self._cleared |= ended
+        if ended:
+            self._write()
 
     def _read(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         path = self._folder / _RACE
