@@ -39,7 +39,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.format.reader import open_datasets
-from ldm_hf.evaluation.batches import expected_length
+from ldm_hf.evaluation.known_references import ReferenceOfData
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture
@@ -210,7 +210,7 @@ def environments_of(options: argparse.Namespace) -> list[str]:
     if options.environments:
         return options.environments
     datasets = open_datasets(options.data)
-    found = [one.environment for one in datasets if expected_length(one.info) <= options.longest]
+    found = [one.environment for one in datasets if ReferenceOfData(one).expected_length <= options.longest]
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
 

@@ -1,6 +1,7 @@
 """Scores, intervals, flags, groups and versions: values derived by hand."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ from gymnasium import spaces
 from scipy import stats
 
 from conftest import CARTPOLE, CLIFF, run_ldm_here
+from ldm_hf.dataset_builder.anchors.anchors import Anchors
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 from ldm_hf.evaluation.batches import batches, chosen
+from ldm_hf.evaluation.known_references import ReferenceOfData
 from ldm_hf.evaluation.lineage import relation, training_data
 from ldm_hf.evaluation.references import check_reference, check_references
 from ldm_hf.evaluation.report import Summary
@@ -24,6 +27,8 @@ from ldm_hf.evaluation.results import (
     NO_IMPROVEMENT,
     NOT_ABOVE_RANDOM,
     judge,
+    judge_again,
+    read_result,
 )
 from ldm_hf.evaluation.scores import mean_interval, normalized_score, share_interval, threshold_curve
 from ldm_hf.evaluation.versions import differences, versions_here, versions_of_data
@@ -212,7 +217,7 @@ def test_environments_are_chosen_by_id_and_library(data):
     references = open_datasets(data)
     assert len(chosen(references, ["all"])) == len(chosen(references, ["gymnasium"])) == 3
     assert [one.environment for one in chosen(references, [CLIFF, CARTPOLE, CLIFF])] == [CARTPOLE, CLIFF]
-    with pytest.raises(UnknownEnvironmentError, match=r"no reference of minigrid; they have some of gymnasium"):
+    with pytest.raises(UnknownEnvironmentError, match=r"no reference of minigrid; there are some of gymnasium"):
         chosen(references, ["gymnasium", "minigrid"])
 
 
@@ -220,7 +225,22 @@ def test_batches_hold_environments_of_one_length():
     lengths = {"a/Short-v0": 100, "a/Long-v0": 5000, "a/Middle-v0": 700}
     infos = [run_info(name, num_transitions=length) for name, length in lengths.items()]
     infos.append(run_info("a/Image-v0", num_transitions=4000, observation_space=PICTURE))
-    assert list(batches(infos, 2)) == [["a/Image-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
+    found = [ReferenceOfData(SimpleNamespace(info=info, runs=[], environment=info.environment)) for info in infos]
+    assert list(batches(found, 2)) == [["a/Image-v0"], ["a/Long-v0", "a/Middle-v0"], ["a/Short-v0"]]
+
+
+def test_other_episodes_are_scored_as_the_first_ones_were():
+    """Against the reference as a report shows it, without its data."""
+    trivial = Anchors("lib/Env-v0", Sample(-10.0, 1.0, 20), Sample(9.0, 1.0, 20), {"always 1": Sample(4.0, 1.0, 20)})
+    first = judge(run_info(), [[4.0, 6.0]], [[3, 3]], trivial.random, anchors=trivial, training="trained on")
+    assert first.trivial == {"name": "always 1", "mean": 4.0, "std": 1.0, "size": 20}
+    again = judge_again(first, [[4.0, 6.0]], [[3, 3]], training="trained on")
+    assert again == first
+    other = judge_again(read_result(json.loads(json.dumps(asdict(first)))), [[10.0], [5.0]], [[1], [2]])
+    assert (other.mean_return, other.normalized_score, other.deterministic_score) == (7.5, 0.75, 1.5)
+    assert (other.random_score, other.lengths, other.failure) == (17.5 / 20, [[1], [2]], None)
+    failed = judge_again(first, [[]], [[]], "it broke")
+    assert failed.normalized_score is failed.mean_return is failed.share is None and failed.failure == "it broke"
 
 
 def test_references_worth_imitating():

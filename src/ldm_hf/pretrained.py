@@ -29,6 +29,24 @@ def load_pretrained(folder: str | Path) -> "tuple[LDMModel, LDMProcessor]":
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model; one that is on the Hub is downloaded to its cache first.
+
+    Raises:
+        CheckpointError: as ``load_config``.
+    """
+    load_config(model)
+    if not _is_hub_name(model):
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(model)))
+    except (OSError, HfHubHTTPError) as error:
+        raise CheckpointError(f"{model} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
+
+
 def load_config(folder: str | Path) -> dict[str, Any]:
     """The configuration of a model, of a folder or a Hub name.
 

@@ -2,24 +2,29 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ldm_hf.dependencies import require
 
+if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+    from ldm_hf.evaluation.results import EnvironmentResult
+
 Device = Annotated[str, typer.Option(help="Torch device of the model.")]
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model folder, as save_pretrained writes it.")],
+    model: Annotated[str, typer.Argument(help="Model folder, as save_pretrained writes it, or name on the Hub.")],
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
     data: Annotated[
         list[str] | None,
         typer.Option(
             help="Folder of datasets, or hf://datasets/..., which hold the scores of the reference runs; repeatable. "
-            "Default: what the model was trained on."
+            "Default: those of report.json in the model's folder, or what the model was trained on."
         ),
     ] = None,
     environments: Annotated[
@@ -47,12 +52,20 @@ def evaluate(
     require("`ldm evaluate`", "evaluate")
     from ldm_hf.dataset_builder.format.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
-    from ldm_hf.evaluation.lineage import training_data
+    from ldm_hf.evaluation.lineage import REPORT, published_references, training_data
+    from ldm_hf.pretrained import model_folder
     from ldm_hf.processes import exit_with_owner
     from ldm_hf.progress import progress_bar
 
     exit_with_owner()
-    references = chosen(open_datasets(data or training_data(model)), environments or ["all"])
+    folder = model_folder(model)
+    from_report = not data and (folder / REPORT).is_file()
+    names = environments or ["all"]
+    references: Sequence[EnvironmentDataset] | Sequence[EnvironmentResult]
+    if from_report:
+        references = chosen(published_references(folder), names)
+    else:
+        references = chosen(open_datasets(data or training_data(folder)), names)
     # These import torch: only when there is something to evaluate.
     from ldm_hf.evaluation.evaluate import evaluate as run
     from ldm_hf.evaluation.rollout import Protocol
@@ -68,7 +81,7 @@ def evaluate(
 
         try:
             made = run(
-                model,
+                folder,
                 references,
                 output,
                 protocol,
@@ -89,6 +102,56 @@ def evaluate(
     differing = sum(bool(result.differences) for result in made.environments)
     if differing:
         typer.echo(f"warning: {differing} environments run on other versions than their data; see the report", err=True)
+    typer.echo(
+        f"report.json, tables, images and report.html are in {output}/; `ldm report {output}` prints them", err=True
+    )
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="Model folder with its report.json, or name on the Hub.")],
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Environments, drawn at random. Default: all of the report.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.0, help="Time after which no further episode is waited for.")] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed, also of the draw. Default: the one after the report's.")
+    ] = None,
+) -> None:
+    """Play again what a model's report says, on other seeds; exit status 1 if a figure differs or cannot be played.
+
+    Figures differ where a test of the episodes says so at 5 %, corrected for their number, and where more than 1 % of the
+    reference's improvement lies between them.
+    """
+    require("`ldm verify`", "evaluate")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldm_hf.evaluation.render import number
+    from ldm_hf.evaluation.verify import AGREES, NOT_PLAYED
+    from ldm_hf.evaluation.verify import verify as run
+    from ldm_hf.pretrained import model_folder
+    from ldm_hf.progress import progress_bar
+
+    table = Table(title="Published figures, and the same played again", title_justify="left")
+    for heading in ("environment", "published", "again (95 % interval)", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("environment", "verdict") else "right")
+    verdicts: list[str] = []
+    with progress_bar("verifying", 0, "episode") as bar:
+
+        def progress(environment: str, done: int, total: int) -> None:
+            bar.set_description(f"verifying {environment}", refresh=False)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        for one in run(model_folder(model), sample=sample, minutes=minutes, seed=seed, progress=progress):
+            verdicts.append(one.verdict)
+            verdict = one.verdict + (f": {one.reason}" if one.reason else "")
+            table.add_row(one.environment, number(one.published), number(one.again, one.interval), verdict)
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if AGREES not in counts or set(counts) - {AGREES, NOT_PLAYED}:
+        raise typer.Exit(1)
 
 
 def references(

@@ -1,55 +1,56 @@
 """Which environments are rolled out, and which of them together."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
-from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import UnknownEnvironmentError
-from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.evaluation.known_references import Reference
 
 ALL = "all"
 
 
-def chosen(references: Sequence[EnvironmentDataset], names: Sequence[str]) -> list[EnvironmentDataset]:
+class _OfEnvironment(Protocol):
+    @property
+    def environment(self) -> str:
+        """An id."""
+
+
+One = TypeVar("One", bound=_OfEnvironment)
+
+
+def chosen(references: Sequence[One], names: Sequence[str]) -> list[One]:
     """The references that names mean: ``all``, ids of environments, and libraries as a whole.
 
     Raises:
         UnknownEnvironmentError: there is no reference of a name.
     """
-    found: dict[str, EnvironmentDataset] = {}
+    found: dict[str, One] = {}
     for name in names:
         meant = [one for one in references if name in (ALL, one.environment, _library(one))]
         if not meant:
             known = ", ".join(sorted({_library(one) for one in references}))
-            raise UnknownEnvironmentError(f"the data have no reference of {name}; they have some of {known}")
+            raise UnknownEnvironmentError(f"there is no reference of {name}; there are some of {known}")
         found.update({one.environment: one for one in meant})
     return [found[environment] for environment in sorted(found)]
 
 
-def batches(infos: Sequence[RunInfo], size: int) -> Iterator[list[str]]:
+def batches(references: Sequence[Reference], size: int) -> Iterator[list[str]]:
     """Environments in batches of about the same length of episodes, the longest first.
 
     A batch continues until its last rollout has ended, so that rollouts of one length waste nothing. Those with images
     are apart, because every row of a batch keeps images if one does.
 
     Args:
-        infos: reference runs, whose recorded episodes say how long episodes are.
+        references: of the environments, which say how long episodes are.
         size: most environments of a batch.
     """
-    images: dict[bool, list[RunInfo]] = {True: [], False: []}
-    for info in infos:
-        images[SlotLayout.of(info.observation_space).image is not None].append(info)
-    for members in images.values():
-        members.sort(key=lambda info: -expected_length(info))
+    for with_images in (True, False):
+        members = [one for one in references if one.has_image == with_images]
+        members.sort(key=lambda one: -one.expected_length)
         for start in range(0, len(members), size):
-            yield [info.environment for info in members[start : start + size]]
+            yield [one.environment for one in members[start : start + size]]
 
 
-def expected_length(info: RunInfo) -> float:
-    """Mean transitions of the recorded episodes."""
-    return info.num_transitions / max(1, info.num_episodes)
-
-
-def _library(reference: EnvironmentDataset) -> str:
+def _library(reference: _OfEnvironment) -> str:
     return EnvironmentId.parse(reference.environment).library

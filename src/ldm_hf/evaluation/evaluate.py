@@ -4,25 +4,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
-from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.batches import batches
+from ldm_hf.evaluation.known_references import Reference, known_references
 from ldm_hf.evaluation.lineage import relation, training_settings
 from ldm_hf.evaluation.players import ModelPlayer
-from ldm_hf.evaluation.references import environment_anchors
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
-from ldm_hf.evaluation.results import SEEN_SEED, EnvironmentResult, judge
+from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.showcase import record_videos
-from ldm_hf.evaluation.versions import differences, package_versions, versions_here, versions_of_data
+from ldm_hf.evaluation.versions import package_versions
 from ldm_hf.files import replacing
 from ldm_hf.model_card import kept_metadata, model_name, weights_hash
 from ldm_hf.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 
 Progress = Callable[[str, int], None]
 """Called with an environment and how many of its episodes have ended."""
@@ -32,7 +32,7 @@ BATCH_ROWS = 32
 
 def evaluate(
     model_folder: Path,
-    references: Sequence[EnvironmentDataset],
+    references: "Sequence[EnvironmentDataset] | Sequence[EnvironmentResult]",
     output: Path,
     protocol: Protocol = Protocol(),
     *,
@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         model_folder: a folder that ``AutoModel.from_pretrained`` reads.
-        references: datasets of the environments, which hold the scores of the reference runs.
+        references: what holds the scores of the reference runs: datasets of the environments, or the results of a report.
         output: folder of the report.
         protocol: how much is rolled out.
         device: torch device of the model.
@@ -67,17 +67,17 @@ def evaluate(
     waiting = []
     results: dict[str, EnvironmentResult] = {}
 
-    def finished(environment: str, result: RolloutResult) -> None:
+    def finished(environment: str, played: RolloutResult) -> None:
         reference = by_id[environment]
-        results[environment] = _judged(reference, result, protocol, relation(environment, trained))
-        store.write(reference.info, results[environment])
+        results[environment] = reference.judged(played, protocol, relation(environment, trained))
+        store.write(reference, results[environment])
         progress(environment, protocol.episodes * protocol.rollouts)
 
-    by_id = {reference.environment: reference for reference in references}
+    by_id = {reference.environment: reference for reference in known_references(references)}
     for environment, reference in by_id.items():
-        done = store.read(reference.info)
+        done = store.read(reference)
         if done is None:
-            waiting.append(reference.info)
+            waiting.append(reference)
         else:
             results[environment] = replace(done, training=relation(environment, trained))
             progress(environment, protocol.episodes * protocol.rollouts)
@@ -111,59 +111,25 @@ class _Store:
     def __init__(self, folder: Path, key: dict[str, Any]):
         self._folder, self._key = folder, key
 
-    def read(self, info: RunInfo) -> EnvironmentResult | None:
+    def read(self, reference: Reference) -> EnvironmentResult | None:
         """The result of an environment, if it was got in the same way and did not fail."""
         try:
-            stored = json.loads(self._path(info).read_text())
+            stored = json.loads(self._path(reference).read_text())
             result = EnvironmentResult(**stored["result"])
-            return result if stored["key"] == self._key_of(info) and result.failure is None else None
+            return result if stored["key"] == self._key_of(reference) and result.failure is None else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # Not there, or not ours: it is evaluated again and replaced.
 
-    def write(self, info: RunInfo, result: EnvironmentResult) -> None:
-        with replacing(self._path(info)) as temporary:
-            temporary.write_text(json.dumps({"key": self._key_of(info), "result": asdict(result)}))
+    def write(self, reference: Reference, result: EnvironmentResult) -> None:
+        with replacing(self._path(reference)) as temporary:
+            temporary.write_text(json.dumps({"key": self._key_of(reference), "result": asdict(result)}))
 
-    def _path(self, info: RunInfo) -> Path:
-        parsed = EnvironmentId.parse(info.environment)
+    def _path(self, reference: Reference) -> Path:
+        parsed = EnvironmentId.parse(reference.environment)
         return self._folder / parsed.library / f"{parsed.config_name}.json"
 
-    def _key_of(self, info: RunInfo) -> dict[str, Any]:
-        return {**self._key, "reference": [info.run, info.first10, info.last10]}
-
-
-def _judged(
-    reference: EnvironmentDataset, result: RolloutResult, protocol: Protocol, training: str
-) -> EnvironmentResult:
-    info, anchors = reference.info, None
-    versions = {"data": versions_of_data(info)}
-    notes = [SEEN_SEED] if any(_shares_seeds(run, protocol) for run in reference.runs) else []
-    failure = None if result.failure is None else str(result.failure)
-    try:
-        versions["evaluation"] = versions_here(info.environment)
-        if failure is None:
-            anchors = environment_anchors(info, protocol.step_timeout)
-    except LDMError as error:
-        notes.append(f"a random policy was not measured: {error}")
-    differing = differences(versions["data"], versions.get("evaluation", {}))
-    judged = judge(
-        info,
-        result.returns,
-        result.lengths,
-        None if anchors is None else anchors.random,
-        failure,
-        anchors,
-        training=training,
-        versions=versions,
-        differences=differing,
-    )
-    return replace(judged, flags=[*judged.flags, *notes])
-
-
-def _shares_seeds(run: RunInfo, protocol: Protocol) -> bool:
-    """Whether a rollout begins with the seed of one of the environments that a run was recorded in."""
-    recorded = range(run.seed, run.seed + run.num_streams)
-    return any(protocol.first_seed(rollout) in recorded for rollout in range(protocol.rollouts))
+    def _key_of(self, reference: Reference) -> dict[str, Any]:
+        return {**self._key, "reference": reference.key}
 
 
 def _described(protocol: Protocol) -> dict[str, int]:

@@ -8,10 +8,10 @@ import yaml
 
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError
-from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY
+from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY, EnvironmentResult
 from ldm_hf.pretrained import load_config
 
-_SETTINGS = "training.yaml"
+_SETTINGS, REPORT = "training.yaml", "report.json"
 
 
 def training_settings(folder: Path) -> dict[str, Any]:
@@ -21,6 +21,21 @@ def training_settings(folder: Path) -> dict[str, Any]:
             found = yaml.safe_load(path.read_text())
             return found if isinstance(found, dict) else {}
     return {}
+
+
+def published_references(folder: Path) -> list[EnvironmentResult]:
+    """The results of the report in a model's folder, whose references other rollouts can be measured against.
+
+    Raises:
+        ConfigError: there is none.
+        DatasetFormatError: it cannot be read.
+    """
+    from ldm_hf.evaluation.report import Report
+
+    load_config(folder)
+    if not (folder / REPORT).is_file():
+        raise ConfigError(f"{folder} has no {REPORT}, so that its references are not known; name their data by --data")
+    return Report.load(folder / REPORT).environments
 
 
 def training_data(folder: Path) -> str | list[str]:

@@ -10,7 +10,7 @@ from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.errors import LDMError
-from ldm_hf.evaluation.results import reference_flags
+from ldm_hf.evaluation.results import NOT_MEASURED, reference_flags
 from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.evaluation.scores import normalized_score
 
@@ -92,19 +92,7 @@ def check_references(
             check = check_reference(reference.info, anchors.random, episodes, anchors)
         except LDMError as error:
             check = check_reference(reference.info, None, episodes)
-            check = replace(check, warnings=[*check.warnings, f"a random policy was not measured: {error}"])
+            check = replace(check, warnings=[*check.warnings, f"{NOT_MEASURED}: {error}"])
         checks.append(check)
         checked(check)
     return checks
-
-
-def environment_anchors(info: RunInfo, step_timeout: float) -> Anchors:
-    """The anchors of an environment as it runs here; the trivial policies are those that were played for the reference.
-
-    Raises:
-        UnknownEnvironmentError, EnvironmentFailure: as ``measure_anchors``.
-    """
-    anchors = measure_anchors(info.environment, trivial=False, step_timeout=step_timeout)
-    if anchors.trivial or info.assessment is None:
-        return anchors
-    return replace(anchors, trivial=info.assessment.anchors.trivial)

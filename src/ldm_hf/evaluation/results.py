@@ -23,6 +23,7 @@ RELATIONS = (TRAINED, HELD_OUT, UNSEEN_LIBRARY, UNKNOWN)
 NO_IMPROVEMENT = "the reference did not improve"
 NOT_ABOVE_RANDOM = "the reference is no better than random"
 CURVE_BY_END = "0 % and 100 % are of episodes in the order of their ends, which favours short ones at the start"
+NOT_MEASURED = "a random policy was not measured"
 SEEN_SEED = "an evaluation seed was used to make the data"
 SINGLE_START = "every episode begins alike: nothing is said of other starts"
 DETERMINISTIC_NOT_ABOVE_RANDOM = "the deterministic reference is no better than random"
@@ -47,6 +48,7 @@ class EnvironmentResult:
         deterministic_score: 0 at ``first10``, 1 at ``deterministic_return``.
         random_score: 0 at ``random``'s mean, 1 at ``last10``.
         random: mean, standard deviation and number of a random policy's returns.
+        trivial: the same of the best trivial policy, with its ``name``; None where none was played.
         observation_kind, action_kind: what the spaces are made of.
         training: ``TRAINED``, ``HELD_OUT``, ``UNSEEN_LIBRARY`` or ``UNKNOWN``.
         versions: of the library and of what ran it, under ``data`` and ``evaluation``.
@@ -72,6 +74,7 @@ class EnvironmentResult:
     deterministic_score: float | None = None
     random_score: float | None = None
     random: dict[str, float] | None = None
+    trivial: dict[str, Any] | None = None
     observation_kind: str = UNKNOWN
     action_kind: str = UNKNOWN
     training: str = UNKNOWN
@@ -82,6 +85,11 @@ class EnvironmentResult:
     solved: bool | None = None
     reference_share: float | None = None
     reference_solved: bool | None = None
+
+    @property
+    def environment(self) -> str:
+        """Its id, as other things that belong to an environment name it."""
+        return self.id
 
     @property
     def library(self) -> str:
@@ -126,37 +134,70 @@ def judge(
     flags = reference_flags(info, random) + [CURVE_BY_END] * (info.curve.order == BY_END)
     flags += [f"the reference is degenerate: it {reason}" for reason in info.flags]
     flags += [SINGLE_START] * (anchors is not None and anchors.starts == 1)
-    above_random = NOT_ABOVE_RANDOM not in flags
+    best = None if anchors is None else anchors.best_trivial
+    result = EnvironmentResult(
+        info.environment,
+        None,
+        None,
+        info.first10,
+        info.last10,
+        deterministic,
+        [],
+        flags=flags,
+        random=None if random is None else vars(random),
+        trivial=None if best is None else {"name": best[0], **vars(best[1])},
+        observation_kind=_kind(SlotLayout.of(info.observation_space)),
+        action_kind=_kind(SlotLayout.of(info.action_space, role="action")),
+    )
+    return _with_scores(result, returns, lengths, failure, anchors, **known)
+
+
+def judge_again(
+    result: EnvironmentResult,
+    returns: list[list[float]],
+    lengths: list[list[int]],
+    failure: str | None = None,
+    **known: Any,
+) -> EnvironmentResult:
+    """Score other episodes against the reference that a result was scored against; arguments as of ``judge``."""
+    flags = [flag for flag in result.flags if not flag.startswith(NOT_MEASURED)]
+    return _with_scores(replace(result, flags=flags), returns, lengths, failure, _anchors_of(result), **known)
+
+
+def _with_scores(
+    result: EnvironmentResult,
+    returns: list[list[float]],
+    lengths: list[list[int]],
+    failure: str | None,
+    anchors: Anchors | None,
+    **known: Any,
+) -> EnvironmentResult:
+    """A result whose reference is known, with what a model's episodes are worth beside it."""
+    first10, last10, deterministic, flags = result.first10, result.last10, result.deterministic_return, result.flags
     mean = interval = score = deterministic_score = random_score = score_interval = None
     if failure is None:
         every = [value for rollout in returns for value in rollout]
         mean, interval = float(np.mean(every)), mean_interval(every)
-        if above_random:
-            score = normalized_score(mean, info.first10, info.last10)
-            random_score = None if random is None else normalized_score(mean, random.mean, info.last10)
+        if NOT_ABOVE_RANDOM not in flags:
+            score = normalized_score(mean, first10, last10)
+            random = result.random
+            random_score = None if random is None else normalized_score(mean, random["mean"], last10)
         if deterministic is not None and DETERMINISTIC_NOT_ABOVE_RANDOM not in flags:
-            deterministic_score = normalized_score(mean, info.first10, deterministic)
+            deterministic_score = normalized_score(mean, first10, deterministic)
         if score is not None and interval is not None:
-            score_interval = [(value - info.first10) / (info.last10 - info.first10) for value in interval]
-    return EnvironmentResult(
-        info.environment,
-        score,
-        mean,
-        info.first10,
-        info.last10,
-        deterministic,
-        returns,
-        lengths,
-        failure,
-        flags,
-        None if interval is None else list(interval),
-        score_interval,
-        deterministic_score,
-        random_score,
-        None if random is None else vars(random),
-        **_worth(info.environment, mean, deterministic, anchors),
-        observation_kind=_kind(SlotLayout.of(info.observation_space)),
-        action_kind=_kind(SlotLayout.of(info.action_space, role="action")),
+            score_interval = [(value - first10) / (last10 - first10) for value in interval]
+    return replace(
+        result,
+        normalized_score=score,
+        mean_return=mean,
+        returns=returns,
+        lengths=lengths,
+        failure=failure,
+        return_interval=None if interval is None else list(interval),
+        score_interval=score_interval,
+        deterministic_score=deterministic_score,
+        random_score=random_score,
+        **{**dict.fromkeys(("share", "solved")), **_worth(result.id, mean, deterministic, anchors)},
         **known,
     )
 
@@ -166,9 +207,18 @@ def read_result(values: dict[str, Any]) -> EnvironmentResult:
     result = EnvironmentResult(**values)
     if "known_good" in values or result.random is None:
         return result
-    random = Sample(**result.random)  # type: ignore[arg-type]
-    anchors = Anchors(result.id, random, random, known=known_score(result.id))
-    return replace(result, **_worth(result.id, result.mean_return, result.deterministic_return, anchors))
+    worth = _worth(result.id, result.mean_return, result.deterministic_return, _anchors_of(result))
+    return replace(result, **worth)
+
+
+def _anchors_of(result: EnvironmentResult) -> Anchors | None:
+    """The anchors that a result was scored beside, as far as it says; None where no random policy was measured."""
+    if result.random is None:
+        return None
+    random, trivial = Sample(**result.random), {}  # type: ignore[arg-type]
+    if result.trivial is not None:
+        trivial = {result.trivial["name"]: Sample(**{key: result.trivial[key] for key in ("mean", "std", "size")})}
+    return Anchors(result.id, random, random, trivial, known=known_score(result.id))
 
 
 def _worth(
