@@ -222,6 +222,28 @@ def report(
         typer.echo(f"Tables, images and report.html are in {output}/", err=True)
 
 
+def coverage(
+    output: Annotated[Path, typer.Argument(help="Markdown file to write.")],
+    runs: Annotated[list[Path] | None, typer.Option(help="Bank, or data folder of `ldm build`; repeatable.")] = None,
+    model: Annotated[list[Path] | None, typer.Option(help="Model folder or report; repeatable.")] = None,
+) -> None:
+    """Write the ledger of the catalogue: how many environments come how far, from an id to a solved task, and why."""
+    require("`ldm coverage`", "evaluate")
+    from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
+    from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
+    from ldm_hf.evaluation.coverage import STAGES, ledger, ledger_page
+    from ldm_hf.evaluation.report import Report
+    from ldm_hf.files import replacing
+
+    found = [path.parent for folder in runs or () for path in sorted(folder.glob(f"**/{RECORD}"))]
+    records = [RunRecord.read(folder) for folder in found if not any(part.startswith("_") for part in folder.parts)]
+    places = ledger(records, [Report.load(path) for path in model or ()])
+    with replacing(output) as temporary:
+        temporary.write_text(ledger_page(places, RaceBudget().core_minutes), encoding="utf-8")
+    counts = (f"{sum(stage in place.reached for place in places):,} {stage}" for stage in STAGES)
+    typer.echo(", ".join(counts))
+
+
 def rollout(
     model: Annotated[str, typer.Argument(help="Model folder, or name on the Hub.")],
     environment: Annotated[str, typer.Argument(help="Id: <library>/<Gymnasium id>.")],

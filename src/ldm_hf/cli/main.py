@@ -14,7 +14,7 @@ import ldm_hf
 from ldm_hf.cli.bank import adopt, bank
 from ldm_hf.cli.data import build, check, convert, publish
 from ldm_hf.cli.env import environments
-from ldm_hf.cli.evaluation import evaluate, print_report, references, report, rollout, verify
+from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
 from ldm_hf.cli.finetuning import finetune
 from ldm_hf.cli.training import LAUNCH, launch, train
 from ldm_hf.dependencies import require
@@ -32,7 +32,7 @@ class _InOrder(typer.core.TyperGroup):
 
 _ORDER = (
     *("quickstart", "env", "build", "adopt", "bank", "references", "check", "convert"),
-    *("train", "launch", "finetune", "evaluate", "verify", "report", "rollout", "publish"),
+    *("train", "launch", "finetune", "evaluate", "verify", "report", "coverage", "rollout", "publish"),
 )
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ app.command()(finetune)
 app.command()(evaluate)
 app.command()(verify)
 app.command()(report)
+app.command()(coverage)
 app.command()(rollout)
 app.command()(publish)
 
