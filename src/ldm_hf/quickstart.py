@@ -17,8 +17,8 @@ ENVIRONMENTS = (
     "gymnasium/CliffWalkingSlippery-v1",  # discrete observations and actions
     "gymnasium/Pendulum-v1",  # continuous observations and actions
 )
-CORE_MINUTES = 1.5
-"""Time that candidates may race on each environment."""
+RACE = ("--core-minutes", "1.5")
+"""Options of `ldm build`: how long candidates may race on each environment."""
 
 TRAINING: dict[str, Any] = {
     "model": "nano",
@@ -38,7 +38,7 @@ def quickstart(
     seed: int,
     steps: int = STEPS,
     environments: Sequence[str] = ENVIRONMENTS,
-    core_minutes: float = CORE_MINUTES,
+    options: Sequence[str] = RACE,
 ) -> Path:
     """Race for references, train a model on them, and evaluate it, each in a process of its own.
 
@@ -48,7 +48,7 @@ def quickstart(
         seed: random seed of each command.
         steps: optimizer steps of the model.
         environments: ids.
-        core_minutes: time of one core that candidates may take on each environment.
+        options: of `ldm build`.
 
     Returns:
         The report.
@@ -58,12 +58,17 @@ def quickstart(
     """
     data, settings = str(output / "data"), {**TRAINING, "max_steps": steps, "seed": seed}
     commands = [
-        ["build", *environments, "--core-minutes", f"{core_minutes:g}", "--jobs", str(jobs), "--seed", str(seed)],
-        ["train", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))],
+        ["build", *environments, *options, "--jobs", str(jobs), "--seed", str(seed), "--output", data],
+        [
+            "train",
+            "--data",
+            data,
+            "--output_dir",
+            str(output),
+            *(part for name, value in settings.items() for part in (f"--{name}", str(value))),
+        ],
         ["evaluate", str(output / "model"), "--data", data, "--output", str(output), "--seed", str(seed)],
     ]
-    commands[0] += ["--output", data]
-    commands[1] += ["--data", data, "--output_dir", str(output)]
     # Threads wait for each other at every layer: one that shares its core holds up all, so half of the cores stay free.
     threads = (1, max(1, jobs // 2), 1)
     for number, (command, count) in enumerate(zip(commands, threads, strict=True), start=1):

@@ -102,6 +102,9 @@ def build(
         _run(building, running)
     print_runs(output, building.libraries)
     records = [record for library in building.libraries for record in run_records(output / library)]
+    fit = {record.environment for record in records if record.dropped is None}
+    names = [one.spec.id for group in plan.groups for one in group.environments]
+    typer.echo(f"references of {len(fit)} of {len(names)} environments are in {output}/", err=True)
     if all(record.failed for record in records):
         typer.echo("every run failed, for the reasons above; --retry-failed makes them again", err=True)
         raise typer.Exit(1)
