@@ -1,8 +1,11 @@
 """Reports on disk, tables, cards, pages and the commands that print them."""
 
+import html
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -17,7 +20,7 @@ from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.known_scores import POLICY, RETURN, KnownScore
 from ldm_hf.errors import ConfigError, DatasetFormatError
-from ldm_hf.evaluation.render import markdown_tables, model_card, write_all
+from ldm_hf.evaluation.render import markdown_tables, model_card, rounded, score_text, solved, verdict, write_all
 from ldm_hf.evaluation.report import Report, comparable
 from ldm_hf.evaluation.results import SINGLE_START, judge
 from test_scores import run_info
@@ -56,15 +59,21 @@ def test_the_card_is_valid_and_complete():
     assert (
         "1,234,567 parameters" in body
         and "| trained on | 1 | 1 | 1 (100 %" in body
-        and "| held out | 2 | 0 | — | — | not scored |\n" in body
+        and "| held out | 2 | 0 | — | — | not scored | — | — |\n" in body
     )
     assert "| steps | `9` |" in body
 
 
 def test_tables_have_every_group_and_every_row_its_columns():
     tables = markdown_tables(toy_report())
-    for row in ("| all | 3 | 1 | 1 |", "| held out | 2 | 0 | 1 |", "| trained on | 1 | 1 | 0 |", "| lib | 3 | 1 | 1 |"):
+    for row in (
+        "| held out | 2 | 0 | 1 |",
+        "| trained on | 1 | 1 | 0 |",
+        "| lib | 1 | 1 | 0 |",
+        "| lib (held out) | 2 | 0 | 1 |",
+    ):
         assert row in tables
+    assert "| all |" not in tables  # what was trained on and what was not are never in one row
     assert "- lib/Gone-v0: lib/Gone-v0 <broke>" in tables and "- lib/Flat-v0: the reference did not improve" in tables
     for table in re.findall(r"(?:^\|.*\n)+", tables, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
@@ -81,7 +90,7 @@ class Links(html.parser.HTMLParser):
         self.sources += [
             value for name, value in attributes if name in ("src", "srcset") or (name, tag) == ("href", "link")
         ]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -93,8 +102,8 @@ def test_the_page_needs_nothing_else(tmp_path):
     text = (tmp_path / "report.html").read_text()
     links = Links()
     links.feed(text)
-    assert len(links.sources) == 2 and all(source.startswith("data:image/png;base64,") for source in links.sources)
-    assert links.open == [] and "<script" not in text and "url(" not in text
+    assert links.sources == [] and links.open == [] and text.count("<script>") == text.count("<script") == 1
+    assert not re.search(r"url\((?!#)", text) and text.count("<svg") == 1  # the curve's clip path is in itself
     assert "lib/Gone-v0 &lt;broke&gt;" in text and "<broke>" not in text
 
 
@@ -103,12 +112,92 @@ def test_several_reports_are_compared_over_their_sizes(tmp_path):
         toy_report(name, parameters, returns).save(tmp_path / name / "report.json")
     done = run_ldm_here("report", tmp_path / "small", tmp_path / "large" / "report.json", "--output", tmp_path / "both")
     assert done.returncode == 0, done.stderr
-    assert "lib/Up-v0" in done.stdout and "1 environments (100% of the scored) at 80% or above" in done.stdout
+    assert "lib/Up-v0" in done.stdout
     with Image.open(tmp_path / "both" / "scaling.png") as image:
         assert min(image.size) > 400
     text = (tmp_path / "both" / "report.html").read_text()
     assert "small (1,000,000 parameters)" in text and "large (100,000,000 parameters)" in text
-    assert text.count("data:image/png") == 2 and not (tmp_path / "both" / "README.md").exists()
+    assert (
+        text.count("data:image/png") == 1 and text.count("<svg") == 1 and not (tmp_path / "both" / "README.md").exists()
+    )
+
+
+def test_numbers_are_rounded_to_what_is_known():
+    assert [rounded(17.6349, (15.2, 20.1)), rounded(17.6349, (17.61, 17.66)), rounded(1234.5, (1000.0, 1500.0))] == [
+        "17.6",
+        "17.635",
+        "1,234",
+    ]
+    assert [rounded(-21752.13), rounded(0.123456), rounded(5.0, (5.0, 5.0)), rounded(None)] == [
+        "-21,752",
+        "0.1235",
+        "5",
+        "—",
+    ]
+    assert [score_text(1.2694), score_text(1.2694, (1.2690, 1.2698)), score_text(None)] == ["127 %", "126.9 %", "—"]
+    assert [verdict(1.0 - 1e-12), verdict(0.8), verdict(0.79), verdict(None)] == ["matched", "80 %", "below", "failed"]
+
+
+def test_solved_counts_only_what_can_be_compared():
+    report = toy_report()
+    known = [replace(report.environments[2], id=f"lib/{name}-v0", **worth) for name, worth in WORTH.items()]
+    summary = replace(report, environments=[*report.environments, *known]).groups["training data"]["trained on"]
+    assert (summary.comparable, summary.solved, summary.reference_solved) == (3, 1, 2)
+    assert solved(summary) == ("1 of 3", "2 of 3") and solved(report.summary) == ("—", "—")
+
+
+WORTH = {
+    "Both": {"solved": True, "reference_solved": True},
+    "Reference": {"solved": False, "reference_solved": True},
+    "Neither": {"solved": False, "reference_solved": False},
+}
+
+
+def in_browser(page, width, program):
+    """Run a program in a page that a browser shows, and give what it returns."""
+    script = f"<script>document.title = JSON.stringify((() => {{ {program} }})())</script>"
+    (page.parent / "driven.html").write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--no-first-run", "--disable-sync", "--disable-quic", f"--user-data-dir={page.parent / 'browser'}"]
+    command += [f"--window-size={width},800", "--dump-dom", f"file://{page.parent / 'driven.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium, which .ci/run installs")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_page_in_a_browser(tmp_path, width):
+    report = toy_report()
+    report.environments.append(replace(report.environments[2], id="lib/Low-v0", normalized_score=-217.5))
+    report.environments.append(replace(report.environments[2], id="other/High-v0", normalized_score=1.5))
+    write_all([report], tmp_path, [tmp_path])
+    program = """
+        const table = document.querySelector("table[data-environments]"), heads = [...table.tHead.rows[0].cells];
+        const ids = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].dataset.value);
+        const change = (name, value) => {
+          const control = document.querySelector(`[data-${name}]`);
+          control.value = value; control.dispatchEvent(new Event("input")); return ids();
+        };
+        const score = heads.find((head) => head.textContent === "score").firstChild;
+        const shown = { start: ids(), wide: document.documentElement.scrollWidth > innerWidth };
+        score.click(); shown.down = ids(); score.click(); shown.up = ids();
+        shown.filtered = change("filter", "OTHER"); change("filter", "");
+        shown.below = change("show", "below"); change("show", "");
+        shown.held = change("training", "held out"); shown.count = document.querySelector("[data-count]").textContent;
+        table.parentElement.scrollLeft = 300;
+        shown.sticky = table.tBodies[0].rows[0].cells[0].getBoundingClientRect().left >= 0;
+        const low = [...table.tBodies[0].rows].find((row) => row.cells[0].dataset.value === "lib/Low-v0");
+        shown.low = low.cells[1].textContent.trim().replace(/\\s+/g, " ");
+        return shown;
+    """
+    shown = in_browser(tmp_path / "report.html", width, program)
+    names = ["lib/Flat-v0", "lib/Gone-v0", "lib/Up-v0", "lib/Low-v0", "other/High-v0"]
+    assert shown["start"] == names and not shown["wide"]
+    assert shown["down"] == ["other/High-v0", "lib/Up-v0", "lib/Low-v0", "lib/Flat-v0", "lib/Gone-v0"]
+    assert shown["up"] == shown["down"][::-1]
+    assert shown["filtered"] == ["other/High-v0"] and shown["below"] == ["lib/Low-v0"]
+    assert sorted(shown["held"]) == ["lib/Flat-v0", "lib/Gone-v0"] and shown["count"] == "2 of 5"
+    assert shown["sticky"] and shown["low"].startswith("-21,750 %") and "◂" in shown["low"]  # the bar ends, and says so
 
 
 def test_models_are_compared_on_what_all_have_scores_of():
@@ -155,7 +244,7 @@ def test_what_scores_are_worth_is_shown_beside_them():
     assert (result.reference_share, result.reference_solved) == (0.9, True)
     assert SINGLE_START in result.flags
     tables = markdown_tables(Report([result], {}, {"name": "toy"}))
-    assert "the model solves 0, the references 1." in tables
+    assert "| 0 of 1 | 1 of 1 |" in tables  # solved by the model, by its reference
     assert "| 26.00 | 30 | 90% | yes | 10.00 (10.00 to 10.00) | 50% | no |" in tables
 
 

@@ -287,12 +287,10 @@ def print_report(path: Path) -> None:
     from rich.console import Console
 
     from ldm_hf.evaluation.render import result_table, summary_tables
-    from ldm_hf.evaluation.report import THRESHOLDS, Report
+    from ldm_hf.evaluation.report import Report
 
     loaded = Report.load(path)
     # A table that is piped into a file keeps its columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     for table in (result_table(loaded), *summary_tables(loaded)):
         console.print(table)
-    for threshold, reached, share in zip(THRESHOLDS, loaded.summary.reached, loaded.summary.shares or (), strict=False):
-        console.print(f"{reached} environments ({share:.0%} of the scored) at {threshold:.0%} or above")

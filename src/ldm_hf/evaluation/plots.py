@@ -1,5 +1,6 @@
 """Images of reports: the performance-threshold curve, bars by environment, scores over model sizes."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from ldm_hf.files import replacing
 _HIGHEST = 1.2  # normalised score at which axes end: beyond the reference there is little to see
 _LOWEST = -0.2
 _BARS_AT_MOST = 100  # environments of one image; more would not be read
-_COLORS = {TRAINED: "#2563eb", HELD_OUT: "#d97706", UNSEEN_LIBRARY: "#dc2626", UNKNOWN: "#6b7280"}
+_COLORS = {TRAINED: "#3b82f6", HELD_OUT: "#d97706", UNSEEN_LIBRARY: "#dc2626", UNKNOWN: "#6b7280"}
 _THRESHOLD_COLORS = ("#d97706", "#16a34a")
+
+
+_INK = "#010203"  # a color that nothing else has, which pages replace by that of their text
 
 
 def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
@@ -24,6 +28,28 @@ def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
 
     A line a model; of a single one, a line for those it was trained on, and for each kind of those that it was not.
     """
+    _save(_threshold_curve(reports), path)
+
+
+def threshold_curve_svg(reports: Sequence[Report]) -> str:
+    """The same as an SVG element for a page, which takes the colors of the text around it."""
+    import matplotlib
+
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style: Any = {
+        **dict.fromkeys(names, _INK),
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "ldm_hf",
+    }
+    with matplotlib.rc_context(style):
+        figure, text = _threshold_curve(reports), io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _threshold_curve(reports: Sequence[Report]) -> Figure:
     thresholds = np.linspace(0, _HIGHEST, 241)
     figure, axes = _figure(7.5, 4.2)
     lines = [(_name(report), report) for report in reports] if len(reports) > 1 else _by_training(reports[0])
@@ -33,7 +59,7 @@ def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
         shares = 100 * threshold_curve(scores, thresholds) / max(1, len(scores))
         color = _COLORS[report.environments[0].training] if len(reports) == 1 and report.environments else None
         axes.step(100 * thresholds, shares, where="pre", linewidth=2, label=label, color=color)
-    if len(reports) == 1:
+    if len(lines) == 1:
         title, report = lines[0]
         _mark_thresholds(axes, report, thresholds)
     if len(lines) == 1:  # the number of environments, beside their share
@@ -45,7 +71,7 @@ def plot_threshold_curve(reports: Sequence[Report], path: Path) -> None:
     axes.set_ylabel("scored environments (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    _save(figure, path)
+    return figure
 
 
 def _by_training(report: Report) -> list[tuple[str, Report]]:

@@ -1,16 +1,18 @@
 """Reports for people: Markdown tables, the model card, and a page that needs nothing else."""
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 from huggingface_hub import EvalResult
 from rich.table import Table
 
-from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve
+from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve, threshold_curve_svg
 from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
 from ldm_hf.evaluation.results import TRAINED, EnvironmentResult
 from ldm_hf.files import replacing
@@ -40,10 +42,10 @@ def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) 
         holds_model = (sources[0] / "config.json").is_file()
         _write(folder / CARD, model_card(reports[0], str(sources[0]) if holds_model else None))
     else:
-        compared = comparable(reports)
+        compared = comparable([report.main for report in reports])
         plot_threshold_curve(compared, folder / CURVE)
         plot_scaling(compared, folder / SCALING)
-    images = [CURVE, BARS if len(reports) == 1 else SCALING]
+    images = [] if len(reports) == 1 else [SCALING]
     _write(folder / TABLES, "\n".join(f"## {title_of(report)}\n\n{markdown_tables(report)}" for report in reports))
     _write(folder / PAGE, page(reports, [folder / name for name in images], sources))
 
@@ -90,7 +92,8 @@ def page(reports: Sequence[Report], images: Sequence[Path], sources: Sequence[Pa
         for environment, video in report.videos.items()
         if "file" in video and (source / video["file"]).exists()
     }
-    return _template("report.html").render(reports=reports, images=shown, videos=videos)
+    curve = markupsafe.Markup(threshold_curve_svg(reports))
+    return _template("report.html").render(reports=reports, images=shown, videos=videos, curve=curve)
 
 
 def result_table(report: Report) -> Table:
@@ -115,12 +118,13 @@ def summary_tables(report: Report) -> list[Table]:
     for title, groups in report.groups.items():
         table = Table(title=f"By {title}", title_justify="left")
         table.add_column(title)
-        for heading in ("number", "scored", "failed", "median", "at 80 %", "at 100 %"):
+        headings = ("number", "scored", "failed", "median", "at 80 %", "at 100 %", "solved", "solved by references")
+        for heading in headings:
             table.add_column(heading, justify="right")
         for name, summary in groups.items():
             counts = (summary.environments, summary.scored, summary.failed)
             shares = (percent(summary.median), reached(summary, 0), reached(summary, 1))
-            table.add_row(name, *map(str, counts), *shares)
+            table.add_row(name, *map(str, counts), *shares, *solved(summary))
         tables.append(table)
     return tables
 
@@ -163,6 +167,32 @@ def number(value: float | None, interval: Sequence[float] | None = None) -> str:
     return f"{value:.2f}" + ("" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})")
 
 
+def rounded(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A return to a digit more than its interval says is known; to four digits where there is no interval."""
+    if value is None:
+        return "—"
+    width = 0.0 if interval is None else (interval[1] - interval[0]) / 2
+    if width <= 0:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(width)))}f}"
+
+
+def score_text(score: float | None, interval: Sequence[float] | None = None) -> str:
+    """A score in whole percent, which is as much as some episodes tell; in tenths where its interval is narrower."""
+    if score is None:
+        return "—"
+    digits = 1 if interval is not None and 0 < interval[1] - interval[0] < 0.02 else 0
+    return f"{100 * score:,.{digits}f} %"
+
+
+def verdict(score: float | None) -> str:
+    """What a score says of a model beside its reference, in a word."""
+    if score is None:
+        return "failed"
+    nearly = score + 1e-9
+    return "matched" if nearly >= 1 else "80 %" if nearly >= SUCCESS else "below"
+
+
 def reached(summary: Summary, index: int) -> str:
     """How many environments reach a threshold, and their share of the scored ones."""
     if summary.shares is None:
@@ -170,6 +200,13 @@ def reached(summary: Summary, index: int) -> str:
     interval = summary.intervals[index]
     around = "" if interval is None else f", {100 * interval[0]:.0f} to {100 * interval[1]:.0f}"
     return f"{summary.reached[index]} ({100 * summary.shares[index]:.0f} %{around})"
+
+
+def solved(summary: Summary) -> tuple[str, str]:
+    """How many environments the model and the references solve, of those whose known good score can be compared."""
+    if not summary.comparable:
+        return "—", "—"
+    return f"{summary.solved} of {summary.comparable}", f"{summary.reference_solved} of {summary.comparable}"
 
 
 def _metrics(report: Report) -> list[EvalResult]:
@@ -211,7 +248,12 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "title": title_of,
     "known_good": known_good,
     "worth": worth,
-    "combined": lambda one, other: {**one, **other},
+    "solved": solved,
+    "rounded": rounded,
+    "score": score_text,
+    "verdict": verdict,
+    "plain": lambda text: text.partition(" (")[0],
+    "around": lambda text: text.partition(" (")[2].rstrip(")"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.errors import ConfigError, DatasetFormatError
-from ldm_hf.evaluation.results import RELATIONS, EnvironmentResult, read_result
+from ldm_hf.evaluation.results import RELATIONS, TRAINED, UNKNOWN, EnvironmentResult, read_result
 from ldm_hf.evaluation.scores import share_interval, threshold_curve
 from ldm_hf.files import replacing
 
@@ -20,10 +20,10 @@ THRESHOLDS = (SUCCESS, 1.0)
 
 GROUPINGS: dict[str, Callable[[EnvironmentResult], str]] = {
     "training data": lambda result: result.training,
-    "library": lambda result: result.library,
-    "kind": lambda result: result.kind,
+    "library": lambda result: _apart(result.library, result),
+    "kind": lambda result: _apart(result.kind, result),
 }
-"""How environments are grouped into tables."""
+"""How environments are grouped into tables. Those trained on and others are never in one group."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Summary:
         reached: number of environments at or above each threshold.
         shares: the same as shares; None where nothing is scored.
         intervals: of the shares, by a bootstrap over every environment's episodes.
+        comparable: number of environments whose known good score can be compared with returns.
+        solved, reference_solved: how many of these the model solves, and its references.
     """
 
     environments: int
@@ -49,6 +51,9 @@ class Summary:
     reached: list[int]
     shares: list[float] | None
     intervals: list[list[float] | None]
+    comparable: int
+    solved: int
+    reference_solved: int
 
     @classmethod
     def of(cls, results: Sequence[EnvironmentResult]) -> "Summary":
@@ -70,6 +75,9 @@ class Summary:
             reached,
             [number / len(scored) for number in reached] if scored else None,
             [None if interval is None else list(interval) for interval in found],
+            sum(result.reference_solved is not None for result in results),
+            sum(bool(result.solved) for result in results),
+            sum(bool(result.reference_solved) for result in results),
         )
 
 
@@ -97,9 +105,15 @@ class Report:
         """The report of these environments only."""
         return replace(self, environments=[result for result in self.environments if result.id in environments])
 
+    @property
+    def main(self) -> "Report":
+        """The report of the environments that the model was trained on; of all where none are known to be."""
+        trained = [result.id for result in self.environments if result.training == TRAINED]
+        return self.only(trained) if trained else self
+
     @functools.cached_property
     def summary(self) -> Summary:
-        """All environments together."""
+        """All environments together, of a report that holds no unlike ones, such as ``main``."""
         return Summary.of(self.environments)
 
     @functools.cached_property
@@ -127,9 +141,9 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write ``report.json``."""
-        summaries = {"all": asdict(self.summary)}
-        for title, table in self.groups.items():
-            summaries[title] = {name: asdict(summary) for name, summary in table.items()}
+        summaries = {
+            title: {name: asdict(summary) for name, summary in table.items()} for title, table in self.groups.items()
+        }
         values = {"format": FORMAT, **asdict(self), "summaries": summaries}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(values, indent=1, allow_nan=False))
@@ -154,6 +168,11 @@ class Report:
             if isinstance(error, DatasetFormatError):
                 raise
             raise DatasetFormatError(f"{path} is not a report: {' '.join(str(error).split())}") from error
+
+
+def _apart(group: str, result: EnvironmentResult) -> str:
+    """The name of a group; of environments that were not trained on, it says so."""
+    return group if result.training in (TRAINED, UNKNOWN) else f"{group} ({result.training})"
 
 
 def _place(group: str) -> tuple[int, str]:
