@@ -57,5 +57,5 @@ def test_a_command_of_the_documentation_is_understood(page, line):
 def test_what_is_wrong_is_found():
     with pytest.raises(Exception, match="No such option"):
         understand(["evaluate", "model", "--out", "x"])
-    with pytest.raises(Exception, match="valid (number|float)"):
+    with pytest.raises(Exception, match=r"valid (number|float)"):
         understand(["build", "--core-minutes", "many", "gymnasium/CartPole-v1"])

@@ -299,7 +299,9 @@ def print_runs(output: Path, libraries: list[str]) -> None:
             values = () if info is None else (info.first10, info.last10, info.deterministic_return)
             scores = [f"{value:.2f}" for value in values] or [""] * 3
             anchors = None if info is None or info.assessment is None else info.assessment.anchors
-            beside = worth(record.environment, None if info is None else info.deterministic_return, anchors)
+            successes = () if info is None or info.assessment is None else info.assessment.successes
+            value = None if info is None else info.deterministic_return
+            beside = worth(record.environment, value, anchors, successes)
             flagged = "" if info is None or not info.flags else f"; degenerate: {'; '.join(info.flags)}"
             table.add_row(record.environment, record.run, *scores, *beside, (record.dropped or "kept") + flagged)
     (Console() if sys.stdout.isatty() else Console(width=180)).print(table)

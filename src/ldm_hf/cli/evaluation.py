@@ -186,7 +186,8 @@ def references(
         table.add_column(column, justify="left" if column in ("environment", "solved", "") else "right")
     for check in checks:
         info = check.info
-        random, *beside = worth(info.environment, info.deterministic_return, check.anchors)
+        successes = () if info.assessment is None else info.assessment.successes
+        random, *beside = worth(info.environment, info.deterministic_return, check.anchors, successes)
         best = None if check.anchors is None else check.anchors.best_trivial
         scores = [f"{value:.4g}" for value in (info.first10, info.last10, info.deterministic_return)]
         trivial = "—" if best is None else f"{best[1].mean:.4g}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_hf.dataset_builder.anchors.anchors import Anchors
 from ldm_hf.dataset_builder.curves import BY_END, Sample, significantly_higher
-from ldm_hf.env_registry.known_scores import known_score
+from ldm_hf.env_registry.known_scores import KnownScore, known_score
 from ldm_hf.evaluation.scores import mean_interval, normalized_score
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS, SlotLayout
 
@@ -57,6 +57,7 @@ class EnvironmentResult:
         share, solved: how far the model is from a random policy (0) to known good (1), and whether that solves the
             environment; None where no score is known that can be compared.
         reference_share, reference_solved: the same of the reference, acting deterministically.
+        successes: whether each of the model's episodes succeeded, by rollout, where the environment says so.
     """
 
     id: str
@@ -85,6 +86,7 @@ class EnvironmentResult:
     solved: bool | None = None
     reference_share: float | None = None
     reference_solved: bool | None = None
+    successes: list[list[bool]] = field(default_factory=list)
 
     @property
     def environment(self) -> str:
@@ -115,6 +117,7 @@ def judge(
     random: Sample | None = None,
     failure: str | None = None,
     anchors: Anchors | None = None,
+    successes: list[list[bool]] | None = None,
     **known: Any,
 ) -> EnvironmentResult:
     """Score the returns of an environment.
@@ -128,6 +131,7 @@ def judge(
         random: returns of a random policy, None where there are none.
         failure: why the model has no result.
         anchors: of the environment, None where they were not measured.
+        successes: whether each of the model's episodes succeeded, by rollout, where the environment says so.
         **known: further attributes of the result.
     """
     deterministic = None if math.isnan(info.deterministic_return) else info.deterministic_return
@@ -149,7 +153,11 @@ def judge(
         observation_kind=_kind(SlotLayout.of(info.observation_space)),
         action_kind=_kind(SlotLayout.of(info.action_space, role="action")),
     )
-    return _with_scores(result, returns, lengths, failure, anchors, **known)
+    if anchors is not None and deterministic is not None:
+        shown = () if info.assessment is None else info.assessment.successes
+        solved = anchors.solved(deterministic, shown)
+        result = replace(result, reference_share=anchors.share(deterministic), reference_solved=solved)
+    return _with_scores(result, returns, lengths, failure, anchors, successes, **known)
 
 
 def judge_again(
@@ -157,11 +165,14 @@ def judge_again(
     returns: list[list[float]],
     lengths: list[list[int]],
     failure: str | None = None,
+    successes: list[list[bool]] | None = None,
     **known: Any,
 ) -> EnvironmentResult:
     """Score other episodes against the reference that a result was scored against; arguments as of ``judge``."""
     flags = [flag for flag in result.flags if not flag.startswith(NOT_MEASURED)]
-    return _with_scores(replace(result, flags=flags), returns, lengths, failure, _anchors_of(result), **known)
+    return _with_scores(
+        replace(result, flags=flags), returns, lengths, failure, _anchors_of(result), successes, **known
+    )
 
 
 def _with_scores(
@@ -170,11 +181,14 @@ def _with_scores(
     lengths: list[list[int]],
     failure: str | None,
     anchors: Anchors | None,
+    successes: list[list[bool]] | None,
     **known: Any,
 ) -> EnvironmentResult:
     """A result whose reference is known, with what a model's episodes are worth beside it."""
     first10, last10, deterministic, flags = result.first10, result.last10, result.deterministic_return, result.flags
     mean = interval = score = deterministic_score = random_score = score_interval = None
+    complete = successes is not None and list(map(len, successes)) == list(map(len, returns))
+    told = successes if complete and successes else []
     if failure is None:
         every = [value for rollout in returns for value in rollout]
         mean, interval = float(np.mean(every)), mean_interval(every)
@@ -197,7 +211,10 @@ def _with_scores(
         score_interval=score_interval,
         deterministic_score=deterministic_score,
         random_score=random_score,
-        **{**dict.fromkeys(("share", "solved")), **_worth(result.id, mean, deterministic, anchors)},
+        successes=told or [],
+        share=None if anchors is None or mean is None else anchors.share(mean),
+        solved=None if anchors is None or mean is None else anchors.solved(mean, [one for row in told for one in row]),
+        known_good=_known_good(known_score(result.id) if anchors is None else anchors.known),
         **known,
     )
 
@@ -207,8 +224,17 @@ def read_result(values: dict[str, Any]) -> EnvironmentResult:
     result = EnvironmentResult(**values)
     if "known_good" in values or result.random is None:
         return result
-    worth = _worth(result.id, result.mean_return, result.deterministic_return, _anchors_of(result))
-    return replace(result, **worth)
+    anchors = _anchors_of(result)
+    assert anchors is not None
+    mean, deterministic = result.mean_return, result.deterministic_return
+    return replace(
+        result,
+        known_good=_known_good(anchors.known),
+        share=None if mean is None else anchors.share(mean),
+        solved=None if mean is None else anchors.solved(mean),
+        reference_share=None if deterministic is None else anchors.share(deterministic),
+        reference_solved=None if deterministic is None else anchors.solved(deterministic),
+    )
 
 
 def _anchors_of(result: EnvironmentResult) -> Anchors | None:
@@ -221,17 +247,9 @@ def _anchors_of(result: EnvironmentResult) -> Anchors | None:
     return Anchors(result.id, random, random, trivial, known=known_score(result.id))
 
 
-def _worth(
-    environment: str, mean: float | None, deterministic: float | None, anchors: Anchors | None
-) -> dict[str, Any]:
-    known = known_score(environment) if anchors is None else anchors.known
+def _known_good(known: KnownScore | None) -> dict[str, Any] | None:
     names = ("good", "metric", "kind", "source", "comparable")
-    found: dict[str, Any] = {"known_good": None if known is None else {name: getattr(known, name) for name in names}}
-    if anchors is not None and mean is not None:
-        found |= {"share": anchors.share(mean), "solved": anchors.solved(mean)}
-    if anchors is not None and deterministic is not None:
-        found |= {"reference_share": anchors.share(deterministic), "reference_solved": anchors.solved(deterministic)}
-    return found
+    return None if known is None else {name: getattr(known, name) for name in names}
 
 
 def reference_flags(info: "RunInfo", random: Sample | None) -> list[str]:

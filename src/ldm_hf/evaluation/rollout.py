@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 
+from ldm_hf.dataset_builder.anchors.success import EpisodeSuccess
 from ldm_hf.env_registry.registry import make
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
 from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, one_line
@@ -49,11 +50,15 @@ class Protocol:
 
 @dataclass
 class RolloutResult:
-    """Returns and lengths of the episodes of each rollout, in order; why there are no more, where it failed."""
+    """Returns and lengths of the episodes of each rollout, in order; why there are no more, where it failed.
+
+    ``successes`` says of each whether it succeeded; it is empty where the environment does not say.
+    """
 
     returns: list[list[float]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
     failure: Failure | None = None
+    successes: list[list[bool]] = field(default_factory=list)
 
     @property
     def mean_return(self) -> float:
@@ -221,6 +226,7 @@ class _Trial:
         self.rows.append(row)
         self.result.returns.append([])
         self.result.lengths.append([])
+        self.result.successes.append([])
         row.start_episode(self.protocol.first_seed(number))
         player.check(env, row.observation)
 
@@ -248,7 +254,7 @@ class _Row:
         self.observation: object = None
         self.reward = 0.0
         self.terminated = self.truncated = False
-        self._total, self._length = 0.0, 0
+        self._total, self._length, self._success = 0.0, 0, EpisodeSuccess()
         self._watch = watch or (lambda _: None)
 
     def step(self, action: object) -> None:
@@ -257,12 +263,14 @@ class _Row:
         if self.is_running and (self.terminated or self.truncated):
             self.trial.result.returns[self.number].append(self._total)
             self.trial.result.lengths[self.number].append(self._length)
+            if self._success.result is not None:
+                self.trial.result.successes[self.number].append(self._success.result)
             self.trial.episode_ended(self)
 
     def start_episode(self, seed: int | None = None) -> None:
         """Reset; the outcome keeps the done flags of the step before, beside the reset's observation."""
         self.observation, _ = self.env.reset(seed=seed)
-        self._total, self._length = 0.0, 0
+        self._total, self._length, self._success = 0.0, 0, EpisodeSuccess()
         self._watch(self.env)
 
     def is_readable(self, player: Player) -> bool:
@@ -271,7 +279,8 @@ class _Row:
         return self.is_running
 
     def _step(self, action: object) -> None:
-        self.observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
+        self.observation, reward, self.terminated, self.truncated, info = self.env.step(action)
+        self._success.see(info)
         self.reward = float(reward)
         if not math.isfinite(self.reward):
             raise EnvironmentFailure(f"{self.trial.environment} gave a reward of {self.reward}: nothing can be scored")

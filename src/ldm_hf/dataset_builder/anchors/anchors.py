@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,15 @@ class Anchors:
             return None
         return (value - self.random.mean) / (self.known.good - self.random.mean)
 
-    def solved(self, value: float) -> bool | None:
-        """Whether a mean return solves the environment; None where no score that can be compared is known.
+    def solved(self, value: float, successes: Sequence[bool] = ()) -> bool | None:
+        """Whether episodes solve the environment; None where no score that can be compared is known.
 
-        It does where the library itself calls it solved, or at 90 % of the way to known good, from a random policy and also
-        from the best trivial one: where a random policy does harm, 90 % of the way from it may be less than doing nothing.
+        Where the environment itself says which episodes succeeded, nine of ten must have. Elsewhere their mean return does
+        where the library itself calls it solved, or at 90 % of the way to known good, from a random policy and also from the
+        best trivial one: where a random policy does harm, 90 % of the way from it may be less than doing nothing.
         """
+        if successes:
+            return sum(successes) >= SOLVED * len(successes)
         share, known = self.share(value), self.known
         if share is None or known is None:
             return None
@@ -184,14 +188,24 @@ WORTH = ("random", "known good", "share", "solved")
 """Headings of ``worth``: what stands beside every return of a reference that is shown."""
 
 
-def worth(environment: str, value: float | None, anchors: Anchors | None) -> tuple[str, str, str, str]:
-    """What a mean return is worth, as the cells of a table under ``WORTH``; a dash is what is not known.
+def worth(
+    environment: str, value: float | None, anchors: Anchors | None, successes: Sequence[bool] = ()
+) -> tuple[str, str, str, str]:
+    """What episodes are worth, as the cells of a table under ``WORTH``; a dash is what is not known.
 
     A known good score that cannot be compared with a return is in brackets.
+
+    Args:
+        environment: its id.
+        value: mean return of the episodes.
+        anchors: of the environment.
+        successes: whether each of them succeeded, where the environment says so.
     """
     known = known_score(environment)
     random = "—" if anchors is None else f"{anchors.random.mean:.4g}"
     good = "—" if known is None else f"{known.good:.4g}" if known.comparable else f"({known.good:.4g})"
-    if anchors is None or value is None or math.isnan(value) or (share := anchors.share(value)) is None:
+    if anchors is None or value is None or math.isnan(value):
         return random, good, "—", "—"
-    return random, good, f"{share:.0%}", "yes" if anchors.solved(value) else "no"
+    share, solved = anchors.share(value), anchors.solved(value, successes)
+    answer = {None: "—", True: "yes", False: "no"}[solved]
+    return random, good, "—" if share is None else f"{share:.0%}", answer

@@ -1,6 +1,6 @@
 """What a reference policy is worth: its deterministic episodes beside those of random and trivial policies."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ldm_hf.dataset_builder.anchors.anchors import Anchors, measure_anchors
@@ -18,20 +18,22 @@ class Assessment:
         conduct: how it acted in them.
         anchors: of the environment, with the best of the trivial policies only.
         flags: the reasons why it is degenerate; none of one that may be imitated.
+        successes: whether each of its deterministic episodes succeeded, where the environment says so; empty elsewhere.
     """
 
     lengths: list[int]
     conduct: Conduct
     anchors: Anchors
     flags: list[str]
+    successes: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(cls, episodes: Episodes, anchors: Anchors) -> "Assessment":
         """Assess the episodes of a policy that acted deterministically."""
-        found = flags(episodes.returns, episodes.lengths, episodes.conduct, anchors)
+        found = flags(episodes.returns, episodes.lengths, episodes.conduct, anchors, episodes.successes)
         best = anchors.best_trivial
         kept = replace(anchors, trivial={} if best is None else dict([best]))
-        return cls(episodes.lengths, episodes.conduct, kept, found)
+        return cls(episodes.lengths, episodes.conduct, kept, found, episodes.successes)
 
     def to_json(self) -> dict[str, Any]:
         """The assessment as plain data; known scores are the package's."""
@@ -41,7 +43,8 @@ class Assessment:
     def from_json(cls, values: dict[str, Any]) -> "Assessment":
         """Read what ``to_json`` gave."""
         anchors = Anchors.from_json(values["anchors"])
-        return cls(values["lengths"], Conduct(**values["conduct"]), anchors, values["flags"])
+        successes = values.get("successes", [])  # which earlier versions did not ask for
+        return cls(values["lengths"], Conduct(**values["conduct"]), anchors, values["flags"], successes)
 
 
 def assess(episodes: Episodes, environment: str) -> Assessment | None:

@@ -17,7 +17,13 @@ EARLY = 0.5
 """Share of a random policy's mean length below which episodes end early."""
 
 
-def flags(returns: Sequence[float], lengths: Sequence[int], conduct: Conduct | None, anchors: Anchors) -> list[str]:
+def flags(
+    returns: Sequence[float],
+    lengths: Sequence[int],
+    conduct: Conduct | None,
+    anchors: Anchors,
+    successes: Sequence[bool] = (),
+) -> list[str]:
     """The reasons why a reference is degenerate, one line each; none of one that may be imitated.
 
     - It is not significantly better (Welch's t-test at 5 %) than a random policy or the best trivial one.
@@ -31,6 +37,7 @@ def flags(returns: Sequence[float], lengths: Sequence[int], conduct: Conduct | N
         returns, lengths: of the reference's deterministic episodes; at least one. No lengths where they are not known.
         conduct: how it acted in them; None where that is not known, so that two of the rules cannot be asked.
         anchors: of the environment.
+        successes: whether each of the episodes succeeded, where the environment says so.
     """
     found = []
     reached = Sample.of(returns)
@@ -40,7 +47,12 @@ def flags(returns: Sequence[float], lengths: Sequence[int], conduct: Conduct | N
     elif best is not None and not _better(reached, best[1]):
         found.append(f"is no better than a trivial policy, {best[0]}: {reached.mean:.4g} against {best[1].mean:.4g}")
     length, usual = float(np.mean(lengths)) if lengths else math.inf, anchors.random_length.mean
-    if conduct is not None and length < EARLY * usual and _pays(conduct) and not anchors.solved(reached.mean):
+    if (
+        conduct is not None
+        and length < EARLY * usual
+        and _pays(conduct)
+        and not anchors.solved(reached.mean, successes)
+    ):
         found.append(f"ends its episodes after {length:.3g} steps, a random policy after {usual:.3g}, while steps cost")
     if conduct is not None and conduct.only_action and conduct.steps > 1:
         found.append(f"always does the same: {conduct.only_action}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
+from ldm_hf.dataset_builder.anchors.success import EpisodeSuccess, step_info
 from ldm_hf.errors import EnvironmentFailure
 
 Act = Callable[[Any], Any]
@@ -47,12 +48,14 @@ class Episodes:
         returns, lengths: of each.
         conduct: how the policy acted in them.
         starts: how many different observations they began with.
+        successes: whether each succeeded, where the environment says so; empty elsewhere.
     """
 
     returns: list[float]
     lengths: list[int]
     conduct: Conduct
     starts: int
+    successes: list[bool] = field(default_factory=list)
 
 
 def play(
@@ -81,28 +84,39 @@ def play(
     rounds = -(-episodes // number)
     observations, _ = envs.reset(seed=[seed + index for index in range(number)])  # type: ignore[arg-type]
     act = policy(envs, seed)
-    ended: list[list[tuple[float, int]]] = [[] for _ in range(number)]
+    ended: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(number)]
+    signals = [EpisodeSuccess() for _ in range(number)]
     starts = {_fingerprint(one) for one in iterate(envs.observation_space, observations)}
     watched = _Watched(envs.single_action_space)
     totals, lengths = np.zeros(number), np.zeros(number, int)
     steps = 0
     while (least := min(map(len, ended))) < rounds and (steps < most_steps or (at_least_one and not least)):
         actions = act(observations)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
         rewards = np.asarray(rewards, float)
         if not np.isfinite(rewards).all():
             raise EnvironmentFailure(f"a reward is {rewards[~np.isfinite(rewards)][0]}: nothing can be scored")
         playing = np.array([len(one) < rounds for one in ended])
         watched.see(actions, rewards, terminated, playing)
         totals, lengths, steps = totals + rewards, lengths + 1, steps + number
+        for row, signal in enumerate(signals):
+            signal.see(step_info(infos, row, bool(terminated[row] or truncated[row])))
         for index in np.flatnonzero(terminated | truncated):
-            ended[index].append((float(totals[index]), int(lengths[index])))
+            ended[index].append((float(totals[index]), int(lengths[index]), signals[index].result))
             totals[index] = lengths[index] = 0
+            signals[index] = EpisodeSuccess()
         if (terminated | truncated).any():
             begun = list(iterate(envs.observation_space, observations))
             starts |= {_fingerprint(begun[index]) for index in np.flatnonzero(terminated | truncated)}
     kept = [one for row in ended for one in row[: min(rounds, *map(len, ended))]]
-    return Episodes([total for total, _ in kept], [length for _, length in kept], watched.conduct(), len(starts))
+    successes = [success for _, _, success in kept if success is not None]
+    return Episodes(
+        [total for total, _, _ in kept],
+        [length for _, length, _ in kept],
+        watched.conduct(),
+        len(starts),
+        successes if len(successes) == len(kept) else [],
+    )
 
 
 class _Watched:

@@ -54,7 +54,7 @@ class Entry:
     @property
     def solved(self) -> bool | None:
         """Whether it solves its environment; None where that is not known."""
-        return self.assessment.anchors.solved(self.info.deterministic_return)
+        return self.assessment.anchors.solved(self.info.deterministic_return, self.assessment.successes)
 
     @property
     def bytes(self) -> int:

@@ -62,9 +62,9 @@ def render_card(library: str, manifest: Sequence[Row], runs: Sequence[Row]) -> s
 
 def _worth(info: RunInfo) -> tuple[str, ...]:
     """What the deterministic policy of a run is worth, as cells of the table."""
-    return worth(
-        info.environment, info.deterministic_return, None if info.assessment is None else info.assessment.anchors
-    )
+    if info.assessment is None:
+        return worth(info.environment, info.deterministic_return, None)
+    return worth(info.environment, info.deterministic_return, info.assessment.anchors, info.assessment.successes)
 
 
 def hub_licences(licences: Sequence[str]) -> list[str]:
