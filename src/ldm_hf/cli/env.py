@@ -1,5 +1,6 @@
 """The ``ldm env`` commands: environments, and the libraries that they come from."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,9 @@ def add(
     entry_point: Annotated[
         list[str] | None, typer.Option(help="name=module:class of an environment that nothing registers.")
     ] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(help="Constructor arguments of all its environments, as JSON: '{\"n\": 4}'.")
+    ] = None,
     environment: Annotated[list[str] | None, typer.Option(help="NAME=value, a variable of the worker.")] = None,
     system_package: Annotated[list[str] | None, typer.Option(help="Debian package that the library needs.")] = None,
     build_requirement: Annotated[list[str] | None, typer.Option(help="Installed before the others.")] = None,
@@ -96,7 +100,8 @@ def add(
 ) -> None:
     """Add a library: install it by itself, find its environments, validate each, write its manifest and report.
 
-    Interrupted, the same command continues where it was. An environment that fails is listed with its reason.
+    Interrupted, the same command continues where it was. An environment that fails is listed with its reason. Where all do,
+    what mends it is tried if the reason says it; exit status 1 if none could be validated.
     """
     from ldm_hf.env_registry.library.add import AddRequest, add_library
     from ldm_hf.env_registry.library.manifest import library_folders
@@ -108,6 +113,7 @@ def add(
         "register": register,
         "packages": package,
         "entry_points": [dict(zip(("name", "entry_point"), _pair(text), strict=True)) for text in entry_point or []],
+        "arguments": [] if kwargs is None else [{"pattern": "*", "kwargs": _json_object(kwargs)}],
         "environment": dict(_pair(text) for text in environment or []),
         "system_packages": system_package,
         "build_requirements": build_requirement,
@@ -173,6 +179,16 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise typer.BadParameter(f"{text!r} should be NAME=VALUE")
     return name, value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--kwargs is invalid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f'--kwargs should be an object such as {{"n": 4}}, got {text!r}')
+    return values
 
 
 def _limits(model: Path) -> dict[str, int]:

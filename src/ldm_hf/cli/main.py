@@ -102,12 +102,19 @@ def quickstart(
     typer.echo(f"Datasets, model, report.html and report.json are in {output}/", err=True)
 
 
+class _OnStderr(logging.Handler):
+    """Shows the log as plain lines, on what is stderr when a line comes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
 def _show_log() -> None:
-    """Show what the package logs as plain lines on stderr, from the level that transformers' variable names on."""
+    """Show what the package logs on stderr, from the level that transformers' variable names on."""
     level = logging.getLevelName(os.environ.get("TRANSFORMERS_VERBOSITY", "info").upper())
-    logger, handler = logging.getLogger("ldm_hf"), logging.StreamHandler(sys.stderr)
-    handler.set_name("command line")
-    logger.handlers = [one for one in logger.handlers if one.get_name() != "command line"] + [handler]
+    logger = logging.getLogger("ldm_hf")
+    if not any(isinstance(one, _OnStderr) for one in logger.handlers):
+        logger.addHandler(_OnStderr())
     logger.setLevel(level if isinstance(level, int) else logging.INFO)
 
 

@@ -5,7 +5,7 @@ import fnmatch
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
+from ldm_hf.env_registry.library.repair import MOST_REPAIRS, diagnose_failure, diagnose_failures
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.library.validation import validate
 from ldm_hf.env_registry.providers.base import IsolatedProvider, Limits
@@ -67,17 +68,50 @@ class AddRequest:
 def add_library(request: AddRequest) -> Iterator[str]:
     """Install a library, validate its environments, write its manifest and report; yields lines that say what came out.
 
+    Where it cannot be imported, or all of its environments fail, and the failure says what mends it, that is done and it is
+    tried again, three times at most.
+
     Raises:
         ConfigError: the request names no library, or a key that no manifest has.
-        EnvironmentFailure: the library cannot be installed or imported.
+        EnvironmentFailure: the library cannot be installed or imported, or none of its environments could be validated; the
+            message says what to do next.
     """
     draft = _draft(request)
     pythons = (request.python,) if request.python else (draft.python,) if draft.python else PYTHONS
-    provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
-    environments = environments_of(provider.manifest, found)
-    yield f"{draft.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
     work_file = request.output / f"{draft.slug}.validation.jsonl"
-    reports = validate_all(
+    for repairs in range(MOST_REPAIRS + 1):
+        try:
+            provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
+            reports = yield from _validated(request, provider, found, work_file)
+            failures = [report.failure for report in reports if report.failure]
+            if not failures or len(failures) < len(reports):
+                break
+            diagnosis = diagnose_failures(failures, draft)
+        except EnvironmentFailure as failure:
+            diagnosis = diagnose_failure(str(failure), draft)
+            if diagnosis is None or diagnosis.repaired is None or repairs == MOST_REPAIRS:
+                advice = "" if diagnosis is None else f"; {diagnosis.cause}: {diagnosis.advice}"
+                raise EnvironmentFailure(f"{failure}{advice}") from failure
+        if diagnosis is None or diagnosis.repaired is None or repairs == MOST_REPAIRS:
+            break
+        draft = diagnosis.repaired
+        yield f"{draft.slug}: {diagnosis.cause}; trying again: {diagnosis.advice}"
+    paths = write_library(request.output, provider, found, reports)
+    remove(work_file)
+    failed = [report for report in reports if report.failure]
+    yield f"{draft.slug}: {len(reports) - len(failed)} environments validated, {len(failed)} failed"
+    yield from (f"  {report.name}: {report.failure}" for report in failed)
+    yield f"written: {', '.join(map(str, paths))}"
+    if len(failed) == len(reports):
+        raise EnvironmentFailure(f"no environment of {draft.slug} could be validated: {_next_step(reports, draft)}")
+
+
+def _validated(
+    request: AddRequest, provider: IsolatedProvider, found: dict[str, Any], work_file: Path
+) -> Generator[str, None, list[EnvironmentReport]]:
+    environments = environments_of(provider.manifest, found)
+    yield f"{provider.manifest.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
+    return validate_all(
         provider,
         environments,
         work_file=work_file,
@@ -86,12 +120,15 @@ def add_library(request: AddRequest) -> Iterator[str]:
         limits=Limits(memory=request.memory),
         only=request.only,
     )
-    paths = write_library(request.output, provider, found, reports)
-    remove(work_file)
-    failed = [report for report in reports if report.failure]
-    yield f"{draft.slug}: {len(reports) - len(failed)} environments validated, {len(failed)} failed"
-    yield from (f"  {report.name}: {report.failure}" for report in failed)
-    yield f"written: {', '.join(map(str, paths))}"
+
+
+def _next_step(reports: Sequence[EnvironmentReport], draft: Manifest) -> str:
+    if not reports:
+        return "it registers none; name its modules by --module, or its classes by --entry-point NAME=module:Class"
+    diagnosis = diagnose_failures([str(report.failure) for report in reports], draft)
+    if diagnosis is None:
+        return f"{reports[0].name}: {reports[0].failure}"
+    return f"{diagnosis.cause}; {diagnosis.advice}"
 
 
 def _draft(request: AddRequest) -> Manifest:

@@ -1,0 +1,131 @@
+"""Libraries that fail when they are added: what is found out, what is mended, and what is said to do next."""
+
+import contextlib
+import io
+
+import pytest
+import typer
+
+from conftest import run_ldm_here
+from ldm_hf.cli.env import _json_object
+from ldm_hf.env_registry.library import add
+from ldm_hf.env_registry.library.add import AddRequest, add_library
+from ldm_hf.env_registry.library.manifest import Manifest
+from ldm_hf.env_registry.library.repair import diagnose_failure, diagnose_failures
+from ldm_hf.env_registry.library.report import EnvironmentReport
+from ldm_hf.errors import EnvironmentFailure
+
+DATA = {"slug": "toy", "requirements": ["toy-env"], "python": "3.11", "modules": [], "packages": [], "licence": ""}
+TOY = Manifest.from_data({**DATA, "homepage": "", "lock": ["toy-env==1", "numpy==2.0"]}, "the test")
+
+MENDED = [
+    ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "numpy<2"),
+    ("AttributeError: module 'numpy' has no attribute 'bool8'", "numpy<2"),
+    ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
+    ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
+    ('DependencyNotInstalled: Box2D is not installed, run `pip install "gymnasium[box2d]"`', "gymnasium[box2d]"),
+    ("ImportError: run pip install toy-env[render] to draw", "toy-env[render]"),
+]
+
+
+@pytest.mark.parametrize(("reason", "requirement"), MENDED)
+def test_what_is_missing_is_added_once(reason, requirement):
+    diagnosis = diagnose_failure(reason, TOY)
+    assert diagnosis.repaired.requirements == ("toy-env", requirement) and diagnosis.repaired.lock == ()
+    # What was tried already, is not tried again.
+    assert diagnose_failure(reason, diagnosis.repaired).repaired is None
+
+
+ADVISED = [
+    (
+        "TypeError: Grid.__init__() missing 2 required positional arguments: 'n' and 'size'",
+        '\'{"n": ..., "size": ...}\'',
+    ),
+    ("ModuleNotFoundError: No module named 'secret_module.part'", "the package that has secret_module"),
+    ("run pip install other-package[all]", "other-package[all]"),
+    ("ImportError: libGLU.so.1: cannot open shared object file", "--system-package"),
+    ("took 31 of 1000 random steps in the time allowed", "--timeout"),
+    ("FileNotFoundError: [Errno 2] No such file or directory: 'data.csv'", "its documentation says"),
+]
+
+
+@pytest.mark.parametrize(("reason", "advice"), ADVISED)
+def test_what_cannot_be_mended_by_itself_says_what_to_do(reason, advice):
+    diagnosis = diagnose_failure(reason, TOY)
+    assert diagnosis.repaired is None and advice in diagnosis.advice
+
+
+def test_a_display_is_replaced_by_a_renderer_without_one():
+    repaired = diagnose_failure("GLEW could not be initialized", TOY).repaired
+    assert repaired.environment["MUJOCO_GL"] == "egl" and repaired.requirements == TOY.requirements
+    assert diagnose_failure("GLEW could not be initialized", repaired).repaired is None
+
+
+def test_most_failures_decide():
+    numpy, module = MENDED[0][0], MENDED[2][0]
+    assert "numpy 1" in diagnose_failures([numpy, numpy, module], TOY).cause
+    assert diagnose_failures(["unheard of", "never seen", numpy], TOY) is None and diagnose_failures([], TOY) is None
+
+
+@pytest.fixture
+def adding(monkeypatch, tmp_path):
+    """Add a library whose environments fail until requirements are there; gives the lines, and what was installed."""
+    installed = []
+
+    def run(needed, reason, names=("Toy-v0", "Toy-v1")):
+        class Installed:
+            name = "venv"
+
+            def __init__(self, manifest):
+                self.manifest = manifest
+
+        def install(draft, pythons, provider_class):
+            installed.append(draft.requirements)
+            return Installed(draft), {"version": "1", "python": "3.11", "environments": []}
+
+        def validate_all(provider, found, **options):
+            fails = not set(needed) <= set(provider.manifest.requirements)
+            return [EnvironmentReport(name, failure=reason if fails else None) for name in names]
+
+        for name, function in (("install", install), ("validate_all", validate_all)):
+            monkeypatch.setattr(add, name, function)
+        monkeypatch.setattr(add, "environments_of", lambda manifest, found: [])
+        request = AddRequest({**DATA, "slug": "toy"}, "3.11", None, None, "venv", 1, 9.0, 2**30, "*", tmp_path)
+        return add_library(request)
+
+    return run, installed
+
+
+def test_a_library_is_mended_and_tried_again(adding, tmp_path):
+    run, installed = adding
+    lines = list(run(["numpy<2"], MENDED[0][0]))
+    assert installed == [("toy-env",), ("toy-env", "numpy<2")]
+    assert "toy: it was written for numpy 1; trying again: add 'numpy<2' to what is installed" in lines
+    assert lines[-2:] == [
+        "toy: 2 environments validated, 0 failed",
+        f"written: {tmp_path}/toy.toml, {tmp_path}/toy.json",
+    ]
+
+
+def test_what_stays_broken_ends_with_the_reason_and_what_to_do(adding):
+    run, installed = adding
+    with pytest.raises(
+        EnvironmentFailure, match="no environment of toy could be validated: it was written for numpy 1"
+    ):
+        list(run(["something else"], MENDED[0][0]))
+    assert len(installed) == 2  # the repair did not help, and is not tried for ever
+    with pytest.raises(EnvironmentFailure, match=r"it requires arguments; give them: --kwargs '\{\"n\": \.\.\.\}'"):
+        list(run(["x"], "make failed: TypeError: __init__() missing 1 required positional argument: 'n'"))
+    with pytest.raises(EnvironmentFailure, match=r"Toy-v0: it exploded"):
+        list(run(["x"], "it exploded"))
+    with pytest.raises(EnvironmentFailure, match="it registers none; name its modules by --module"):
+        list(run([], "", names=()))
+
+
+def test_arguments_are_json_objects():
+    assert _json_object('{"n": 4}') == {"n": 4}
+    for text in ("{n: 4}", "[4]"):
+        with pytest.raises(typer.BadParameter, match="--kwargs"):
+            _json_object(text)
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert run_ldm_here("env", "add", "toy", "--kwargs", "[4]").returncode == 2
