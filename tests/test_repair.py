@@ -22,6 +22,7 @@ MENDED = [
     ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "numpy<2"),
     ("AttributeError: module 'numpy' has no attribute 'bool8'", "numpy<2"),
     ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
+    ("step failed: ValueError: not enough values to unpack (expected 5, got 4)", "gym<0.26"),
     ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
     ('DependencyNotInstalled: Box2D is not installed, run `pip install "gymnasium[box2d]"`', "gymnasium[box2d]"),
     ("ImportError: run pip install toy-env[render] to draw", "toy-env[render]"),
@@ -120,6 +121,21 @@ def test_what_stays_broken_ends_with_the_reason_and_what_to_do(adding):
         list(run(["x"], "it exploded"))
     with pytest.raises(EnvironmentFailure, match="it registers none; name its modules by --module"):
         list(run([], "", names=()))
+
+
+def test_what_can_be_mended_is_not_tried_with_every_python(monkeypatch):
+    tried = []
+
+    def fails(draft, provider_class):
+        tried.append(draft.python)
+        raise EnvironmentFailure(reason)
+
+    monkeypatch.setattr(add, "_install", fails)
+    for reason, pythons in ((MENDED[2][0], ["3.11"]), ("no wheel for this Python", ["3.11", "3.10"])):
+        tried.clear()
+        with pytest.raises(EnvironmentFailure, match=reason.replace(".", r"\.")):
+            add.install(TOY, ("3.11", "3.10"), object)
+        assert tried == pythons
 
 
 def test_arguments_are_json_objects():

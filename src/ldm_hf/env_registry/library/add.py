@@ -212,6 +212,8 @@ def install(
                 return _install(manifest, provider_class)
             except EnvironmentFailure as failure:
                 reason = str(failure)
+                if (diagnosis := diagnose_failure(reason, draft)) is not None and diagnosis.repaired is not None:
+                    raise  # mended sooner than by another Python
                 failures.append(f"Python {python} with {manifest.installer}: {reason}")
                 _log.info("Python %s with %s does not do: %s", python, manifest.installer, reason[-300:])
             if not any(sign in reason for sign in _OLD_METADATA):

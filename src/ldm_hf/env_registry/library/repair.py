@@ -88,6 +88,10 @@ def _numpy(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return _with_requirement("it was written for numpy 1", "numpy<2", manifest)
 
 
+def _old_steps(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return _with_requirement("its steps give four values, as before Gym 0.26", "gym<0.26", manifest)
+
+
 def _display(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     missing = {key: value for key, value in _HEADLESS.items() if key not in manifest.environment}
     repaired = replace(manifest, environment={**manifest.environment, **missing}) if missing else None
@@ -122,6 +126,7 @@ _RULES: list[tuple[str, Rule]] = [
         r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1",
         _numpy,
     ),
+    (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
     (r"pip install [\"'`]?([\w.-]+\[[\w,.-]+\])", _extra),
     (r"No module named '([\w.]+)'", _module),
     (r"(?:GLEW|EGL|OpenGL|GLX|DISPLAY|video device|No available video|cannot connect to (?:X|display))", _display),
