@@ -377,8 +377,10 @@ def test_whatever_the_hub_does_is_one_line(hub, tmp_path, corpus):
     one_line_error(publish(hub, tmp_path, tmp_path / "nothing"), "holds no datasets")
     assert publish(hub, tmp_path, corpus).returncode == 0
 
-    def evaluate(data):  # which reads the data first, as training does, and needs no model for it
-        arguments = ("evaluate", tmp_path / "nothing", "--data", data, "--output", tmp_path / "o")
+    model = Path(__file__).parents[1] / "pretrained/ldm-mini"
+
+    def evaluate(data):  # which reads the data before it loads the model
+        arguments = ("evaluate", model, "--data", data, "--output", tmp_path / "o")
         return run_ldm(*arguments, env=environment(hub, tmp_path))
 
     one_line_error(evaluate("hf://datasets/writer/missing"), "hf://datasets/writer/missing", "no such repository")

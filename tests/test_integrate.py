@@ -153,7 +153,7 @@ def test_a_provider_is_chosen_by_argument_then_variable_then_what_is_there(tmp_p
         providers.choose(here, "", None)
 
 
-def test_an_installation_of_another_definition_is_made_again_where_it_was(tmp_path, monkeypatch, capsys):
+def test_an_installation_of_another_definition_is_made_again_where_it_was(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("LDM_HOME", str(tmp_path))
     monkeypatch.delenv("LDM_PROVIDER", raising=False)
     monkeypatch.setattr(providers, "engine_problem", lambda: None)
@@ -169,8 +169,9 @@ def test_an_installation_of_another_definition_is_made_again_where_it_was(tmp_pa
     assert chosen.name == "venv" and not chosen.is_built()
     with pytest.raises(EnvironmentFailure, match=r"there is no Python 9\.9 here"):
         chosen.build()
-    line = "Installing procgen for Python 9.9 (again: what is here was made from another definition)\n"
-    assert capsys.readouterr().err == line
+    assert caplog.messages == [
+        "Installing procgen for Python 9.9 (again: what is here was made from another definition)"
+    ]
     assert providers.choose(replace(changed, slug="other"), "", None).name == "docker"  # which none was ever made of
     monkeypatch.setattr(providers.DockerProvider, "was_built", lambda self: True)
     assert providers.choose(changed, "", None).name == "docker"  # both were made: no code leaves its container

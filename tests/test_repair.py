@@ -114,7 +114,7 @@ def test_what_stays_broken_ends_with_the_reason_and_what_to_do(adding):
         EnvironmentFailure, match="no environment of toy could be validated: it was written for numpy 1"
     ):
         list(run(["something else"], MENDED[0][0]))
-    assert len(installed) == 2  # the repair did not help, and is not tried for ever
+    assert len(installed) == 2  # the repair did not help, and is not tried once more
     with pytest.raises(EnvironmentFailure, match=r"it requires arguments; give them: --kwargs '\{\"n\": \.\.\.\}'"):
         list(run(["x"], "make failed: TypeError: __init__() missing 1 required positional argument: 'n'"))
     with pytest.raises(EnvironmentFailure, match=r"Toy-v0: it exploded"):
