@@ -105,7 +105,7 @@ def build(
     fit = {record.environment for record in records if record.dropped is None}
     names = [one.spec.id for group in plan.groups for one in group.environments]
     typer.echo(f"references of {len(fit)} of {len(names)} environments are in {output}/", err=True)
-    if all(record.failed for record in records):
+    if records and all(record.failed for record in records):
         typer.echo("every run failed, for the reasons above; --retry-failed makes them again", err=True)
         raise typer.Exit(1)
 

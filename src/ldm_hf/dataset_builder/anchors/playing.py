@@ -99,7 +99,7 @@ def play(
         playing = np.array([len(one) < rounds for one in ended])
         watched.see(actions, rewards, terminated, playing)
         totals, lengths, steps = totals + rewards, lengths + 1, steps + number
-        for row, signal in enumerate(signals):
+        for row, signal in enumerate(signals if infos else ()):  # most environments say nothing at most steps
             signal.see(step_info(infos, row, bool(terminated[row] or truncated[row])))
         for index in np.flatnonzero(terminated | truncated):
             ended[index].append((float(totals[index]), int(lengths[index]), signals[index].result))
