@@ -17,7 +17,7 @@ test: .venv/.installed-test  ## The tests, without those that run for minutes
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
 
 test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes
 	$(BIN)/python scripts/test_versions.py --folder runs/versions
