@@ -2,14 +2,12 @@
 
 import contextlib
 import ctypes
-import json
-import platform
 import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-import rich.table
-from rich.console import Console
+from ldm_hf.experiments.figures import print_table, write_json
+
+__all__ = ["keep_memory", "print_table", "ratio", "take_turns", "write_json"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -49,20 +47,3 @@ def ratio(rates: Mapping[str, list[float]], name: str, other: str) -> tuple[floa
     """Smallest, median and largest of the ratios of two contenders within a round."""
     ratios = [one / two for one, two in zip(rates[name], rates[other], strict=True)]
     return min(ratios), statistics.median(ratios), max(ratios)
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    table = rich.table.Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=120).print(table)
-
-
-def write_json(path: Path | None, figures: Mapping[str, object]) -> None:
-    """Write the figures as one object, with what they were measured on."""
-    if path is not None:
-        head = {"python": platform.python_version(), "machine": platform.machine()}
-        path.write_text(json.dumps({**head, **figures}, indent=1) + "\n", encoding="utf-8")

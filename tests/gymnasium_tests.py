@@ -75,7 +75,7 @@ def source() -> Path | None:
 
 
 def _download() -> None:
-    from ldm_hf.files import replacing
+    from ldm_hf.utils.files import replacing
 
     with urllib.request.urlopen(_ARCHIVE.format(FOLDER.name), timeout=60) as answer:
         archive = io.BytesIO(answer.read())

@@ -42,7 +42,7 @@ def source() -> Path | None:
 
 
 def _download() -> None:
-    from ldm_hf.files import replacing
+    from ldm_hf.utils.files import replacing
 
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]

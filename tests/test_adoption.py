@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder.bank.pickled import array, read_pickle
 from ldm_hf.dataset_builder.bank.policies import ScriptedPolicy, load_policy
-from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
+from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest
 from ldm_hf.dataset_builder.bank.rollouts import Noise, build_rollouts
 from ldm_hf.dataset_builder.bank.sb3_zip import read_normalizer
 from ldm_hf.dataset_builder.bank.sources import open_source

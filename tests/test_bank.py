@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CARTPOLE, run_ldm_here
 from ldm_hf.dataset_builder.bank.bank import ENTRY, Entry, add, best_runs, read_bank, requests
-from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
+from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest
 from ldm_hf.dataset_builder.bank.rollouts import build_rollouts
 from ldm_hf.dataset_builder.format.reader import open_dataset
 from ldm_hf.dataset_builder.repository.replay import replay

@@ -24,8 +24,8 @@ from ldm_hf.dataset_builder.format.writer import plan_chunks, write_dataset
 from ldm_hf.dataset_builder.repository.replay import Replay, replay
 from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import sole_writer
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
+from ldm_hf.utils.files import sole_writer
 from test_dataset_builder import some_info
 
 

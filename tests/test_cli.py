@@ -21,8 +21,8 @@ import ldm_hf.quickstart as quickstart_module
 from conftest import CARTPOLE, run_ldm, run_ldm_here
 from ldm_hf.cli.main import run_command
 from ldm_hf.errors import LDMError
-from ldm_hf.processes import ChildFailure
 from ldm_hf.quickstart import ENVIRONMENTS, quickstart
+from ldm_hf.utils.processes import ChildFailure
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -200,7 +200,7 @@ def readme_commands() -> str:
 
 def test_readme_commands_do_what_they_say(beside_quickstart):
     """One after another in this process; the launcher is part of the quickstart."""
-    commands = readme_commands().replace("accelerate launch --quiet -m ldm_hf.training", "ldm train").splitlines()
+    commands = readme_commands().replace("accelerate launch --quiet -m ldm_hf train", "ldm train").splitlines()
     assert [line.split()[:2] for line in commands] == [
         ["ldm", name] for name in ("rollout", "train", "evaluate", "report", "rollout")
     ]
@@ -320,10 +320,10 @@ def test_programs_that_stream_always_end_well(workspace, name, preamble):
 def test_children_end_with_their_owner(tmp_path):
     """A killed command leaves no process behind that continues writing."""
     child = (
-        "import os, sys, time; from ldm_hf.processes import exit_with_owner; exit_with_owner();"
+        "import os, sys, time; from ldm_hf.utils.processes import exit_with_owner; exit_with_owner();"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )
-    owner = f"import sys; from ldm_hf.processes import run_child; run_child([sys.executable, '-c', {child!r}])"
+    owner = f"import sys; from ldm_hf.utils.processes import run_child; run_child([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", owner]) as running:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert running.poll() is None and time.sleep(0.05) is None

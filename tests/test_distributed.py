@@ -56,7 +56,7 @@ def made_settings(folder: Path, data: Path, **changes) -> Path:
 
 def command(settings: Path, processes: int = 1) -> list[str]:
     launch = LAUNCH if processes == 2 else []
-    return [sys.executable, *launch, "-m", "ldm_hf.training", "--config", str(settings)]
+    return [sys.executable, *launch, "-m", "ldm_hf", "train", "--config", str(settings)]
 
 
 def trained_here(settings: Path) -> Path:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ldm_hf.errors import ConfigError
-from ldm_hf.files import remove_leftovers, replacing, sole_writer
+from ldm_hf.utils.files import remove_leftovers, replacing, sole_writer
 
 
 def written(path, text):
@@ -42,7 +42,7 @@ def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path, monkeyp
         return rename(path, to)
 
     monkeypatch.setattr(type(target), "rename", once)
-    monkeypatch.setattr("ldm_hf.files.remove", lambda path: None)
+    monkeypatch.setattr("ldm_hf.utils.files.remove", lambda path: None)
     with pytest.raises(Killed), replacing(target) as temporary:
         written(temporary, "new")
     assert not target.exists()
@@ -56,7 +56,7 @@ def test_one_process_writes_at_a_time_and_a_killed_one_lets_go(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from ldm_hf.files import sole_writer
+from ldm_hf.utils.files import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -28,9 +28,9 @@ from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
-from ldm_hf.model_card import kept_metadata
+from ldm_hf.hub.model_card import kept_metadata
+from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling.spaces_ldm import Transitions
-from ldm_hf.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig
 
 TOY = {"max_steps": 4, "train_batch_size": 4, "save_steps": 2, "report_to": "none"}

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from conftest import CARTPOLE
-from ldm_hf import processes
+from ldm_hf.utils import processes
 from test_checks import rewrite, setting
 from test_training import toy_settings, write_settings
 
@@ -22,7 +22,7 @@ OPTIONS = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 
 def command(number: int, *arguments: object) -> list[str]:
     several = ["--multi_gpu"] if number > 1 else []
-    launcher = ["-m", "ldm_hf", "launch", "--num_processes", str(number), *several, *OPTIONS, "-m", "ldm_hf.training"]
+    launcher = ["-m", "ldm_hf", "launch", "--num_processes", str(number), *several, *OPTIONS, "-m", "ldm_hf", "train"]
     return [sys.executable, *launcher, *map(str, arguments)]
 
 

@@ -30,7 +30,7 @@ from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, StorageError, UnknownEnvironmentError
 from ldm_hf.executors.base import JobResult
 from ldm_hf.executors.local import LocalExecutor
-from ldm_hf.files import sole_writer
+from ldm_hf.utils.files import sole_writer
 from test_dataset_builder import some_info
 
 CARTPOLE, ACROBOT, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Acrobot-v1", "gymnasium/Pendulum-v1"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CARTPOLE, TOY_MODEL, run_ldm, run_ldm_here
 from ldm_hf.errors import CheckpointError, ConfigError
-from ldm_hf.model_card import NOTES_MARK, Training, loaded_as, model_name, training_card, weights_hash
-from ldm_hf.publishing import publish_model
+from ldm_hf.hub.model_card import NOTES_MARK, Training, loaded_as, model_name, training_card, weights_hash
+from ldm_hf.hub.publishing import publish_model
 from test_hub import TOKEN, commits, environment, hub, one_line_error, puts, run_program  # noqa: F401
 
 NAME = "writer/ldm-toy"

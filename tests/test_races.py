@@ -26,7 +26,8 @@ from ldm_hf.dataset_builder.build.race.race import best_slice, first_seconds, pl
 from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
 from ldm_hf.dataset_builder.build.race.race_build import RaceBuild
 from ldm_hf.dataset_builder.build.race.race_plan import estimate_races
-from ldm_hf.dataset_builder.build.race.slices import RECORDING, KeepJob, SliceJob, SliceResult, read_kept
+from ldm_hf.dataset_builder.build.race.slice_jobs import KeepJob, SliceJob
+from ldm_hf.dataset_builder.build.race.slice_results import RECORDING, SliceResult, read_kept
 from ldm_hf.dataset_builder.build.race.zoo import tuned
 from ldm_hf.dataset_builder.build.settings import BuildSettings
 from ldm_hf.dataset_builder.curves import Sample

@@ -37,7 +37,7 @@ def test_wheel_and_sdist_have_every_file(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("ldm_hf/")}
     assert names == expected
-    assert {"ldm_hf/py.typed", "ldm_hf/model_card.md", "ldm_hf/evaluation/report.html"} <= names
+    assert {"ldm_hf/py.typed", "ldm_hf/hub/model_card.md", "ldm_hf/evaluation/report.html"} <= names
     assert any(name.endswith(".toml") for name in names) and any(name.endswith(".tsv") for name in names)
     (sdist,) = (tmp_path / "out").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

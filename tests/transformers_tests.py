@@ -13,7 +13,7 @@ from pathlib import Path
 
 import transformers
 
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 _FOLDER = Path(sys.prefix) / "transformers-tests" / transformers.__version__
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ldm_hf._auto import register_lazily
 
 if TYPE_CHECKING:
-    from ldm_hf.agent import Agent, load
     from ldm_hf.dataset_builder.build.build import build
     from ldm_hf.dataset_builder.format.reader import open_datasets
     from ldm_hf.dataset_builder.repository.publish import publish
     from ldm_hf.env_registry.registry import list_environments, make, make_vec, spec
+    from ldm_hf.evaluation.agent import Agent, load
     from ldm_hf.evaluation.evaluate import evaluate
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
+    from ldm_hf.hub.publishing import publish_model
     from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
-    from ldm_hf.publishing import publish_model
     from ldm_hf.training.config import TrainingConfig
     from ldm_hf.training.loop import train
 
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    **dict.fromkeys(("Agent", "load"), "ldm_hf.agent"),
+    **dict.fromkeys(("Agent", "load"), "ldm_hf.evaluation.agent"),
     **dict.fromkeys(("LDMConfig", "LDMModel", "LDMPolicy", "LDMProcessor"), "ldm_hf.modeling"),
     **dict.fromkeys(("list_environments", "make", "make_vec", "spec"), "ldm_hf.env_registry.registry"),
     "build": "ldm_hf.dataset_builder.build.build",
     "open_datasets": "ldm_hf.dataset_builder.format.reader",
     "publish": "ldm_hf.dataset_builder.repository.publish",
-    "publish_model": "ldm_hf.publishing",
+    "publish_model": "ldm_hf.hub.publishing",
     "TrainingConfig": "ldm_hf.training.config",
     "train": "ldm_hf.training.loop",
     "evaluate": "ldm_hf.evaluation.evaluate",

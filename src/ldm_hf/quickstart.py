@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.processes import run_child
+from ldm_hf.utils.processes import run_child
 
 ENVIRONMENTS = (
     "gymnasium/Acrobot-v1",  # continuous observations, discrete actions

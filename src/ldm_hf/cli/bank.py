@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_hf.cli.data import Output, make_executor, print_runs
-from ldm_hf.dependencies import require
+from ldm_hf.cli.common import Output, make_executor, print_runs
 from ldm_hf.errors import EnvironmentFailure
-from ldm_hf.files import sole_writer
+from ldm_hf.utils.dependencies import require
+from ldm_hf.utils.files import sole_writer
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
@@ -65,7 +65,8 @@ def adopt(
     command continues with the environments that are not finished.
     """
     require("`ldm adopt`", "build")
-    from ldm_hf.dataset_builder.bank.rollout_jobs import NOISE, RolloutJob, RolloutRequest
+    from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
+    from ldm_hf.dataset_builder.bank.rollout_request import NOISE, RolloutRequest
     from ldm_hf.env_registry.library.manifest import load_manifests
     from ldm_hf.env_registry.registry import list_environments, spec
 
@@ -88,7 +89,7 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
     """Make rollouts in processes of this machine, with a bar on a terminal, and print the table of the runs."""
     from ldm_hf.dataset_builder.bank.rollout_jobs import run_rollouts
     from ldm_hf.env_registry.ids import EnvironmentId
-    from ldm_hf.progress import progress_bar
+    from ldm_hf.utils.progress import progress_bar
 
     total = sum(work.request.timesteps for work in works)
     with sole_writer(root), progress_bar("rolling out", total, "transition", unit_scale=True) as bar:

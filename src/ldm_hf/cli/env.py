@@ -192,7 +192,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _limits(model: Path) -> dict[str, int]:
-    from ldm_hf.pretrained import load_config
+    from ldm_hf.hub.pretrained import load_config
 
     config = load_config(model)
     return {name: config[name] for name in ("max_observation_slots", "max_action_slots", "num_bins", "image_size")}

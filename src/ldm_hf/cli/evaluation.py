@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldm_hf.dependencies import require
+from ldm_hf.utils.dependencies import require
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
@@ -53,9 +53,9 @@ def evaluate(
     from ldm_hf.dataset_builder.format.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
     from ldm_hf.evaluation.lineage import REPORT, published_references, training_data
-    from ldm_hf.pretrained import model_folder
-    from ldm_hf.processes import exit_with_owner
-    from ldm_hf.progress import progress_bar
+    from ldm_hf.hub.pretrained import model_folder
+    from ldm_hf.utils.processes import exit_with_owner
+    from ldm_hf.utils.progress import progress_bar
 
     exit_with_owner()
     folder = model_folder(model)
@@ -129,8 +129,8 @@ def verify(
     from ldm_hf.evaluation.render import number
     from ldm_hf.evaluation.verify import AGREES, NOT_PLAYED
     from ldm_hf.evaluation.verify import verify as run
-    from ldm_hf.pretrained import model_folder
-    from ldm_hf.progress import progress_bar
+    from ldm_hf.hub.pretrained import model_folder
+    from ldm_hf.utils.progress import progress_bar
 
     table = Table(title="Published figures, and the same played again", title_justify="left")
     for heading in ("environment", "published", "again (95 % interval)", "verdict"):
@@ -174,8 +174,8 @@ def references(
     from ldm_hf.dataset_builder.format.reader import open_datasets
     from ldm_hf.evaluation.batches import chosen
     from ldm_hf.evaluation.references import check_references
-    from ldm_hf.files import replacing
-    from ldm_hf.progress import progress_bar
+    from ldm_hf.utils.files import replacing
+    from ldm_hf.utils.progress import progress_bar
 
     opened = chosen(open_datasets(data), environments or ["all"])
     with progress_bar("random policy", len(opened), "environment") as bar:
@@ -234,7 +234,7 @@ def coverage(
     from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
     from ldm_hf.evaluation.coverage import STAGES, ledger, ledger_page
     from ldm_hf.evaluation.report import Report
-    from ldm_hf.files import replacing
+    from ldm_hf.utils.files import replacing
 
     found = [path.parent for folder in runs or () for path in sorted(folder.glob(f"**/{RECORD}"))]
     records = [RunRecord.read(folder) for folder in found if not any(part.startswith("_") for part in folder.parts)]
@@ -259,8 +259,8 @@ def rollout(
     """Let a model act in any registered environment, and print the returns."""
     from ldm_hf.evaluation.rollout import evaluate_environment
     from ldm_hf.evaluation.video import recording_video
-    from ldm_hf.pretrained import load_pretrained
-    from ldm_hf.progress import progress_bar
+    from ldm_hf.hub.pretrained import load_pretrained
+    from ldm_hf.utils.progress import progress_bar
 
     loaded, processor = load_pretrained(model)
     loaded.to(device)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm_hf.cli.settings import with_settings
-from ldm_hf.dependencies import require
+from ldm_hf.utils.dependencies import require
 
 _OWN = "Own rollouts, without --data"
 _LORA_RANK = 8
@@ -56,7 +56,7 @@ def finetune(
     from ldm_hf.errors import ConfigError
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts
     from ldm_hf.finetuning.finetune import finetune as run
-    from ldm_hf.processes import exit_with_owner
+    from ldm_hf.utils.processes import exit_with_owner
 
     exit_with_owner()
     given = {"rounds": rounds, "keep": keep, "temperature": temperature, "device": device}

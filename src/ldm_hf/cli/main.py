@@ -12,14 +12,16 @@ import typer.core
 
 import ldm_hf
 from ldm_hf.cli.bank import adopt, bank
-from ldm_hf.cli.data import build, check, convert, publish
+from ldm_hf.cli.build import build
+from ldm_hf.cli.data import check, convert
 from ldm_hf.cli.env import environments
 from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
 from ldm_hf.cli.finetuning import finetune
+from ldm_hf.cli.publishing import publish
 from ldm_hf.cli.training import LAUNCH, launch, train
-from ldm_hf.dependencies import require
 from ldm_hf.errors import LDMError
-from ldm_hf.processes import is_first_to_say
+from ldm_hf.utils.dependencies import require
+from ldm_hf.utils.processes import is_first_to_say
 
 
 class _InOrder(typer.core.TyperGroup):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm_hf.cli.settings import with_settings
-from ldm_hf.dependencies import require
+from ldm_hf.utils.dependencies import require
 
 LAUNCH: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
@@ -25,9 +25,9 @@ def train(
 ) -> None:
     """Train a model on datasets, continuing from the newest checkpoint. `ldm launch` does on several processes."""
     require("`ldm train`", "train")
-    from ldm_hf.processes import exit_with_owner
     from ldm_hf.training.config import TrainingConfig
     from ldm_hf.training.preflight import check_machine
+    from ldm_hf.utils.processes import exit_with_owner
 
     exit_with_owner()
     loaded = TrainingConfig.load(config, settings)
@@ -44,7 +44,7 @@ def train(
 def launch(context: typer.Context) -> None:
     """Train on several devices: `accelerate launch` with all its options; what fails ends in one line and its status.
 
-    For example: ldm launch --num_processes 8 --multi_gpu -m ldm_hf.training --config FILE
+    For example: ldm launch --num_processes 8 --multi_gpu -m ldm_hf train --config FILE
     """
     require("`ldm launch`", "train")
     from ldm_hf.training.launch import launch as run

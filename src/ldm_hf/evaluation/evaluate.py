@@ -17,9 +17,9 @@ from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import package_versions
-from ldm_hf.files import replacing
-from ldm_hf.model_card import kept_metadata, model_name, weights_hash
-from ldm_hf.pretrained import load_pretrained
+from ldm_hf.hub.model_card import kept_metadata, model_name, weights_hash
+from ldm_hf.hub.pretrained import load_pretrained
+from ldm_hf.utils.files import replacing
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.format.reader import EnvironmentDataset

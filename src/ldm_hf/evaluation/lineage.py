@@ -9,7 +9,7 @@ import yaml
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY, EnvironmentResult
-from ldm_hf.pretrained import load_config
+from ldm_hf.hub.pretrained import load_config
 
 _SETTINGS, REPORT = "training.yaml", "report.json"
 

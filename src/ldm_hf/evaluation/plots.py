@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ldm_hf.evaluation.report import THRESHOLDS, Report, Summary
 from ldm_hf.evaluation.results import HELD_OUT, RELATIONS, TRAINED, UNKNOWN, UNSEEN_LIBRARY
 from ldm_hf.evaluation.scores import threshold_curve
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 _HIGHEST = 1.2  # normalised score at which axes end: beyond the reference there is little to see
 _LOWEST = -0.2

@@ -15,8 +15,8 @@ from rich.table import Table
 from ldm_hf.evaluation.plots import plot_scaling, plot_scores, plot_threshold_curve, threshold_curve_svg
 from ldm_hf.evaluation.report import SUCCESS, Report, Summary, comparable
 from ldm_hf.evaluation.results import TRAINED, EnvironmentResult
-from ldm_hf.files import replacing
-from ldm_hf.model_card import CARD, NOTES_MARK, card_metadata, render, usage
+from ldm_hf.hub.model_card import CARD, NOTES_MARK, card_metadata, render, usage
+from ldm_hf.utils.files import replacing
 
 CURVE, BARS, SCALING = "threshold_curve.png", "scores.png", "scaling.png"
 TABLES, PAGE = "tables.md", "report.html"

@@ -12,7 +12,7 @@ import numpy as np
 from ldm_hf.errors import ConfigError, DatasetFormatError
 from ldm_hf.evaluation.results import RELATIONS, TRAINED, UNKNOWN, EnvironmentResult, read_result
 from ldm_hf.evaluation.scores import share_interval, threshold_curve
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 FORMAT = 1
 SUCCESS = 0.8  # paper section 5.2: an environment counts as solved at 80 % of the reference

@@ -16,8 +16,8 @@ from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
 from ldm_hf.evaluation.video import RENDER_MODE, recording_video
-from ldm_hf.pretrained import load_pretrained
-from ldm_hf.processes import exit_with_owner
+from ldm_hf.hub.pretrained import load_pretrained
+from ldm_hf.utils.processes import exit_with_owner
 
 EPISODES = 2
 _FRAMES = 600  # of a video: drawing and encoding take longer than acting

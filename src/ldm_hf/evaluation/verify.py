@@ -15,8 +15,8 @@ from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import EnvironmentResult
 from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, RolloutResult, roll_out
 from ldm_hf.evaluation.scores import Interval, mean_interval
-from ldm_hf.model_card import weights_hash
-from ldm_hf.pretrained import load_pretrained
+from ldm_hf.hub.model_card import weights_hash
+from ldm_hf.hub.pretrained import load_pretrained
 
 AGREES, DIFFERS, FAILED, NOT_PLAYED = "agrees", "differs", "failed", "not played"
 

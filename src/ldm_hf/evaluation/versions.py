@@ -3,11 +3,10 @@
 import importlib.metadata
 import platform
 
-import ldm_hf
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry import registry
 
-_PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
+_PACKAGES = ("ldm_hf", "gymnasium", "numpy", "torch", "transformers")
 _IN_PROCESS = ("gymnasium", "numpy")  # of this process, which an isolated environment does not share
 _COMPARED = ("library", "provider", "python", "build", "image", "digest", *_IN_PROCESS)
 
@@ -15,7 +14,7 @@ _COMPARED = ("library", "provider", "python", "build", "image", "digest", *_IN_P
 def package_versions() -> dict[str, str]:
     """Versions of what evaluates."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "ldm_hf": ldm_hf.__version__, **found}
+    return {"python": platform.python_version(), **found}
 
 
 def versions_here(environment: str) -> dict[str, str]:

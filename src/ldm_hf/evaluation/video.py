@@ -8,10 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ldm_hf.dependencies import require
 from ldm_hf.env_registry.worker.compatibility import frame
 from ldm_hf.errors import ConfigError, EnvironmentFailure
-from ldm_hf.files import replacing
+from ldm_hf.utils.dependencies import require
+from ldm_hf.utils.files import replacing
 
 RENDER_MODE = "rgb_array"
 _FRAMES_PER_SECOND = 30.0  # where the environment does not say

@@ -16,7 +16,7 @@ import psutil
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.executors.base import JobResult, Message, Work
-from ldm_hf.processes import ChildFailure, exit_with_owner
+from ldm_hf.utils.processes import ChildFailure, exit_with_owner
 
 _REPORT_SECONDS = 0.3  # between two messages of a job
 _MOST_RENEWALS = 20  # of all processes, one after another, before something else must be wrong than that one was killed

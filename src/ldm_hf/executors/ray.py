@@ -7,9 +7,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError, LDMError, one_line
 from ldm_hf.executors.base import JobResult, Message, Work
+from ldm_hf.utils.dependencies import require
 
 _TRIES = 5  # of a job whose node or process is lost, before it counts as crashed
 _CONNECT_SECONDS = 10.0

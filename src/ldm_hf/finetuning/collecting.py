@@ -18,10 +18,10 @@ from ldm_hf.dataset_builder.reference.rows import RecordedRows
 from ldm_hf.env_registry.registry import library_version, provenance, spec
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
-from ldm_hf.files import scratch_folder
 from ldm_hf.finetuning.episodes import write_run
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.modeling.spaces_ldm import SlotLayout
+from ldm_hf.utils.files import scratch_folder
 
 _ROWS = 8
 _FIRST = (

@@ -11,8 +11,8 @@ from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
 from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
 from ldm_hf.dataset_builder.format.writer import ChunkRange, Terminals, plan_chunks, write_dataset
 from ldm_hf.dataset_builder.repository.repository import update_repository
-from ldm_hf.files import replacing
 from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.utils.files import replacing
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from ldm_hf.dataset_builder.format.schema import MANIFEST
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
-from ldm_hf.files import replacing
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
-from ldm_hf.pretrained import load_pretrained
-from ldm_hf.progress import progress_bar
+from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig, renamed
 from ldm_hf.training.loop import train
+from ldm_hf.utils.files import replacing
+from ldm_hf.utils.progress import progress_bar
 
 SETTINGS: dict[str, Any] = {"max_steps": 200, "save_steps": 100}
 """What differs from the settings of training by default."""

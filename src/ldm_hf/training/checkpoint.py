@@ -32,11 +32,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ldm_hf.errors import CheckpointError
-from ldm_hf.files import publish, remove, replacing
-from ldm_hf.model_card import CARD, EVALUATION_FILES, Training, evaluated_weights, training_card, weights_hash
+from ldm_hf.hub.model_card import CARD, EVALUATION_FILES, Training, evaluated_weights, training_card, weights_hash
 from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.processing_ldm import LDMProcessor
 from ldm_hf.training.lora import adapter_weights, is_adapted, plain_weights, save_adapter
+from ldm_hf.utils.files import publish, remove, replacing
 
 FORMAT = 2
 _PREFIX = "checkpoint-"

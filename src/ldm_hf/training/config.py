@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from typing_extensions import Doc, Self
 
 from ldm_hf.errors import ConfigError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
 """Those that Accelerate has, by the name of the package that each needs."""

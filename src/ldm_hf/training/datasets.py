@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError
-from ldm_hf.model_card import Training, base_model_name, hub_datasets
+from ldm_hf.hub.model_card import Training, base_model_name, hub_datasets
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.training.config import TrainingConfig
 

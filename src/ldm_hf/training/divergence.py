@@ -9,9 +9,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ldm_hf.errors import StorageError, TrainingDivergedError
-from ldm_hf.files import replacing
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.mixture import Mixture, Source
+from ldm_hf.utils.files import replacing
 
 MAY_FAIL = ("loss", "gradient norm", "weights")
 RECORD = "diverged.json"

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ldm_hf.progress import progress_bar
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.utils.progress import progress_bar
 
 _WAITING_TO_SHOW = 0.05
 

@@ -16,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.processes import Termination
 from ldm_hf.training.batches import Batch, Failure, make_batches
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
@@ -36,6 +35,7 @@ from ldm_hf.training.parallel import (
 from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
+from ldm_hf.utils.processes import Termination
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ldm_hf.dependencies import require
 from ldm_hf.modeling import LDMConfig, LDMModel
+from ldm_hf.utils.dependencies import require
 
 _LAYERS = r"backbone\.layers\..*_proj"
 _ADAPTER = "lora_"

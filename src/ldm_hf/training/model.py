@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ldm_hf.errors import ConfigError
+from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
-from ldm_hf.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig
 
 

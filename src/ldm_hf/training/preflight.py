@@ -5,10 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError
-from ldm_hf.pretrained import load_config
+from ldm_hf.hub.pretrained import load_config
 from ldm_hf.training.config import TRACKERS, TrainingConfig
+from ldm_hf.utils.dependencies import require
 
 _PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX")

@@ -20,7 +20,7 @@ from ldm_hf.env_registry.library.manifest import home
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
 from ldm_hf.errors import failures_of
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 SOLVED = 0.9
 """Share of the way to known good at which an environment counts as solved."""

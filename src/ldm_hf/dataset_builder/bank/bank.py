@@ -10,13 +10,13 @@ import numpy as np
 
 from ldm_hf.dataset_builder.anchors.anchors import measure_anchors
 from ldm_hf.dataset_builder.anchors.assessment import Assessment
-from ldm_hf.dataset_builder.bank.rollout_jobs import NOISE, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollout_request import NOISE, RolloutRequest
 from ldm_hf.dataset_builder.curves import BY_POLICY
 from ldm_hf.dataset_builder.format.records import RECORD, RunRecord, describe_files, read_records, sha256
 from ldm_hf.dataset_builder.format.schema import POLICY_FOLDER, RunInfo, environment_folder
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, DatasetFormatError, EnvironmentFailure
-from ldm_hf.files import remove_leftovers, replacing, scratch_folder
+from ldm_hf.utils.files import remove_leftovers, replacing, scratch_folder
 
 FORMAT = 1
 ENTRY = "bank.json"

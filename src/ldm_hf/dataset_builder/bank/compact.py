@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ldm_hf.dataset_builder.bank.policies import NetworkPolicy, Policy
-from ldm_hf.dataset_builder.bank.rollout_jobs import NOISE
+from ldm_hf.dataset_builder.bank.rollout_request import NOISE
 from ldm_hf.dataset_builder.bank.rollouts import Noise
 from ldm_hf.env_registry.experts import bounds
 from ldm_hf.env_registry.registry import spec

@@ -13,7 +13,7 @@ from ldm_hf.dataset_builder.anchors.anchors import measure_anchors
 from ldm_hf.dataset_builder.anchors.assessment import Assessment
 from ldm_hf.dataset_builder.anchors.playing import Episodes, play
 from ldm_hf.dataset_builder.bank.policies import Policy, drawn
-from ldm_hf.dataset_builder.bank.rollout_jobs import ROLLOUTS_OF, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollout_request import ROLLOUTS_OF, RolloutRequest
 from ldm_hf.dataset_builder.bank.sources import open_source
 from ldm_hf.dataset_builder.curves import BY_POLICY, LearningCurve, Sample
 from ldm_hf.dataset_builder.format.records import RunRecord, describe_files
@@ -30,8 +30,8 @@ from ldm_hf.env_registry.registry import spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.env_registry.worker.space_tree import join, leaves, split
 from ldm_hf.errors import failures_of
-from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
+from ldm_hf.utils.files import replacing, scratch_folder
 
 _COPIES, _EPISODES = 10, 20  # environments that score a policy, and episodes: as many as an evaluation has
 _SCORING_SEED = 1_900_000_000  # far from the seeds of data, of training and of evaluations

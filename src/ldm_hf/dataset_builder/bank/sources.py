@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_hf.dataset_builder.bank.policies import Policy, ScriptedPolicy, load_policy
-from ldm_hf.dataset_builder.bank.rollout_jobs import ROLLOUT_SETTINGS, ROLLOUTS_OF, module_file
+from ldm_hf.dataset_builder.bank.rollout_request import ROLLOUT_SETTINGS, ROLLOUTS_OF, module_file
 from ldm_hf.dataset_builder.curves import BY_POLICY
 from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
 from ldm_hf.dataset_builder.format.schema import POLICY_FOLDER, RunInfo

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_hf.dataset_builder.anchors.anchors import Anchors
-from ldm_hf.dataset_builder.build.race.slices import race_folder
+from ldm_hf.dataset_builder.build.race.slice_results import race_folder
 from ldm_hf.dataset_builder.reference.request import Progress, RunRequest
 from ldm_hf.errors import DatasetFormatError, LDMError, StorageError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ldm_hf.dataset_builder.format.records import RunRecord
 from ldm_hf.dataset_builder.reference.candidates import choose_pool
 from ldm_hf.dataset_builder.repository.repository import run_records
 from ldm_hf.executors.local import LocalExecutor
-from ldm_hf.files import sole_writer
+from ldm_hf.utils.files import sole_writer
 
 
 def build(

@@ -9,7 +9,7 @@ from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
 from ldm_hf.dataset_builder.reference.request import Progress, RunRequest
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError, LDMError, StorageError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 RANKING_FOLDER = "_ranking"
 

@@ -24,7 +24,7 @@ from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.executors.base import Executor, JobResult
 from ldm_hf.executors.jobs import run_jobs
-from ldm_hf.files import remove, remove_leftovers, replacing
+from ldm_hf.utils.files import remove, remove_leftovers, replacing
 
 Say = Callable[[str], None]
 Watch = Callable[[Executor, Sequence[Any]], None]

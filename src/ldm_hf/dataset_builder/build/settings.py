@@ -10,7 +10,7 @@ from ldm_hf.dataset_builder.build.budgets import Budget, RaceBudget
 from ldm_hf.dataset_builder.format.schema import SCHEMA_VERSION
 from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.errors import ConfigError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 _SETTINGS = "build.json"
 

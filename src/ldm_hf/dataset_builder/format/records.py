@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ldm_hf.dataset_builder.format.schema import DATA_FILES, RunInfo
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 RECORD = "run.json"
 _PACKAGES = ("ldm_hf", "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch")

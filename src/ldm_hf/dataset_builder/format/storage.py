@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ldm_hf.dataset_builder.format.schema import MANIFEST
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.hub import hub_failures
+from ldm_hf.hub.client import hub_failures
 
 HUB = "hf://"
 _HUB_DATASETS = f"{HUB}datasets/"

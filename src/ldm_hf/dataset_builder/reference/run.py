@@ -28,8 +28,8 @@ from ldm_hf.dataset_builder.reference.scoring import deterministic_episodes
 from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError, failures_of
-from ldm_hf.files import replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json, space_to_json
+from ldm_hf.utils.files import replacing, scratch_folder
 
 _SCORING_SEED = 500_000_000  # far from training seeds, and from those of model evaluation
 _BATCH_BYTES = 2**26

@@ -10,7 +10,7 @@ import jinja2
 from ldm_hf.dataset_builder.anchors.anchors import worth
 from ldm_hf.dataset_builder.format.schema import EPISODES_FILE, MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 NOTES_MARK = "<!-- What is written below this line is kept when the dataset is published again. -->\n"
 """Last line of a card. What the Hub's card has below it is its owner's."""

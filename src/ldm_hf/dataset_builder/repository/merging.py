@@ -15,7 +15,7 @@ from ldm_hf.dataset_builder.format.schema import MANIFEST, RunInfo
 from ldm_hf.dataset_builder.format.storage import FolderStorage
 from ldm_hf.dataset_builder.repository.repository import RUNS, Description, Row
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.hub import LocalFile
+from ldm_hf.hub.client import LocalFile
 
 _OURS = ("train-*-of-*.parquet", "terminal.parquet", "episodes.parquet", "policy/*.json", "policy/*.safetensors")
 """Files of a run's folder that this package writes. Others are their owner's."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ldm_hf.dependencies import require
+from ldm_hf.utils.dependencies import require
 
 REFERENCE = "reference_action"
 """Key of the infos of an episode under which labels travel."""

@@ -15,8 +15,8 @@ from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import list_environments
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import replacing
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions, space_to_json
+from ldm_hf.utils.files import replacing
 
 LIBRARY = "minari"
 """Slug for datasets whose environment no library of the registry has."""

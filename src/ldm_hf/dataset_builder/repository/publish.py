@@ -14,7 +14,7 @@ from ldm_hf.dataset_builder.repository.card import NOTES_MARK
 from ldm_hf.dataset_builder.repository.merging import Merged, Published, merge, read_description
 from ldm_hf.dataset_builder.repository.repository import CARD, CURVES, RUNS, Description
 from ldm_hf.errors import ConfigError, DatasetFormatError, HubError
-from ldm_hf.hub import LocalFile, check_account, commit, hub_failures, newest_commit, remote_files
+from ldm_hf.hub.client import LocalFile, check_account, commit, hub_failures, newest_commit, remote_files
 
 PREFIX = "ldm-"
 """Before a library's slug in the name of its repository."""

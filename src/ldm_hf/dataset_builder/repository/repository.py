@@ -13,7 +13,7 @@ from ldm_hf.dataset_builder.format.schema import MANIFEST, RunInfo
 from ldm_hf.dataset_builder.repository.card import plot_curves, render_card
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import remove_leftovers, replacing
+from ldm_hf.utils.files import remove_leftovers, replacing
 
 RUNS, CARD, CURVES = "runs.parquet", "README.md", "learning_curves.png"
 

@@ -20,8 +20,8 @@ from ldm_hf.env_registry.providers.base import IsolatedProvider, Limits
 from ldm_hf.env_registry.providers.selection import ISOLATED, isolated
 from ldm_hf.env_registry.remote.worker_process import discover, installed
 from ldm_hf.errors import ConfigError, EnvironmentFailure
-from ldm_hf.files import remove, replacing
-from ldm_hf.progress import progress_bar
+from ldm_hf.utils.files import remove, replacing
+from ldm_hf.utils.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm_hf.env_registry.library.manifest import library_folders
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
-from ldm_hf.files import replacing
+from ldm_hf.utils.files import replacing
 
 
 @dataclass(frozen=True)

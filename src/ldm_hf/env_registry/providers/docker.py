@@ -17,11 +17,11 @@ from urllib.parse import unquote
 
 import psutil
 
-from ldm_hf.dependencies import require
 from ldm_hf.env_registry.library.manifest import Manifest
 from ldm_hf.env_registry.providers.base import WORKER_VARIABLES, IsolatedProvider, Limits, ProcessHandle, local_source
 from ldm_hf.env_registry.providers.venv import WORKER_REQUIREMENTS
 from ldm_hf.errors import EnvironmentFailure, MissingDependencyError
+from ldm_hf.utils.dependencies import require
 
 _log = logging.getLogger(__name__)
 

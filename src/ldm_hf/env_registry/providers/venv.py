@@ -21,7 +21,7 @@ import uv
 from ldm_hf.env_registry.library.manifest import home
 from ldm_hf.env_registry.providers.base import WORKER_VARIABLES, IsolatedProvider, Limits, ProcessHandle, local_source
 from ldm_hf.errors import EnvironmentFailure
-from ldm_hf.files import remove
+from ldm_hf.utils.files import remove
 
 _log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ldm_hf.cli.data import make_executor
+from ldm_hf.cli.common import make_executor
 from ldm_hf.cli.main import run_command
 from ldm_hf.cli.settings import with_settings
-from ldm_hf.dependencies import require
 from ldm_hf.errors import ConfigError
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
-from ldm_hf.processes import exit_with_owner
 from ldm_hf.training.preflight import check_machine
+from ldm_hf.utils.dependencies import require
+from ldm_hf.utils.processes import exit_with_owner
 
 
 @with_settings(kind=ExpertsConfig)

@@ -21,13 +21,13 @@ from ldm_hf.executors.jobs import run_jobs
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
 from ldm_hf.experiments.m3dt.grouping import Groups, gradient_groups, random_groups
 from ldm_hf.experiments.m3dt.stages import load_backbone, load_stage, merge_experts
-from ldm_hf.files import remove, remove_leftovers, replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.processes import ChildFailure, Termination
-from ldm_hf.progress import progress_bar
 from ldm_hf.training.checkpoint import save_model
 from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.loop import train
+from ldm_hf.utils.files import remove, remove_leftovers, replacing
+from ldm_hf.utils.processes import ChildFailure, Termination
+from ldm_hf.utils.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 

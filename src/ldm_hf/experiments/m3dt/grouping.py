@@ -15,10 +15,10 @@ from scipy.cluster.vq import ClusterError, kmeans2
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
-from ldm_hf.files import replacing
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.progress import progress_bar
 from ldm_hf.training.loop import make_mixture
+from ldm_hf.utils.files import replacing
+from ldm_hf.utils.progress import progress_bar
 
 _SPLITS = 40  # of which the most even is kept
 _RESTARTS = 40  # of each split, of which the tightest is kept; both numbers are the published code's

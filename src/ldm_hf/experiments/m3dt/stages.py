@@ -9,9 +9,9 @@ from torch import nn
 
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
+from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.modeling.experts_ldm import EXPERT_WEIGHTS, LDMExperts
-from ldm_hf.pretrained import load_pretrained
 from ldm_hf.training.model import trained_model
 
 

@@ -24,13 +24,12 @@ from ldm_hf.dataset_builder.build.race.race import (
     stand,
 )
 from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
-from ldm_hf.dataset_builder.build.race.slices import (
+from ldm_hf.dataset_builder.build.race.slice_jobs import KeepJob, SliceJob
+from ldm_hf.dataset_builder.build.race.slice_results import (
     DEGENERATE,
     RECORDING,
     RESULT,
     STATE,
-    KeepJob,
-    SliceJob,
     SliceResult,
     race_folder,
     read_kept,
@@ -43,7 +42,7 @@ from ldm_hf.dataset_builder.format.schema import environment_folder
 from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY
 from ldm_hf.dataset_builder.reference.request import RunRequest
 from ldm_hf.errors import DatasetFormatError
-from ldm_hf.files import remove, remove_leftovers, replacing
+from ldm_hf.utils.files import remove, remove_leftovers, replacing
 
 _RACE = "race.json"
 _KEEP_SECONDS = 20.0  # an estimate of what writing a run takes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm_hf.dataset_builder.build.race.slices import SliceResult
+from ldm_hf.dataset_builder.build.race.slice_results import SliceResult
 from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 
 NEAR_GOOD = 0.95

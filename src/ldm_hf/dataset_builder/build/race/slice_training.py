@@ -4,20 +4,19 @@ import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ldm_hf.dataset_builder.anchors.flags import ALIKE
-from ldm_hf.dataset_builder.build.race.slices import (
+from ldm_hf.dataset_builder.build.race.slice_results import (
     DEGENERATE,
     EPISODES,
     POLICY,
     RECORDING,
     STATE,
-    KeepJob,
-    SliceJob,
     SliceResult,
     slice_folder,
 )
@@ -39,8 +38,11 @@ from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.dataset_builder.reference.scoring import deterministic_episodes
 from ldm_hf.env_registry.registry import provenance
 from ldm_hf.errors import EnvironmentFailure, failures_of
-from ldm_hf.files import publish, remove, replacing, scratch_folder
 from ldm_hf.modeling.spaces_ldm import SlotLayout, space_from_json
+from ldm_hf.utils.files import publish, remove, replacing, scratch_folder
+
+if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.build.race.slice_jobs import KeepJob, SliceJob
 
 SLICE_EPISODES = 5
 """Episodes that score the policy a slice leaves."""
@@ -51,7 +53,7 @@ _SCORING_SEED, _CONFIRMING = 550_000_000, 10  # of slice k: from here on, 1000 a
 _UNLIMITED = 2**62
 
 
-def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: None) -> None:
+def train_slice(job: "SliceJob", progress: Progress = lambda stage, done, total: None) -> None:
     """Train a slice from the state that the one before it left, record it, score its policy and save its state.
 
     Everything in it follows from that state, the request and the number of the slice: its random numbers, and the first
@@ -131,7 +133,7 @@ def train_slice(job: SliceJob, progress: Progress = lambda stage, done, total: N
         remove(slice_folder(job.root, request, job.number - 1) / STATE)
 
 
-def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreClock, progress: Progress) -> float:
+def _learn(model: BaseAlgorithm, job: "SliceJob", recorder: Recorder, clock: CoreClock, progress: Progress) -> float:
     """Train for the slice's transitions, and for longer where hardly an episode was begun in them.
 
     Schedules move from the first transition of a run to the last of one that wins its race; a run that is trained for longer
@@ -163,7 +165,7 @@ def _learn(model: BaseAlgorithm, job: SliceJob, recorder: Recorder, clock: CoreC
     return (model.num_timesteps - done) / max(clock.seconds() - since, 1e-3)
 
 
-def _score(job: SliceJob, policy: ReferencePolicy, episodes: int) -> tuple[list[float], list[float]]:
+def _score(job: "SliceJob", policy: ReferencePolicy, episodes: int) -> tuple[list[float], list[float]]:
     """Deterministic returns of a slice's policy, and, if they are near known good, those of further episodes.
 
     A run of too few training ``episodes`` to be written is not confirmed: its race continues.
@@ -176,7 +178,7 @@ def _score(job: SliceJob, policy: ReferencePolicy, episodes: int) -> tuple[list[
     return found, more.returns
 
 
-def keep_run(job: KeepJob, progress: Progress = lambda stage, done, total: None) -> None:
+def keep_run(job: "KeepJob", progress: Progress = lambda stage, done, total: None) -> None:
     """Write a run from the recordings of its slices, up to the best, relabelled by the policy that it left.
 
     Raises:

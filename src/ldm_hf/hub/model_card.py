@@ -144,7 +144,7 @@ def training_card(load_as: str, config: Mapping[str, Any], training: Training, p
         model_name(Path(load_as)), {"base_model": training.base_model, "datasets": list(training.datasets)}
     )
     return render(
-        resources.files("ldm_hf").joinpath("model_card.md").read_text(encoding="utf-8"),
+        resources.files("ldm_hf.hub").joinpath("model_card.md").read_text(encoding="utf-8"),
         name=model_name(Path(load_as)),
         metadata=metadata,
         usage=usage(load_as, first),

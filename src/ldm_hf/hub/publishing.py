@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm_hf.errors import CheckpointError, ConfigError, HubError
-from ldm_hf.hub import LocalFile, check_account, commit, hub_failures, newest_commit, remote_files
-from ldm_hf.model_card import (
+from ldm_hf.hub.client import LocalFile, check_account, commit, hub_failures, newest_commit, remote_files
+from ldm_hf.hub.model_card import (
     CARD,
     EVALUATION_FILES,
     NOTES_MARK,
@@ -21,7 +21,7 @@ from ldm_hf.model_card import (
     training_card,
     weights_hash,
 )
-from ldm_hf.pretrained import load_config
+from ldm_hf.hub.pretrained import load_config
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

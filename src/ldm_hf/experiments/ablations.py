@@ -1,6 +1,6 @@
 """What each choice of the loss and of the data's order is worth: the same training with one thing changed, by its scores.
 
-    python benchmarks/ablations.py --data runs/corpus --output runs/ablations --jobs 4 --json figures.json
+    python -m ldm_hf.experiments.ablations --data runs/corpus --output runs/ablations --jobs 4 --json figures.json
 
 Every variant trains on the same environments for the same steps, is evaluated by the paper's protocol, and keeps both in
 its folder under ``--output``: run again, finished ones are only read. Scores are 0 at the reference run's first episodes and
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from harness import print_table, write_json
+
+from ldm_hf.experiments.figures import print_table, write_json
 
 ENVIRONMENTS = (
     "bsuite/bsuite/catch-v0",
@@ -109,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     jobs = [(name, seed) for seed in range(options.seeds) for name in VARIANTS]
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = dict(zip(jobs, pool.map(lambda job: scores_of(*job, options), jobs), strict=True))
+        results = dict(zip(jobs, pool.map(lambda job: scores_of(job[0], job[1], options), jobs), strict=True))
     figures = {}
     rows = []
     for name in VARIANTS:

@@ -7,8 +7,8 @@ import gymnasium
 
 from ldm_hf.evaluation.rollout import RolloutResult, evaluate_environment
 from ldm_hf.evaluation.video import recording_video
+from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
-from ldm_hf.pretrained import load_pretrained
 
 
 class Agent:

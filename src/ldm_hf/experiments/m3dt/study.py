@@ -1,6 +1,6 @@
 """Whether experts help as tasks grow (M3DT, arXiv 2505.24378): dense models and experts on more and more environments.
 
-    python benchmarks/experts_study.py --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
+    python -m ldm_hf.experiments.m3dt.study --data runs/corpus --output runs/experts-study --jobs 4 --json figures.json
 
 For each number of environments (the first ones of a fixed shuffled order, so that each set holds the one before) and each
 seed, trained for the same number of steps per environment and all evaluated by the same rollouts:
@@ -14,10 +14,11 @@ seed, trained for the same number of steps per environment and all evaluated by 
 - `random-N-own` and so on: the same after the second stage, the expert of an environment's group only: what routers that
   always chose it would make of the experts. Losses only.
 
-Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that were
-interrupted continue. `experts_table.py` makes a page and a plot of what `--json` holds. Scores are 0 at the reference run's
-first episodes and 100 at its deterministic policy; references that did not get better have none. Losses, which still differ
-where scores have reached 100, are the cross-entropy of the recorded actions, on sequences that are the same for all.
+Whatever has been made is in its folder under `--output` and is only read when the command is run again; trainings that
+were interrupted continue. `ldm_hf.experiments.m3dt.study_page` makes a page and a plot of what `--json` holds. Scores are
+0 at the reference run's first episodes and 100 at its deterministic policy; references that did not get better have none.
+Losses, which still differ where scores have reached 100, are the cross-entropy of the recorded actions, on sequences that
+are the same for all.
 """
 
 import argparse
@@ -34,12 +35,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from harness import print_table, write_json
 from transformers import AutoModel, AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.evaluation.known_references import ReferenceOfData
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import make_mixture

@@ -1,6 +1,6 @@
-"""The page and the plot of what `experts_study.py --json` wrote: every environment's score with every variant.
+"""The page and the plot of what `study --json` wrote: every environment's score with every variant.
 
-python benchmarks/experts_table.py figures.json docs/results/experts
+python -m ldm_hf.experiments.m3dt.study_page figures.json docs/results/experts
 """
 
 import argparse
@@ -99,8 +99,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     parts = [
         "# Experts and dense models: scores\n\n"
-        "Made by `benchmarks/experts_table.py`; docs/experts.md says what was compared, and what it shows. Scores are "
-        "percentages of the reference's improvement, from 0 to 100, in brackets of each seed."
+        "Made by `python -m ldm_hf.experiments.m3dt.study_page`; docs/experts.md says what was compared, and what it shows. "
+        "Scores are percentages of the reference's improvement, from 0 to 100, in brackets of each seed."
     ]
     if len(studies) > 1:
         plot(studies, order, options.output / "sweep.png")
