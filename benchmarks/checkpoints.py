@@ -8,7 +8,8 @@ A model is sharded by FSDP2 over processes of this machine, with AdamW's moments
 - `sharded`: each process writes its shards (`FileSystemWriter`, whose metadata is a pickle);
 - `sharded, asynchronous`: the same by `async_save`: shards are copied, a thread writes them beside training;
 - `safetensors shards`: `HuggingFaceStorageWriter`, each process its shards, without pickle;
-- `safetensors, consolidated`: the same, whose shards are then put together to whole tensors.
+- `safetensors shards, asynchronous`: the same by `async_save`;
+- `safetensors, consolidated`: shards that are then put together to whole tensors.
 
 `blocks` is the time for which training waits, `done` until the files are there; both are ratios to `gathered` of the same
 round. `peak` is how much the memory of all processes grew while saving, in multiples of weights and moments.
@@ -61,15 +62,19 @@ def contenders(accelerator: Accelerator, model: torch.nn.Module, optimizer: torc
     def asynchronous(folder: Path) -> Future:
         return dcp.async_save(state(), checkpoint_id=folder)
 
-    def safetensors(folder: Path, whole: bool) -> None:
+    def safetensors(folder: Path, whole: bool = False, later: bool = False) -> Future | None:
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=whole)
+        if later:
+            return dcp.async_save(state(), storage_writer=writer)
         dcp.save(state(), storage_writer=writer)
+        return None
 
     return {
         "gathered": gathered,
         "sharded": sharded,
         "sharded, asynchronous": asynchronous,
-        "safetensors shards": lambda folder: safetensors(folder, whole=False),
+        "safetensors shards": safetensors,
+        "safetensors shards, asynchronous": lambda folder: safetensors(folder, later=True),
         "safetensors, consolidated": lambda folder: safetensors(folder, whole=True),
     }
 

@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ldm_hf import dependencies
 from ldm_hf.errors import MissingDependencyError
+from ldm_hf.utils import dependencies
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = ConfigParser(interpolation=None)
