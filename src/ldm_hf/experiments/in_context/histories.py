@@ -5,6 +5,7 @@ along a history, as algorithm distillation with noise has it (AD-eps, arXiv 2312
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +42,10 @@ class Learner:
     def act(self, episode: int, known: np.ndarray) -> np.ndarray:
         """Actions in an episode, of which ``known`` are the best."""
         number, rng = len(known), self._rng
-        anew = rng.random(number) < _NEW_GUESS
+        renewed = rng.random(number) < _NEW_GUESS
         fresh = self._family.draw(number, False, rng)
-        self._guesses = np.where(anew.reshape(-1, *[1] * (fresh.ndim - 1)), fresh, self._guesses)
-        self._guessing = np.where(anew, rng.random(number) < 0.5, self._guessing)
+        self._guesses = np.where(renewed.reshape(-1, *[1] * (fresh.ndim - 1)), fresh, self._guesses)
+        self._guessing = np.where(renewed, rng.random(number) < 0.5, self._guessing)
         guessed, drawn = self._family.expert(self._guesses), self._random(known)
         exploring = rng.random(number) < np.clip(1.5 - 1.5 * episode / np.maximum(self._done_exploring, 1e-9), 0, 1)
         chosen = np.where(_like(exploring, known), np.where(_like(self._guessing, known), guessed, drawn), known)
@@ -152,7 +153,7 @@ def random_returns(family: TaskFamily, episodes: int, seed: int = 0) -> np.ndarr
     return _returns(family, episodes, family.action_space.sample)
 
 
-def _returns(family: TaskFamily, episodes: int, act) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _returns(family: TaskFamily, episodes: int, act: Callable[[], np.ndarray]) -> np.ndarray:
     family.reset(seed=1_000_003)
     rewards = [family.step(act())[1] for _ in range(episodes * family.episode_length)]
     return np.array(rewards, np.float64).reshape(episodes, family.episode_length, -1).sum(1).T

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gymnasium
 import numpy as np
 
 from ldm_hf.experiments.in_context.tasks import Bandit, TaskFamily
@@ -61,11 +62,11 @@ class _Spaces:
     family: TaskFamily
 
     @property
-    def observation_space(self):  # type: ignore[no-untyped-def]
+    def observation_space(self) -> gymnasium.Space:
         return self.family.single_observation_space
 
     @property
-    def action_space(self):  # type: ignore[no-untyped-def]
+    def action_space(self) -> gymnasium.Space:
         return self.family.single_action_space
 
 

@@ -8,7 +8,7 @@ smaller; control with permuted actions is DPT's idea of a changed action space.
 
 import itertools
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -30,7 +30,7 @@ class TaskFamily(VectorEnv):
         episode_length: steps of each episode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # Gymnasium declares it so
     episode_length: int
     single_observation_space: gymnasium.Space
     single_action_space: gymnasium.Space
@@ -89,7 +89,7 @@ class Bandit(TaskFamily):
 
     @staticmethod
     def draw(number: int, held_out: bool, rng: np.random.Generator) -> np.ndarray:
-        """Means of the arms; they are drawn anew for each task, so that none is met twice."""
+        """Means of the arms; they are drawn for each task, so that none is met twice."""
         return rng.random((number, Bandit.arms))
 
     def expert(self, parameters: np.ndarray) -> np.ndarray:
