@@ -69,7 +69,11 @@ def doctor(
 @environments.command()
 def add(
     requirements: Annotated[
-        list[str] | None, typer.Argument(help="What pip installs: a requirement, git+https://..., or a folder.")
+        list[str] | None,
+        typer.Argument(
+            help="What pip installs: a requirement, a repository with @branch or @tag, or a folder; or your own code: "
+            "FILE.py:Class, module:Class."
+        ),
     ] = None,
     slug: Annotated[str | None, typer.Option(help="First part of the ids. Default: the package's name.")] = None,
     python: Annotated[

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from ldm_hf.env_registry.experts import Expert
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests
+from ldm_hf.env_registry.library.repair import lacks_arguments
 from ldm_hf.env_registry.library.report import EnvironmentReport, load_report
 from ldm_hf.env_registry.providers.base import Limits
 from ldm_hf.env_registry.providers.inprocess import InProcessProvider, Vectorization
@@ -88,7 +89,7 @@ def make(
         EnvironmentFailure: it cannot be made here; the message says why and what helps.
         ConfigError: an argument is out of range.
     """
-    manifest, report = _find(environment)
+    manifest, report = _find(environment, kwargs)
     chosen = choose(manifest, report.entry_point, provider)
     _check_limit(max_episode_steps)
     if isinstance(chosen, InProcessProvider):
@@ -151,7 +152,7 @@ def make_vec(
     except ValueError as error:
         modes = ", ".join(repr(known.value) for known in AutoresetMode)
         raise ConfigError(f"autoreset_mode must be one of {modes}, got {autoreset_mode!r}") from error
-    manifest, report = _find(environment)
+    manifest, report = _find(environment, kwargs)
     chosen = choose(manifest, report.entry_point, provider, isolated_only=expert is not None)
     _check_limit(max_episode_steps)
     if isinstance(chosen, InProcessProvider):
@@ -259,13 +260,17 @@ def _spec(manifest: Manifest, report: EnvironmentReport) -> EnvironmentSpec:
     )
 
 
-def _find(environment: str) -> tuple[Manifest, EnvironmentReport]:
+def _find(environment: str, arguments: Mapping[str, Any] | None = None) -> tuple[Manifest, EnvironmentReport]:
+    """A validated environment; with ``arguments`` for its constructor also one that failed for the lack of some."""
     try:
         parsed = EnvironmentId.parse(environment)
         manifest = find_manifest(parsed.library)
         for report in _validated(manifest):
             if report.name == parsed.name:
                 return manifest, report
+        failed = load_report(manifest.slug).environments.get(parsed.name)
+        if arguments and failed is not None and lacks_arguments(str(failed.failure)):
+            return manifest, failed
         raise UnknownEnvironmentError(_why_not(manifest, parsed.name))
     except UnknownEnvironmentError as error:
         nearest = _nearest(environment, (found.id for found in list_environments()))
@@ -276,6 +281,8 @@ def _find(environment: str) -> tuple[Manifest, EnvironmentReport]:
 def _why_not(manifest: Manifest, name: str) -> str:
     failed = load_report(manifest.slug).environments.get(name)
     reason = f": {failed.failure}" if failed else ""
+    if failed and lacks_arguments(str(failed.failure)):
+        reason += "; give them to make"
     return f"{manifest.slug} has no environment {name!r}" + (f" that could be validated{reason}" if reason else "")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
+from ldm_hf.env_registry.library.own_code import own_code
 from ldm_hf.env_registry.library.repair import MOST_REPAIRS, diagnose_failure, diagnose_failures
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.library.validation import validate
@@ -30,6 +31,9 @@ PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
 
 OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
 """Tools that still take what packages of old Gym's time say of themselves."""
+
+_HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co")
+_ARCHIVES = (".zip", ".tar.gz", ".whl")
 
 _OLD_METADATA = ("invalid metadata", "could not be parsed", "Failed to build", "build_wheel")
 
@@ -144,8 +148,13 @@ def _draft(request: AddRequest) -> Manifest:
             raise ConfigError(f"{request.file} cannot be read: {error}") from error
     data.update(request.keys)
     if not data.get("requirements"):
-        raise ConfigError("name what to install: a requirement, a repository or a folder")
-    data["requirements"] = [_absolute(requirement) for requirement in data["requirements"]]
+        raise ConfigError("name what to install: a requirement, a repository, a folder, or FILE.py:Class")
+    first, *more = data["requirements"]
+    if (own := own_code(first, request.output)) is not None:
+        data = {**own, **data, "requirements": [*own["requirements"], *more], "python": data["python"] or own["python"]}
+        data["entry_points"] = [*own["entry_points"], *request.keys.get("entry_points", [])]
+        data["modules"] = data["modules"] or own.get("modules", [])
+    data["requirements"] = [requirement_of(requirement) for requirement in data["requirements"]]
     data.setdefault("slug", _slug(data["requirements"][0]))
     return Manifest.from_data(data, "the request")
 
@@ -154,14 +163,32 @@ def _unknown(request: AddRequest) -> Manifest:
     raise ConfigError(f"no library is called {request.manifest!r}; `ldm env list` shows them all")
 
 
-def _absolute(requirement: str) -> str:
-    """A folder by its full path: installers run elsewhere."""
-    return str(Path(requirement).resolve()) if Path(requirement).is_dir() else requirement
+def requirement_of(text: str) -> str:
+    """What pip takes for what a user types: a folder by its full path, as installers run elsewhere; a repository as git's.
+
+    A repository may be named as git names it, ``git@host:owner/name.git`` or ``https://.../name.git``, with ``@branch``,
+    ``@tag`` or ``@commit`` behind it, or by the address of its page on a well-known host.
+    """
+    if Path(text).is_dir():
+        return str(Path(text).resolve())
+    if match := re.fullmatch(r"([\w.-]+@[\w.-]+):(?!/)(.+)", text):
+        return f"git+ssh://{match[1]}/{match[2]}"
+    scheme, separator, rest = text.partition("://")
+    if not separator or "+" in scheme or " " in scheme:
+        return text
+    host, _, path = rest.partition("/")
+    path = path.partition("@")[0]
+    if scheme in ("ssh", "git") or path.endswith(".git") or (host in _HOSTS and not path.endswith(_ARCHIVES)):
+        return f"git+{text}"
+    return text
 
 
 def _slug(requirement: str) -> str:
-    if "://" in requirement or Path(requirement).is_dir():
-        name = re.sub(r"(\.git)?(@[^/]*)?$", "", requirement.rstrip("/")).rpartition("/")[2]
+    if "://" in requirement:
+        path = requirement.partition("#")[0].partition("://")[2].partition("/")[2]
+        name = path.partition("@")[0].rstrip("/").removesuffix(".git").rpartition("/")[2]
+    elif Path(requirement).is_dir():
+        name = Path(requirement).name
     else:
         name = re.match(r"[\w.-]*", requirement)[0]  # type: ignore[index]
     return normal_name(name)

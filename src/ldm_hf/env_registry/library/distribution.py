@@ -15,6 +15,7 @@ from ldm_hf.errors import ConfigError, EnvironmentFailure
 _LICENCES = {"MIT License": "MIT", "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause"}
 _PINNED = re.compile(r"[\w.-]+==[\w.!+-]+")
 _FROM_ADDRESS = re.compile(r"[\w.-]+ @ (git\+)?https://[^\s'\"]+")
+_COMMIT = re.compile(r"git\+(ssh|file)://[^\s'\"]+@[0-9a-f]{40}")
 _NO_LIBRARIES = ("tests", "test", "docs", "examples", "scripts", "benchmarks")
 
 
@@ -48,7 +49,7 @@ def lock_of(manifest: Manifest, frozen: list[str], source_of: Callable[[str], st
         source = source_of(origin) if origin.startswith("file://") else None
         if source is not None and re.fullmatch(r"[\w.-]+", name):
             lock.append(f"{name} @ file://{source}")
-        elif _PINNED.fullmatch(line) or _FROM_ADDRESS.fullmatch(line):
+        elif _PINNED.fullmatch(line) or _FROM_ADDRESS.fullmatch(line) or _is_named(origin, manifest):
             lock.append(line.removesuffix("+cpu"))  # a build that another index may not have
         else:
             raise EnvironmentFailure(f"{manifest.slug} installed what cannot be locked: {line[:200]!r}")
@@ -102,20 +103,34 @@ def _pin_name(manifest: Manifest, lock: tuple[str, ...]) -> str:
     first = manifest.requirements[0]
     source = first.partition(" @ ")[2] or first
     if "://" in source or Path(source).exists():
-        wanted = source.removeprefix("git+").partition("#")[0].removesuffix(".git")
         for line in lock:
             name, _, origin = line.partition(" @ ")
-            if origin and _same_source(origin, wanted):
+            if origin and _same_source(origin, source):
                 return normal_name(name)
     match = re.match(r"[\w.-]+", first)
     return normal_name(match[0]) if match else first
 
 
+def _is_named(origin: str, manifest: Manifest) -> bool:
+    """Whether an address is a commit of a repository, here or by ssh, that a requirement names."""
+    if not _COMMIT.fullmatch(origin):
+        return False
+    sources = [one.partition(" @ ")[2] or one for one in manifest.requirements]
+    return any(_same_source(origin, source) for source in sources if source.startswith(("git+ssh://", "git+file://")))
+
+
 def _same_source(origin: str, wanted: str) -> bool:
-    origin = origin.removeprefix("git+").removeprefix("file://")
-    base = re.sub(r"@[0-9a-f]{7,40}$", "", wanted)
-    local = str(Path(wanted).resolve()) if "://" not in wanted else wanted
-    return origin.startswith(base) or origin.startswith(local)
+    """Whether what pip says of a package's origin is what a requirement names; commits and branches are not compared."""
+    if "://" not in wanted:
+        return origin.removeprefix("file://").startswith(str(Path(wanted).resolve()))
+    return _repository(origin) == _repository(wanted)
+
+
+def _repository(address: str) -> str:
+    """An address without what chooses a version of it."""
+    scheme, _, rest = address.removeprefix("git+").partition("#")[0].partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}/{path.partition('@')[0].rstrip('/').removesuffix('.git')}"
 
 
 def normal_name(name: str) -> str:

@@ -11,7 +11,7 @@ MOST_REPAIRS = 3
 """How many repairs of one library are tried, one after another."""
 
 _HEADLESS = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
-_PACKAGES = {
+PACKAGES = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "yaml": "pyyaml",
@@ -73,8 +73,8 @@ def _module(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     if module == "distutils":
         return _with_requirement("it needs distutils, which Python 3.12 lacks", "setuptools<81", manifest)
     cause = f"it needs the module {module}, and does not require it"
-    if module in _PACKAGES:
-        return _with_requirement(cause, _PACKAGES[module], manifest)
+    if module in PACKAGES:
+        return _with_requirement(cause, PACKAGES[module], manifest)
     return Diagnosis(cause, f"add the package that has {module} to what is installed")
 
 
@@ -120,8 +120,16 @@ def _no_file(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     )
 
 
+_LACKING = r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)"
+
+
+def lacks_arguments(reason: str) -> bool:
+    """Whether an environment failed because its constructor was not given what it requires."""
+    return re.search(_LACKING, reason) is not None
+
+
 _RULES: list[tuple[str, Rule]] = [
-    (r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", _arguments),
+    (_LACKING, _arguments),
     (
         r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1",
         _numpy,
