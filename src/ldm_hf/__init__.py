@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
     from ldm_hf.hub.publishing import publish_model
     from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
+    from ldm_hf.policy_search import solve
     from ldm_hf.training.config import TrainingConfig
     from ldm_hf.training.loop import train
 
@@ -43,6 +44,7 @@ __all__ = [
     "open_datasets",
     "publish",
     "publish_model",
+    "solve",
     "spec",
     "train",
 ]
@@ -55,6 +57,7 @@ _MODULES = {
     "open_datasets": "ldm_hf.dataset_builder.format.reader",
     "publish": "ldm_hf.dataset_builder.repository.publish",
     "publish_model": "ldm_hf.hub.publishing",
+    "solve": "ldm_hf.policy_search",
     "TrainingConfig": "ldm_hf.training.config",
     "train": "ldm_hf.training.loop",
     "evaluate": "ldm_hf.evaluation.evaluate",

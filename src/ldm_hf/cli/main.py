@@ -18,6 +18,7 @@ from ldm_hf.cli.env import environments
 from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
 from ldm_hf.cli.finetuning import finetune
 from ldm_hf.cli.publishing import publish
+from ldm_hf.cli.solve import solve
 from ldm_hf.cli.training import LAUNCH, launch, train
 from ldm_hf.errors import LDMError
 from ldm_hf.utils.dependencies import require
@@ -33,7 +34,7 @@ class _InOrder(typer.core.TyperGroup):
 
 
 _ORDER = (
-    *("quickstart", "env", "build", "adopt", "bank", "references", "check", "convert"),
+    *("quickstart", "solve", "env", "build", "adopt", "bank", "references", "check", "convert"),
     *("train", "launch", "finetune", "evaluate", "verify", "report", "coverage", "rollout", "publish"),
 )
 
@@ -61,6 +62,7 @@ def root(
     """Options of no command."""
 
 
+app.command()(solve)
 app.add_typer(environments, name="env")
 app.command()(build)
 app.command()(adopt)

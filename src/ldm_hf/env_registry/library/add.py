@@ -183,6 +183,16 @@ def requirement_of(text: str) -> str:
     return text
 
 
+def slug_of(target: str) -> str:
+    """The slug that a library gets, which ``target`` is the first requirement of, or one's own code."""
+    source = target.rpartition(":")[0] if ":" in target and "://" not in target and "@" not in target else target
+    if source.endswith(".py"):
+        return normal_name(Path(source).stem)
+    if source != target:
+        return normal_name(source.partition(".")[0])
+    return _slug(requirement_of(target))
+
+
 def _slug(requirement: str) -> str:
     if "://" in requirement:
         path = requirement.partition("#")[0].partition("://")[2].partition("/")[2]

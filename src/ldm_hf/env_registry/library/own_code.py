@@ -16,6 +16,7 @@ from typing import Any
 
 import tomli_w
 
+from ldm_hf.env_registry.library.distribution import normal_name
 from ldm_hf.env_registry.library.repair import PACKAGES
 from ldm_hf.errors import ConfigError
 from ldm_hf.utils.files import replacing
@@ -66,7 +67,12 @@ def _importable(module: str, name: str, output: Path) -> dict[str, Any]:
     found = _origin(top)
     if owners and (found is None or "site-packages" in found.parts):
         requirement = f"{owners[0]}=={metadata.version(owners[0])}"
-        return {"slug": owners[0], "requirements": [requirement], "python": PYTHON, "entry_points": [entry_point]}
+        return {
+            "slug": normal_name(top),
+            "requirements": [requirement],
+            "python": PYTHON,
+            "entry_points": [entry_point],
+        }
     if found is None:
         raise ConfigError(f"no module is called {top!r}, here or among what is installed")
     return _keys(top, [found], [entry_point], output)
@@ -122,7 +128,7 @@ def _is_environment(node: ast.ClassDef) -> bool:
 
 def _keys(name: str, parts: list[Path], entry_points: list[dict[str, Any]], output: Path) -> dict[str, Any]:
     """Make the project of some files and packages, and give the keys of its manifest."""
-    slug = name.replace("_", "-").lower()
+    slug = normal_name(name)
     files = [file for part in parts for file in ([part] if part.is_file() else sorted(part.rglob("*.py")))]
     requirements = _requirements(files, {part.stem for part in parts})
     digest = hashlib.sha256("\n".join(requirements).encode())

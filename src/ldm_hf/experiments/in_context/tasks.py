@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -108,7 +108,7 @@ class Bandit(TaskFamily):
 
 
 class _Grid(TaskFamily):
-    """A room of ``size`` x ``size`` cells that is entered in the middle; an agent sees where it is."""
+    """A room of ``size`` x ``size`` cells that is entered in the middle; an agent sees its row and its column."""
 
     size: int
 
@@ -116,6 +116,9 @@ class _Grid(TaskFamily):
         self._cells = np.full((self.num_envs, 2), self.size // 2)
 
     def _observe(self) -> np.ndarray:
+        return self._cells.copy()
+
+    def _numbers(self) -> np.ndarray:
         return self._cells[:, 0] * self.size + self._cells[:, 1]
 
     def _move(self, actions: np.ndarray) -> None:
@@ -136,7 +139,7 @@ class DarkRoom(_Grid):
     """A cell of a dark room of 7 x 7 gives 1 in each step that ends in it; 10 of the 49 cells are held out."""
 
     size, episode_length = 7, 15
-    single_observation_space, single_action_space = Discrete(49), Discrete(5)
+    single_observation_space, single_action_space = MultiDiscrete([7, 7]), Discrete(5)
 
     @staticmethod
     def draw(number: int, held_out: bool, rng: np.random.Generator) -> np.ndarray:
@@ -150,14 +153,14 @@ class DarkRoom(_Grid):
 
     def _act(self, actions: np.ndarray) -> np.ndarray:
         self._move(actions)
-        return self._observe() == self.parameters
+        return self._numbers() == self.parameters
 
 
 class KeyToDoor(_Grid):
     """In a dark room of 5 x 5 a key gives 1, and then a door gives 1, once per episode; a tenth of the pairs is held out."""
 
     size, episode_length = 5, 16
-    single_observation_space, single_action_space = Discrete(25), Discrete(5)
+    single_observation_space, single_action_space = MultiDiscrete([5, 5]), Discrete(5)
 
     @staticmethod
     def draw(number: int, held_out: bool, rng: np.random.Generator) -> np.ndarray:
@@ -177,7 +180,7 @@ class KeyToDoor(_Grid):
 
     def _act(self, actions: np.ndarray) -> np.ndarray:
         self._move(actions)
-        cells = self._observe()
+        cells = self._numbers()
         takes = ~self._has_key & (cells == self.parameters[:, 0])
         opens = self._has_key & ~self._is_open & (cells == self.parameters[:, 1])
         self._has_key |= takes
