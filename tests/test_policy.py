@@ -257,6 +257,28 @@ def test_drawn_actions_follow_the_logits(model, processor):
         assert ((frequency - expected).abs() <= 5 * (expected * (1 - expected) / rows).sqrt() + 1e-9).all()
 
 
+def test_a_row_explores_until_its_rewards_differ(model, processor):
+    """Row 0 is given nothing but zeros, row 1 a reward at the third call, after which it takes the likeliest bins."""
+    certain, exploring = (
+        LDMPolicy(model, processor, [CONTROL] * 2, context_length=16, **options)
+        for options in ({}, {"exploration_temperature": 1000.0, "seed": 3})
+    )
+    observation = CONTROL.observation_space.sample()
+    same = []
+    for step in range(8):
+        rewards = [0.0, 1.0 if step == 3 else 0.0]
+        outcome = (rewards, [False] * 2, [False] * 2) if step else ()
+        acted = [policy.act([observation] * 2, *outcome) for policy in (certain, exploring)]
+        same.append([np.array_equal(one, other) for one, other in zip(*acted, strict=True)])
+        exploring._last_actions = certain._last_actions.copy()  # so that both have the same context
+    assert not any(row for row, _ in same)
+    assert [row for _, row in same] == [False] * 3 + [True] * 5
+    exploring.select([1])
+    assert exploring._temperatures().tolist() == [0.0]
+    with pytest.raises(ValueError, match="exploration_temperature must be at least 0, got -1"):
+        LDMPolicy(model, processor, [GRID], exploration_temperature=-1)
+
+
 def test_draws_are_seeded_and_nearly_certain_when_cold(model, processor):
     def acted(**options) -> list:
         policy = LDMPolicy(model, processor, [GRID], context_length=8, **options)

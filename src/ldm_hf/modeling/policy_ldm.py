@@ -56,6 +56,9 @@ class LDMPolicy:
         compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
             takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
         temperature: 0 takes the most likely bins. Otherwise bins are drawn, from the logits divided by it.
+        exploration_temperature: the same in environments all of whose rewards so far were alike: a context that says nothing
+            of what is good has to look around first. By default ``temperature`` there too. What it is worth is in
+            docs/in_context.md.
         seed: of what is drawn.
 
     Raises:
@@ -78,6 +81,7 @@ class LDMPolicy:
         compile: bool = False,
         temperature: float = 0.0,
         seed: int = 0,
+        exploration_temperature: float | None = None,
     ):
         limit = model.config.max_position_embeddings
         self.context_length = limit if context_length is None else context_length
@@ -85,7 +89,9 @@ class LDMPolicy:
             raise ValueError(f"context_length must be from 2 to {limit} (the model's), got {context_length}")
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
-        self.temperature = temperature
+        if exploration_temperature is not None and exploration_temperature < 0:
+            raise ValueError(f"exploration_temperature must be at least 0, got {exploration_temperature}")
+        self.temperature, self.exploration_temperature = temperature, exploration_temperature
         if compile and is_offloaded(model):
             raise ValueError("compile needs all weights on one device, and device_map has offloaded some of this model")
         self._device = device = acting_device(model)
@@ -101,6 +107,8 @@ class LDMPolicy:
         devices = [acting_device(layer) for layer in model.backbone.layers]
         self._cache = RolloutCache.allocate(model.config, len(self), self.context_length, model.dtype, devices)
         self._last_actions = np.zeros((len(self), max(layout.num_slots for layout in layouts[1])), np.float32)
+        self._first_rewards: np.ndarray | None = None
+        self._rewards_differ = np.zeros(len(self), bool)
         self._describe()
 
     def __len__(self) -> int:
@@ -135,9 +143,11 @@ class LDMPolicy:
         if self._context.length == self.context_length:
             self._rebuild()
         self._context.append(flat, self._last_actions, outcome)
+        self._compare(rewards)
         logits_BAK, bins_BA = self._forward()
-        if self.temperature:
-            bins_BA = self._drawn(logits_BAK)
+        temperatures_B = self._temperatures()
+        if temperatures_B.any():
+            bins_BA = self._drawn(logits_BAK, bins_BA, temperatures_B)
         self._last_actions = self._slots(bins_BA.cpu())
         return [
             layout.unflatten(slots[: layout.num_slots])
@@ -152,6 +162,8 @@ class LDMPolicy:
         self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self._device))
         self._describe()
         self._last_actions = self._last_actions[list(rows), : self._low.shape[1]]
+        self._rewards_differ = self._rewards_differ[list(rows)]
+        self._first_rewards = None if self._first_rewards is None else self._first_rewards[list(rows)]
 
     def _describe(self) -> None:
         """Collect what is the same at every step."""
@@ -203,10 +215,29 @@ class LDMPolicy:
         self._cache.show(length)
         return chosen
 
-    def _drawn(self, logits_BAK: torch.Tensor) -> torch.Tensor:
-        """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none."""
-        likelihood_BAK = (logits_BAK.float() / self.temperature).softmax(-1)
-        return torch.multinomial(likelihood_BAK.flatten(0, 1), 1, generator=self._generator).view(logits_BAK.shape[:2])
+    def _compare(self, rewards: Sequence[float] | None) -> None:
+        """Note in which rows a reward differs from the first one."""
+        if rewards is None:
+            return
+        if self._first_rewards is None:
+            self._first_rewards = np.array(rewards, np.float64)
+        self._rewards_differ |= np.asarray(rewards, np.float64) != self._first_rewards
+
+    def _temperatures(self) -> np.ndarray:
+        """Temperature of each row, of shape (B,)."""
+        exploring = self.temperature if self.exploration_temperature is None else self.exploration_temperature
+        return np.where(self._rewards_differ, self.temperature, exploring)
+
+    def _drawn(self, logits_BAK: torch.Tensor, bins_BA: torch.Tensor, temperatures_B: np.ndarray) -> torch.Tensor:
+        """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none.
+
+        Rows of temperature 0 keep theirs.
+        """
+        draws_B = torch.as_tensor(temperatures_B > 0, device=logits_BAK.device)
+        divisors_B = torch.as_tensor(np.where(temperatures_B > 0, temperatures_B, 1.0), dtype=torch.float32)
+        likelihood_BAK = (logits_BAK.float() / divisors_B.to(logits_BAK.device)[:, None, None]).softmax(-1)
+        drawn_BA = torch.multinomial(likelihood_BAK.flatten(0, 1), 1, generator=self._generator).view(bins_BA.shape)
+        return torch.where(draws_B[:, None], drawn_BA, bins_BA)
 
     def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:
         """The action slots that bins stand for, float32 of shape (B, A)."""

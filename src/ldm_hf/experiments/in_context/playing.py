@@ -9,6 +9,9 @@ import numpy as np
 from ldm_hf.experiments.in_context.tasks import Bandit, TaskFamily
 from ldm_hf.modeling import LDMModel, LDMProcessor
 
+EXPLORATION = 3.0
+"""Temperature of the way that explores, chosen on the goals that Dark Room is trained on, where 2 to 5 do the same."""
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -17,20 +20,23 @@ class Mode:
     Attributes:
         kept: whether the context is kept across the episodes of a task, or cleared before each.
         drawn: of the episodes of a task, in how many actions are drawn; from then on they are the likeliest.
+        exploration: temperature at which they are drawn until two rewards differ; 1 afterwards.
     """
 
     kept: bool
     drawn: int
+    exploration: float = 1.0
 
 
 def modes(episodes: int) -> dict[str, Mode]:
-    """The ways that are compared. The last explores by drawing first, and then relies on what it has seen."""
+    """The ways that are compared. The last two look around first, and then rely on what they have seen."""
     return {
         "kept, drawn": Mode(True, episodes),
         "kept, likeliest": Mode(True, 0),
         "cleared, drawn": Mode(False, episodes),
         "cleared, likeliest": Mode(False, 0),
         "kept, drawn then likeliest": Mode(True, episodes // 2),
+        "kept, exploring": Mode(True, episodes, EXPLORATION),
     }
 
 
@@ -46,7 +52,8 @@ def play(
     for episode in range(episodes):
         if episode and not mode.kept:
             policy, outcome = model.policy(processor, spaces, seed=seed + episode), ()
-        policy.temperature = 1.0 if episode < mode.drawn else 0.0
+        drawing = episode < mode.drawn
+        policy.temperature, policy.exploration_temperature = (1.0, mode.exploration) if drawing else (0.0, 0.0)
         for _ in range(family.episode_length):
             actions = policy.act(list(observations), *map(np.ndarray.tolist, outcome))
             observations, *brought, _ = family.step(np.stack(actions))
