@@ -21,7 +21,7 @@ from ldm_hf.evaluation import showcase
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.report import Report
-from ldm_hf.evaluation.results import SEEN_SEED
+from ldm_hf.evaluation.results import SEEN_SEED, judge
 from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, evaluate_environment, roll_out
 from test_remote_env import remote
 
@@ -218,6 +218,37 @@ def test_evaluation_writes_everything_and_repeats_nothing(folder, data, tmp_path
     assert evaluate(folder, references, tmp_path, SHORT) == report
     with pytest.raises(AssertionError, match="evaluated again"):  # another protocol is another result
         evaluate(folder, references, tmp_path, Protocol(episodes=3, rollouts=2))
+
+
+def test_what_a_context_is_worth(folder, data, model, processor, tmp_path, monkeypatch):
+    """Episodes with an empty context are rollouts of one episode each, and are played once."""
+    [reference] = open_datasets(data)[:1]
+    protocol = Protocol(episodes=3, rollouts=2)
+    before = evaluate(folder, [reference], tmp_path, protocol).environments[0]
+    assert before.cleared_returns == [] and before.cleared_mean is None and before.context_verdict == ""
+    result = evaluate(folder, [reference], tmp_path, protocol, cleared=True).environments[0]
+    alone = evaluate_environment(model, processor, reference.environment, episodes=1, rollouts=6)
+    assert result.cleared_returns == [value for rollout in alone.returns for value in rollout]
+    assert result.returns == before.returns
+    monkeypatch.setattr("ldm_hf.evaluation.evaluate.roll_out", None)
+    assert evaluate(folder, [reference], tmp_path, protocol, cleared=True).environments == [result]
+    tables = (tmp_path / "tables.md").read_text()
+    assert "What a context of earlier episodes is worth" in tables
+    assert ">context cleared</button>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kept", "cleared", "verdict"),
+    [
+        ([9, 10, 11, 10, 9, 11], [1, 2, 1, 2, 1, 2], "helps"),
+        ([1, 2, 1, 2, 1, 2], [9, 10, 11, 10, 9, 11], "harms"),
+        ([1, 2, 1, 2, 1, 2], [2, 1, 2, 1, 2, 1], "makes no difference"),
+        ([5, 5, 5], [5, 5, 5], "makes no difference"),
+    ],
+)
+def test_the_verdict_on_a_context(folder, data, tmp_path, kept, cleared, verdict):
+    result = judge(open_datasets(data)[0].info, [kept], [[1] * len(kept)])
+    assert replace(result, cleared_returns=[float(value) for value in cleared]).context_verdict == verdict
 
 
 def test_an_interrupted_evaluation_continues(folder, data, tmp_path, monkeypatch):

@@ -37,12 +37,16 @@ def test_a_door_without_its_key_gives_nothing():
 
 
 def test_permuted_actions_do_what_they_mean():
-    """Action 0 means the move up the second axis, which is the move of number 1."""
-    family = PermutedControl(np.array([[1, 0, 2, 3, 4]]))
+    """Action 0 means the move of number 1, one column to the right; the expert loses a step of distance with each action."""
+    family = PermutedControl(np.array([[1, 0, 2, 3, 4]] * 20))
     before, _ = family.reset(seed=3)
-    after, *_ = family.step([0])
-    moved = after[0, :2] - before[0, :2]
-    assert moved[0] == 0 and moved[1] == pytest.approx(min(0.2, 1 - before[0, 1]), abs=1e-6)
+    after, *_ = family.step(np.zeros(20, int))
+    assert np.array_equal(after[:, 0], before[:, 0])
+    assert np.array_equal(after[:, 1], np.minimum(before[:, 1] + 1, 6))
+    distance = np.abs(after[:, :2] - after[:, 2:]).sum(1)
+    for step in range(1, 11):
+        _, rewards, *_ = family.step(family.expert(family.parameters))
+        assert np.array_equal(-rewards, np.maximum(distance - step, 0))
 
 
 def test_a_known_gain_reaches_its_goal_at_once():

@@ -44,6 +44,10 @@ def evaluate(
         float, typer.Option(min=0.1, help="Seconds after which a step of an isolated environment has failed.")
     ] = 60.0,
     videos: Annotated[int, typer.Option(min=0, help="Environments to record, from the best score to the worst.")] = 0,
+    cleared: Annotated[
+        bool,
+        typer.Option("--cleared", help="Play as many episodes again with an empty context: what a context is worth."),
+    ] = False,
 ) -> None:
     """Score a model by the paper's protocol; writes report.json, tables, images, report.html and a model card.
 
@@ -88,6 +92,7 @@ def evaluate(
                 device=device,
                 batch_rows=batch_size,
                 videos=videos,
+                cleared=cleared,
                 progress=progress,
             )
         except KeyboardInterrupt:

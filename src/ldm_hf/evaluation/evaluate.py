@@ -39,6 +39,7 @@ def evaluate(
     device: str = "cpu",
     batch_rows: int = BATCH_ROWS,
     videos: int = 0,
+    cleared: bool = False,
     progress: Progress = lambda environment, done: None,
 ) -> Report:
     """Evaluate a model folder and write ``report.json``, and what ``render.write_all`` makes of it, to ``output``.
@@ -54,6 +55,8 @@ def evaluate(
         device: torch device of the model.
         batch_rows: rollouts that the model acts in at a time.
         videos: how many environments to record, see ``record_videos``.
+        cleared: whether to play as many episodes again, each of which begins with an empty context: what a context of
+            earlier episodes is worth.
         progress: told of every episode.
 
     Raises:
@@ -84,6 +87,8 @@ def evaluate(
     player = ModelPlayer(model, processor)
     for batch in batches(waiting, max(1, batch_rows // protocol.rollouts)):
         roll_out(player, batch, protocol, progress=progress, finished=finished)
+    if cleared:
+        _play_cleared(player, results, protocol, store, by_id, batch_rows)
     report = Report(
         [results[environment] for environment in sorted(results)],
         _described(protocol),
@@ -103,6 +108,28 @@ def evaluate(
     report.save(output / "report.json")
     write_all([report], output, [output])
     return report
+
+
+def _play_cleared(
+    player: ModelPlayer,
+    results: dict[str, EnvironmentResult],
+    protocol: Protocol,
+    store: "_Store",
+    references: dict[str, Reference],
+    batch_rows: int,
+) -> None:
+    """Play as many episodes of each environment, all of them rollouts of their own, unless that is done."""
+    single = replace(protocol, episodes=1, rollouts=protocol.episodes * protocol.rollouts)
+    missing = [name for name, result in results.items() if result.failure is None and not result.cleared_returns]
+
+    def finished(environment: str, played: RolloutResult) -> None:
+        if played.failure is None:
+            returns = [value for rollout in played.returns for value in rollout]
+            results[environment] = replace(results[environment], cleared_returns=returns)
+            store.write(references[environment], results[environment])
+
+    for batch in batches([references[name] for name in missing], max(1, batch_rows // single.rollouts)):
+        roll_out(player, batch, single, finished=finished)
 
 
 class _Store:

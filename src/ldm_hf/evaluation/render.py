@@ -101,14 +101,16 @@ def result_table(report: Report) -> Table:
     table = Table(title="Large Decision Model against its reference policies")
     table.add_column("environment")
     headings = ("random", "reference", "known good", "share", "solved", "LDM", "share", "solved", "normalised")
-    for heading in headings:
+    cleared = any(result.cleared_returns for result in report.environments)
+    for heading in (*headings, *(("context cleared", "kept") if cleared else ())):
         table.add_column(heading, justify="right")
     for result in report.environments:
         random = (result.random or {}).get("mean")
         score = "failed" if result.failure else percent(result.normalized_score)
         reference = (number(result.deterministic_return), known_good(result), *worth(result, "reference_"))
         model = (number(result.mean_return), *worth(result))
-        table.add_row(result.id, number(random), *reference, *model, score)
+        context = (number(result.cleared_mean), result.context_verdict or "—") if cleared else ()
+        table.add_row(result.id, number(random), *reference, *model, score, *context)
     return table
 
 

@@ -58,6 +58,7 @@ class EnvironmentResult:
             environment; None where no score is known that can be compared.
         reference_share, reference_solved: the same of the reference, acting deterministically.
         successes: whether each of the model's episodes succeeded, by rollout, where the environment says so.
+        cleared_returns: of as many episodes, each of which began with an empty context; empty where that was not measured.
     """
 
     id: str
@@ -87,6 +88,28 @@ class EnvironmentResult:
     reference_share: float | None = None
     reference_solved: bool | None = None
     successes: list[list[bool]] = field(default_factory=list)
+    cleared_returns: list[float] = field(default_factory=list)
+
+    @property
+    def cleared_mean(self) -> float | None:
+        """Mean return of the episodes that began with an empty context; None where there are none."""
+        return float(np.mean(self.cleared_returns)) if self.cleared_returns else None
+
+    @property
+    def context_verdict(self) -> str:
+        """Whether a context of earlier episodes ``helps``, ``harms`` or neither, by one-tailed Welch's t-tests.
+
+        Empty where the episodes with an empty context were not played.
+        """
+        if not self.cleared_returns:
+            return ""
+        kept, cleared = (
+            Sample.of([value for rollout in self.returns for value in rollout]),
+            Sample.of(self.cleared_returns),
+        )
+        if significantly_higher(kept, cleared):
+            return "helps"
+        return "harms" if significantly_higher(cleared, kept) else "makes no difference"
 
     @property
     def environment(self) -> str:

@@ -188,14 +188,14 @@ class KeyToDoor(_Grid):
         return takes.astype(float) + opens
 
 
-class PermutedControl(TaskFamily):
-    """A point is steered to a goal that it sees by five actions whose meanings are permuted; 24 of 120 ways are held out.
+class PermutedControl(_Grid):
+    """In a room of 7 x 7 a goal is seen, another in each episode, and the meanings of the five actions are permuted.
 
-    The reward is minus the distance to the goal, of both coordinates together.
+    Of 120 permutations 24 are held out. The reward is minus the distance to the goal, in steps.
     """
 
-    episode_length, stride = 12, 0.2
-    single_observation_space, single_action_space = Box(-1, 1, (4,), np.float32), Discrete(5)
+    size, episode_length = 7, 12
+    single_observation_space, single_action_space = MultiDiscrete([7, 7, 7, 7]), Discrete(5)
 
     @staticmethod
     def draw(number: int, held_out: bool, rng: np.random.Generator) -> np.ndarray:
@@ -206,20 +206,18 @@ class PermutedControl(TaskFamily):
         return permutations[chosen]
 
     def expert(self, parameters: np.ndarray) -> np.ndarray:
-        """The action that brings it nearest to the goal."""
-        after = np.clip(self._place[:, None] + self.stride * MOVES[parameters], -1, 1)
-        return np.abs(after - self._goal[:, None]).sum(-1).argmin(1)
+        """The action that means a step of a shortest path to the goal."""
+        return (parameters == self._towards(self._goals)[:, None]).argmax(1)
 
     def _begin(self) -> None:
-        self._place, self._goal = self._random.uniform(-1, 1, (2, self.num_envs, 2))
+        self._cells, self._goals = self._random.integers(self.size, size=(2, self.num_envs, 2))
 
     def _observe(self) -> np.ndarray:
-        return np.concatenate([self._place, self._goal], 1).astype(np.float32)
+        return np.concatenate([self._cells, self._goals], 1)
 
     def _act(self, actions: np.ndarray) -> np.ndarray:
-        meant = self.parameters[np.arange(self.num_envs), actions]
-        self._place = np.clip(self._place + self.stride * MOVES[meant], -1, 1)
-        return -np.abs(self._place - self._goal).sum(1)
+        self._move(self.parameters[np.arange(self.num_envs), actions])
+        return -np.abs(self._cells - self._goals).sum(1)
 
 
 class HiddenGain(TaskFamily):
