@@ -5,7 +5,7 @@ BIN := .venv/bin
 # With the locked setuptools: isolated builds would take the newest one.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation
 
-.PHONY: help quickstart test test-slow test-versions lint format lock remote-code clean
+.PHONY: help quickstart test test-slow test-long test-versions lint format lock remote-code clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,10 +14,13 @@ quickstart: .venv/.installed  ## Real environments to a trained, loaded and eval
 	$(BIN)/ldm quickstart
 
 test: .venv/.installed-test  ## The tests, without those that run for minutes
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+
+test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`
+	$(BIN)/python -m pytest -m long
 
 test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes
 	$(BIN)/python scripts/test_versions.py --folder runs/versions

@@ -157,7 +157,7 @@ def _install(combination: Combination, environment: Path, output) -> Path:
 def _run_tests(combination: Combination, python: Path, output) -> str:
     names = MODEL_TESTS if combination.model_only else MODEL_TESTS + DATA_TESTS
     files = [ROOT / f"tests/test_{name}.py" for name in names]
-    command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *files]
+    command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not long", *files]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, **piped)
     output.write(done.stdout)

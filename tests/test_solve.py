@@ -70,7 +70,7 @@ def test_what_cannot_be_solved_is_refused_at_once(tmp_path):
     assert done.returncode == 1 and "did you mean" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_environment_is_solved_and_an_interrupted_search_resumes(tmp_path):
     """Killed after the race, the same command neither races nor trains finished rounds again."""
     arguments = ["solve", "gymnasium/CartPole-v1", "--hours", "0.03", "--output", str(tmp_path), "--jobs", "1"]
