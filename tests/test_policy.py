@@ -279,6 +279,17 @@ def test_a_row_explores_until_its_rewards_differ(model, processor):
         LDMPolicy(model, processor, [GRID], exploration_temperature=-1)
 
 
+def test_every_second_draw_of_an_exploring_row_is_repeated(model, processor):
+    """At this temperature all bins are alike, so that two draws of their own would agree in one of many bins only."""
+    rows = 400
+    policy = LDMPolicy(model, processor, [CONTROL] * rows, context_length=4, exploration_temperature=1e6, seed=1)
+    observation = CONTROL.observation_space.sample()
+    first = np.array(policy.act([observation] * rows))
+    second = np.array(policy.act([observation] * rows, [0.0] * rows, [False] * rows, [False] * rows))
+    repeated = (first == second).all(1).mean()
+    assert abs(repeated - 0.5) < 5 * (0.25 / rows) ** 0.5
+
+
 def test_draws_are_seeded_and_nearly_certain_when_cold(model, processor):
     def acted(**options) -> list:
         policy = LDMPolicy(model, processor, [GRID], context_length=8, **options)

@@ -38,6 +38,9 @@ _LARGE = 2**18
 """Weights of a layer that is packed, at least. oneDNN shares out even the smallest product among all threads, and where
 other programs run too, waiting for those costs far more than the product."""
 
+_REPEATED = 0.5
+"""Chance that a row that explores repeats its last draw."""
+
 
 class LDMPolicy:
     """Acts in a batch of environments, which may be of different kinds, one transition per step.
@@ -57,8 +60,8 @@ class LDMPolicy:
             takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
         temperature: 0 takes the most likely bins. Otherwise bins are drawn, from the logits divided by it.
         exploration_temperature: the same in environments all of whose rewards so far were alike: a context that says nothing
-            of what is good has to look around first. By default ``temperature`` there too. What it is worth is in
-            docs/in_context.md.
+            of what is good has to look around first, and every second draw there is that of the step before, which gets
+            further than drawing each. By default ``temperature`` there too. What it is worth is in docs/in_context.md.
         seed: of what is drawn.
 
     Raises:
@@ -109,6 +112,7 @@ class LDMPolicy:
         self._last_actions = np.zeros((len(self), max(layout.num_slots for layout in layouts[1])), np.float32)
         self._first_rewards: np.ndarray | None = None
         self._rewards_differ = np.zeros(len(self), bool)
+        self._noise_BAK: torch.Tensor | None = None
         self._describe()
 
     def __len__(self) -> int:
@@ -162,7 +166,7 @@ class LDMPolicy:
         self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self._device))
         self._describe()
         self._last_actions = self._last_actions[list(rows), : self._low.shape[1]]
-        self._rewards_differ = self._rewards_differ[list(rows)]
+        self._rewards_differ, self._noise_BAK = self._rewards_differ[list(rows)], None
         self._first_rewards = None if self._first_rewards is None else self._first_rewards[list(rows)]
 
     def _describe(self) -> None:
@@ -233,10 +237,20 @@ class LDMPolicy:
 
         Rows of temperature 0 keep theirs.
         """
-        draws_B = torch.as_tensor(temperatures_B > 0, device=logits_BAK.device)
-        divisors_B = torch.as_tensor(np.where(temperatures_B > 0, temperatures_B, 1.0), dtype=torch.float32)
-        likelihood_BAK = (logits_BAK.float() / divisors_B.to(logits_BAK.device)[:, None, None]).softmax(-1)
-        drawn_BA = torch.multinomial(likelihood_BAK.flatten(0, 1), 1, generator=self._generator).view(bins_BA.shape)
+        device = logits_BAK.device
+        draws_B = torch.as_tensor(temperatures_B > 0, device=device)
+        divisors_B = torch.as_tensor(
+            np.where(temperatures_B > 0, temperatures_B, 1.0), dtype=torch.float32, device=device
+        )
+        # The largest of logits and Gumbel noise is a draw from their softmax; the same noise is the same draw.
+        noise_BAK = -torch.empty_like(logits_BAK, dtype=torch.float32).exponential_(generator=self._generator).log()
+        if self.exploration_temperature is not None:
+            if self._noise_BAK is not None:
+                repeats_B = torch.rand(len(draws_B), generator=self._generator, device=device) < _REPEATED
+                repeats_B &= torch.as_tensor(~self._rewards_differ, device=device)
+                noise_BAK = torch.where(repeats_B[:, None, None], self._noise_BAK, noise_BAK)
+            self._noise_BAK = noise_BAK
+        drawn_BA = (logits_BAK.float() / divisors_B[:, None, None] + noise_BAK).argmax(-1)
         return torch.where(draws_B[:, None], drawn_BA, bins_BA)
 
     def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:

@@ -20,12 +20,12 @@ class Mode:
     Attributes:
         kept: whether the context is kept across the episodes of a task, or cleared before each.
         drawn: of the episodes of a task, in how many actions are drawn; from then on they are the likeliest.
-        exploration: temperature at which they are drawn until two rewards differ; 1 afterwards.
+        exploration: temperature at which they are drawn until two rewards differ; 1 afterwards. None draws alike.
     """
 
     kept: bool
     drawn: int
-    exploration: float = 1.0
+    exploration: float | None = None
 
 
 def modes(episodes: int) -> dict[str, Mode]:
@@ -53,7 +53,7 @@ def play(
         if episode and not mode.kept:
             policy, outcome = model.policy(processor, spaces, seed=seed + episode), ()
         drawing = episode < mode.drawn
-        policy.temperature, policy.exploration_temperature = (1.0, mode.exploration) if drawing else (0.0, 0.0)
+        policy.temperature, policy.exploration_temperature = (1.0, mode.exploration) if drawing else (0.0, None)
         for _ in range(family.episode_length):
             actions = policy.act(list(observations), *map(np.ndarray.tolist, outcome))
             observations, *brought, _ = family.step(np.stack(actions))
