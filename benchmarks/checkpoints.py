@@ -33,10 +33,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from harness import print_table, write_json
 from torch import multiprocessing
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.checkpoint import save_checkpoint
 from ldm_hf.training.config import TrainingConfig

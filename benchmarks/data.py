@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from harness import print_table, ratio, take_turns, write_json
+from harness import ratio, take_turns
 from step_costs import Noise
 
 from ldm_hf.dataset_builder.build.jobs import Job
@@ -35,6 +35,7 @@ from ldm_hf.dataset_builder.reference.rows import RecordedRows
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.env_registry.registry import make_vec
 from ldm_hf.executors.local import LocalExecutor
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMProcessor
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions, space_to_json
 from ldm_hf.training.mixture import Mixture

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import keep_memory, print_table, ratio, take_turns, write_json
+from harness import keep_memory, ratio, take_turns
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.modeling.experts_ldm import LDMFeedForward
 

@@ -5,10 +5,6 @@ import ctypes
 import statistics
 from collections.abc import Callable, Mapping
 
-from ldm_hf.experiments.figures import print_table, write_json
-
-__all__ = ["keep_memory", "print_table", "ratio", "take_turns", "write_json"]
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 from contenders import SAME_STEP, Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
-from harness import print_table, ratio, take_turns, write_json
+from harness import ratio, take_turns
 
 from ldm_hf.env_registry.library.manifest import Manifest
 from ldm_hf.env_registry.providers.base import IsolatedProvider
@@ -28,6 +28,7 @@ from ldm_hf.env_registry.providers.docker import DockerProvider, engine_problem
 from ldm_hf.env_registry.providers.venv import VenvProvider
 from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
+from ldm_hf.experiments.figures import print_table, write_json
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"cartpole": "CartPole-v1", "halfcheetah": "HalfCheetah-v5", "image": "LdmBenchmark/MovingSquare-v0"}

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from gymnasium import spaces
-from harness import print_table, ratio, take_turns, write_json
+from harness import ratio, take_turns
 from transformers import DynamicCache
 
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
 from ldm_hf.modeling.policy_ldm import decode
 

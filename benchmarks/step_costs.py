@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from harness import print_table, write_json
 
 from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate, pool
 from ldm_hf.dataset_builder.reference.policy import train_policy
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling.spaces_ldm import space_to_json
 
 SECONDS = 10.0

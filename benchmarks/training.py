@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from data import dataset_of_noise
-from harness import keep_memory, print_table, ratio, take_turns, write_json
+from harness import keep_memory, ratio, take_turns
 from layouts import ACTIONS, OBSERVATIONS, Gato, Jat, gpt_neo, llama, with_parameters
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 

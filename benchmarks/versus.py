@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import print_table, write_json
+from ldm_hf.experiments.figures import print_table, write_json
 
 HERE = Path(__file__).resolve().parent.parent
 RATES = (

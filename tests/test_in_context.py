@@ -135,7 +135,7 @@ def test_the_command_makes_everything_once(tmp_path, monkeypatch, capsys):
     options = {"histories": 32, "episodes": 2, "steps": 1, "tasks": 3, "seed": 0}
     run(tmp_path, ["bandit", "dark-room"], together=True, **options)
     shown = capsys.readouterr().out
-    assert "dark-room, trained with all families" in shown and "Thompson" in shown
+    assert "dark-room, trained together" in shown and "Thompson" in shown
     found = json.loads((tmp_path / "together-0" / "bandit.json").read_text())
     assert np.array(found["kept, drawn"]).shape == (3, 2)
     weights = (tmp_path / "together-0" / "model" / "model.safetensors").stat().st_mtime_ns

@@ -78,6 +78,17 @@ def test_changed_code_is_another_project(walk, tmp_path):
     assert project(own_code(str(walk), tmp_path / "out")) != before
 
 
+def test_what_python_leaves_beside_code_changes_nothing(walk, tmp_path):
+    package = tmp_path / "walks"
+    package.mkdir()
+    (package / "__init__.py").write_text(WALK)
+    before = project(own_code(str(package), tmp_path / "out"))
+    for name in ("__pycache__", ".git", "venv"):
+        (package / name).mkdir()
+        (package / name / "other.py").write_text("import pandas\n")
+    assert project(own_code(str(package), tmp_path / "out")) == before
+
+
 def test_what_cannot_be_added_says_why(walk, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"no such file: nowhere\.py"):
@@ -135,7 +146,7 @@ def test_a_class_that_can_be_imported(tmp_path, monkeypatch):
         ("git+https://github.com/a/b.git@feature/x", "git+https://github.com/a/b.git@feature/x", "b"),
         ("git@github.com:a/b.git", "git+ssh://git@github.com/a/b.git", "b"),
         ("ssh://git@example.org/a/b.git@v1", "git+ssh://git@example.org/a/b.git@v1", "b"),
-        ("git+file:///home/me/b@v1", "git+file:///home/me/b@v1", "b"),
+        ("git+file:///srv/b@v1", "git+file:///srv/b@v1", "b"),
         ("https://github.com/a/b/archive/main.zip", "https://github.com/a/b/archive/main.zip", "main-zip"),
     ],
 )

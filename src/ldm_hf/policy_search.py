@@ -19,6 +19,7 @@ from ldm_hf.dataset_builder.curves import Sample, significantly_higher
 from ldm_hf.env_registry.doctor import diagnose
 from ldm_hf.env_registry.library.add import slug_of
 from ldm_hf.env_registry.library.manifest import load_manifests
+from ldm_hf.env_registry.library.own_code import name_of
 from ldm_hf.env_registry.registry import list_environments, spec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnsupportedSpaceError
 from ldm_hf.utils.files import remove, replacing, sole_writer
@@ -149,8 +150,9 @@ def find_environment(target: str, say: Callable[[str], None] = lambda line: None
     if is_id:
         return spec(target).id
     slug = slug_of(target)
-    if slug not in load_manifests() or ":" in target:  # one's own code, which may have changed
-        _ldm(["env", "add", target], say)
+    if slug not in load_manifests() or name_of(target) is not None:  # one's own code may have changed
+        say(f"ldm env add {shlex.quote(target)}")
+        _ldm("env", "add", target)
     found = list_environments(slug)
     fitting = [one.id for one in found if not one.problems]
     if len(fitting) == 1:
@@ -184,7 +186,7 @@ class _Search:
         if self._state["race_seconds"] is None:
             started = time.monotonic()
             race = ["--core-minutes", f"{minutes * self._jobs:.3g}", "--jobs", self._jobs, "--seed", self._seed]
-            self._run("build", self._environment, *race, "--output", self._data)
+            _ldm("build", self._environment, *race, "--output", self._data)
             self._state["race_seconds"] = time.monotonic() - started
             self._save()
         reference = self._reference()
@@ -216,7 +218,7 @@ class _Search:
         if push is not None:
             namespace, _, name = push.partition("/")
             self._say(f"4/4 publishing {push}")
-            self._run("publish", kept, "--namespace", namespace, "--name", name, "--yes")
+            _ldm("publish", kept, "--namespace", namespace, "--name", name, "--yes")
         return found
 
     def _reference(self) -> list[float]:
@@ -245,8 +247,8 @@ class _Search:
             settings = {**_SHARED, **_SETTINGS[name], "max_steps": steps, "seed": self._seed, "output_dir": folder}
             settings |= {"data": self._data, "model": settings.get("model", self._pretrained)}
             settings["environments"] = json.dumps([self._environment])  # by name: also one whose reference has a flag
-            _remove_model(folder)  # of the round before, from whose checkpoint this one continues
-            self._run("train", *(part for key, value in settings.items() for part in (f"--{key}", value)))
+            remove(folder / "model")  # of the round before, from whose checkpoint this one continues
+            _ldm("train", *(part for key, value in settings.items() for part in (f"--{key}", value)))
             kept = folder / f"after-{steps}"
             _keep(folder / "model", kept)
             result = self._evaluate(kept, folder / f"evaluation-{steps}", self._seed)
@@ -273,14 +275,11 @@ class _Search:
             "--videos",
             videos,
         ]
-        self._run("evaluate", model, *chosen, "--output", output, "--seed", seed)
+        _ldm("evaluate", model, *chosen, "--output", output, "--seed", seed)
         (result,) = json.loads((output / "report.json").read_text(encoding="utf-8"))["environments"]
         if result["failure"]:
             raise EnvironmentFailure(f"{self._environment} broke while the model played: {result['failure']}")
         return result
-
-    def _run(self, *arguments: object) -> None:
-        _ldm(list(map(str, arguments)), lambda line: None)
 
     def _save(self) -> None:
         self._state["rounds"] = [asdict(one) for one in self._rounds]
@@ -288,9 +287,8 @@ class _Search:
             temporary.write_text(json.dumps(self._state, indent=1), encoding="utf-8")
 
 
-def _ldm(arguments: Sequence[str], say: Callable[[str], None]) -> None:
-    say(f"ldm {shlex.join(arguments)}")
-    run_child([sys.executable, "-m", "ldm_hf", *arguments])
+def _ldm(*arguments: object) -> None:
+    run_child([sys.executable, "-m", "ldm_hf", *map(str, arguments)])
 
 
 def _keep(model: Path, folder: Path) -> None:
@@ -299,7 +297,3 @@ def _keep(model: Path, folder: Path) -> None:
     for path in sorted(one for one in model.iterdir() if one.is_file()):
         with replacing(folder / path.name) as temporary:
             shutil.copy2(path, temporary)
-
-
-def _remove_model(folder: Path) -> None:
-    remove(folder / "model")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
-from ldm_hf.env_registry.library.own_code import own_code
+from ldm_hf.env_registry.library.own_code import name_of, own_code
 from ldm_hf.env_registry.library.repair import MOST_REPAIRS, diagnose_failure, diagnose_failures
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.library.validation import validate
@@ -185,12 +185,8 @@ def requirement_of(text: str) -> str:
 
 def slug_of(target: str) -> str:
     """The slug that a library gets, which ``target`` is the first requirement of, or one's own code."""
-    source = target.rpartition(":")[0] if ":" in target and "://" not in target and "@" not in target else target
-    if source.endswith(".py"):
-        return normal_name(Path(source).stem)
-    if source != target:
-        return normal_name(source.partition(".")[0])
-    return _slug(requirement_of(target))
+    library = name_of(target)
+    return _slug(requirement_of(target)) if library is None else normal_name(library)
 
 
 def _slug(requirement: str) -> str:

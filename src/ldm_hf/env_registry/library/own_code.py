@@ -28,6 +28,26 @@ _PACKAGING = ("pyproject.toml", "setup.py", "setup.cfg")
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "build", "dist", "*.egg-info", "venv", "node_modules")
 
 
+def name_of(target: str) -> str | None:
+    """The name of the library that one's own code becomes; None of anything else, such as a requirement.
+
+    Args:
+        target: as of ``own_code``.
+    """
+    if "://" in target or "@" in target:
+        return None
+    source, colon, name = target.rpartition(":")
+    source = source if colon else target
+    if source.endswith(".py"):
+        return Path(source).stem
+    if Path(target).is_dir():
+        folder = Path(target).resolve()
+        return None if any((folder / one).is_file() for one in _PACKAGING) else folder.name
+    if colon and name.isidentifier() and all(part.isidentifier() for part in source.split(".")):
+        return source.partition(".")[0]
+    return None
+
+
 def own_code(target: str, output: Path) -> dict[str, Any] | None:
     """Keys of the manifest of one's own code, whose project is made under ``output``; None of anything else.
 
@@ -39,24 +59,20 @@ def own_code(target: str, output: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: there is no such file, module or class, or it has no environment.
     """
-    source, colon, name = target.rpartition(":")
-    source = source if colon else target
-    if "://" in target or "@" in target:
+    library = name_of(target)
+    if library is None:
         return None
-    if source.endswith(".py"):
-        path = Path(source).resolve()
-        if not path.is_file():
-            raise ConfigError(f"no such file: {source}")
-        return _keys(path.stem, [path], _classes(path, path.stem, name if colon else ""), output)
     if Path(target).is_dir():
-        folder = Path(target).resolve()
-        if any((folder / one).is_file() for one in _PACKAGING):
-            return None
-        parts = _parts(folder)
-        return _keys(folder.name, parts, [], output) | {"modules": [part.stem for part in parts]}
-    if colon and name.isidentifier() and all(part.isidentifier() for part in source.split(".")):
+        parts = _parts(Path(target).resolve())
+        return _keys(library, parts, [], output) | {"modules": [part.stem for part in parts]}
+    source, colon, name = target.rpartition(":")
+    source, name = (source, name) if colon else (target, "")
+    if not source.endswith(".py"):
         return _importable(source, name, output)
-    return None
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise ConfigError(f"no such file: {source}")
+    return _keys(library, [path], _classes(path, path.stem, name), output)
 
 
 def _importable(module: str, name: str, output: Path) -> dict[str, Any]:
@@ -129,23 +145,30 @@ def _is_environment(node: ast.ClassDef) -> bool:
 def _keys(name: str, parts: list[Path], entry_points: list[dict[str, Any]], output: Path) -> dict[str, Any]:
     """Make the project of some files and packages, and give the keys of its manifest."""
     slug = normal_name(name)
-    files = [file for part in parts for file in ([part] if part.is_file() else sorted(part.rglob("*.py")))]
-    requirements = _requirements(files, {part.stem for part in parts})
+    files = [file for part in parts for file in _files(part)]
+    requirements = _requirements([file for file in files if file.suffix == ".py"], {part.stem for part in parts})
     digest = hashlib.sha256("\n".join(requirements).encode())
-    for part in parts:
-        for file in [part] if part.is_file() else sorted(path for path in part.rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(part.parent)}\0".encode() + file.read_bytes())
+    places = {file: file.relative_to(part.parent) for part in parts for file in files if file.is_relative_to(part)}
+    for file, place in places.items():
+        digest.update(f"{place}\0".encode() + file.read_bytes())
     project = output.resolve() / "projects" / f"{slug}-{digest.hexdigest()[:8]}"
     if not project.is_dir():
         with replacing(project) as temporary:
-            temporary.mkdir(parents=True)
-            for part in parts:
-                if part.is_file():
-                    shutil.copy2(part, temporary / part.name)
-                else:
-                    shutil.copytree(part, temporary / part.name, ignore=_LEFT_OUT)
+            for file, place in places.items():
+                (temporary / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, temporary / place)
             (temporary / "pyproject.toml").write_text(_pyproject(slug, parts, requirements), encoding="utf-8")
     return {"slug": slug, "requirements": [str(project)], "python": PYTHON, "entry_points": entry_points}
+
+
+def _files(part: Path) -> Iterator[Path]:
+    """The files of a package, or a module itself; without what tools and Python leave beside code."""
+    if part.is_file():
+        yield part
+        return
+    names = sorted(path.name for path in part.iterdir())
+    for name in sorted({*names} - set(_LEFT_OUT(str(part), names))):
+        yield from _files(part / name)
 
 
 def _pyproject(slug: str, parts: list[Path], requirements: list[str]) -> str:

@@ -13,7 +13,8 @@ import typer
 
 from ldm_hf.cli.main import run_command
 from ldm_hf.experiments.figures import print_table
-from ldm_hf.experiments.in_context.tasks import FAMILIES
+from ldm_hf.experiments.in_context.page import Played
+from ldm_hf.experiments.in_context.tasks import FAMILIES, held_out
 from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.files import replacing
 
@@ -39,7 +40,6 @@ def run(
     names = family or list(FAMILIES)
     for name in names:
         record_histories(output / "data", name, histories, episodes, seed)
-    results: dict[str, Any] = {}
     for model in [TOGETHER] if together else names:
         trained = names if model == TOGETHER else [model]
         folder = output / f"{model}-{seed}"
@@ -51,8 +51,9 @@ def run(
                 found = _evaluate(folder / "model", name, episodes, tasks, seed)
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            results[name] = json.loads(path.read_text(encoding="utf-8"))
-            _show(f"{name}, trained {'with all families' if model == TOGETHER else 'alone'}", results[name])
+            played = Played.read(path)
+            head, *rows = played.rows()
+            print_table(played.title, head, rows)
 
 
 def _train(data: Path, folder: Path, names: list[str], episodes: int, steps: int, seed: int) -> None:
@@ -94,29 +95,13 @@ def _evaluate(model: Path, name: str, episodes: int, tasks: int, seed: int) -> d
 
     loaded, processor = load_pretrained(model)
     kind = FAMILIES[name]
-    parameters = kind.draw(tasks, True, np.random.default_rng((seed, 1)))
-    family = kind(parameters)
+    family = kind(held_out(name, tasks, seed))
     found = {"expert": expert_returns(family, episodes), "random": random_returns(family, episodes, seed)}
     for label, mode in modes(episodes).items():
         found[label] = play(loaded, processor, family, episodes, mode, seed)
     if isinstance(family, Bandit):
         found |= {label: play_bandits(family, episodes, label, seed) for label in BANDIT_BASELINES}
     return {label: np.round(returns, 4).tolist() for label, returns in found.items()}
-
-
-def _show(title: str, results: dict[str, Any]) -> None:
-    """A table of mean returns by episode, with 95 % confidence intervals over tasks of the last five."""
-    rows = []
-    for label, returns in results.items():
-        values = np.array(returns)
-        by_episode = values.mean(0)
-        last = values[:, -5:].mean(1)
-        shown = [0, 1, 2, 4, 7, 9, 14, 19]
-        picked = [f"{by_episode[number]:.2f}" for number in shown if number < len(by_episode)]
-        half = 1.96 * last.std(ddof=1) / np.sqrt(len(last))
-        rows.append([label, *picked, f"{last.mean():.2f} ± {half:.2f}"])
-    columns = ["episode", *[str(number + 1) for number in shown if number < len(by_episode)], "last five"]
-    print_table(title, columns, rows)
 
 
 if __name__ == "__main__":

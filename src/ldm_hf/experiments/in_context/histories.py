@@ -32,7 +32,7 @@ class Learner:
     """Acts in B tasks: exploring by guesses and at random at first, then ever more as who knows the parameters does."""
 
     def __init__(self, family: TaskFamily, episodes: int, rng: np.random.Generator) -> None:
-        """Learn over so many episodes, each task at a pace of its own."""
+        """Learn over a number of episodes, each task at a pace of its own."""
         self._family, self._rng = family, rng
         number = family.num_envs
         self._done_exploring = rng.uniform(0, 1.2, number) * episodes  # some never are
@@ -67,12 +67,12 @@ def record_histories(root: Path, name: str, number: int, episodes: int, seed: in
     Args:
         root: data folder.
         name: of the family.
-        number: of histories, each of another task; at least one run of ``_AT_ONCE`` of them is made.
+        number: of histories, each of another task; a run has ``_AT_ONCE`` of them at most.
         episodes: of each history.
         seed: of tasks, behaviour and environments.
     """
-    for run in range(max(1, round(number / _AT_ONCE))):
-        _record_run(root, name, f"learner-{seed + run}", min(number, _AT_ONCE), episodes, seed + run)
+    for run, start in enumerate(range(0, number, _AT_ONCE)):
+        _record_run(root, name, f"learner-{seed + run}", min(number - start, _AT_ONCE), episodes, seed + run)
     update_repository(root / LIBRARY)
 
 

@@ -5,11 +5,14 @@ python -m ldm_hf.experiments.in_context.page runs/in-context docs/results/in_con
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm_hf.experiments.in_context.tasks import FAMILIES, held_out
 from ldm_hf.utils.files import replacing
 
 _COLORS = {
@@ -26,63 +29,79 @@ _DASHED = ("expert", "random", "Thompson")
 _LAST = 5  # episodes whose mean is compared
 
 
-def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Returns of shape (tasks, episodes) by model and family, and by way to act."""
-    found = {}
-    for path in sorted(folder.glob("*-*/*.json")):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "expert" in values and "random" in values:
-            model = path.parent.name.rpartition("-")[0]
-            name = path.stem if model == path.stem else f"{path.stem}, trained {model}"
-            found[name] = {way: np.array(returns) for way, returns in values.items()}
-    return found
+Ways = dict[str, np.ndarray]
+"""Returns of shape (tasks, episodes) of each way to act."""
 
 
-def summary(returns: np.ndarray) -> tuple[float, float]:
-    """Mean over tasks of the last episodes, and half of its 95 % confidence interval."""
-    last = returns[:, -_LAST:].mean(1)
-    return float(last.mean()), float(1.96 * last.std(ddof=1) / np.sqrt(len(last)))
+@dataclass(frozen=True)
+class Played:
+    """What was played on the held-out tasks of a family.
+
+    Attributes:
+        title: the family, and what else its model was trained on.
+        ways: the returns.
+        groups: of each task, which of the held-out parameters it has: two tasks of one parameter say little more than one.
+    """
+
+    title: str
+    ways: Ways
+    groups: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "Played":
+        """Read the file of a family in the folder ``MODEL-SEED``."""
+        model, _, seed = path.parent.name.rpartition("-")
+        ways = {way: np.array(returns) for way, returns in json.loads(path.read_text(encoding="utf-8")).items()}
+        parameters = held_out(path.stem, len(ways["expert"]), int(seed))
+        groups = np.unique(parameters.reshape(len(parameters), -1), axis=0, return_inverse=True)[1].ravel()
+        return cls(path.stem if model == path.stem else f"{path.stem}, trained {model}", ways, groups)
+
+    def interval(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means over parameters of values (tasks, ...), and half of their 95 % confidence intervals, by Student's t."""
+        from scipy import stats
+
+        means = np.stack([values[self.groups == group].mean(0) for group in np.unique(self.groups)])
+        spread = means.std(0, ddof=1) / np.sqrt(len(means))
+        return means.mean(0), stats.t.ppf(0.975, len(means) - 1) * spread
+
+    def rows(self) -> list[list[str]]:
+        """The table: a row of headings, then one for each way to act."""
+        episodes = self.ways["expert"].shape[1]
+        shown = [number for number in (1, 2, 3, 5, 8, 10, 15, 20) if number <= episodes]
+        expert, random = (self.interval(self.ways[way][:, -_LAST:].mean(1))[0] for way in ("expert", "random"))
+        rows = [["episode", *map(str, shown), f"last {_LAST}", "of the expert"]]
+        for way, returns in self.ways.items():
+            mean, half = self.interval(returns[:, -_LAST:].mean(1))
+            cells = [f"{self.interval(returns[:, number - 1])[0]:.2f}" for number in shown]
+            rows.append([way, *cells, f"{mean:.2f} ± {half:.2f}", f"{(mean - random) / (expert - random):.0%}"])
+        return rows
 
 
-def table(name: str, ways: dict[str, np.ndarray]) -> list[str]:
-    """Markdown of a family: returns by episode of each way to act."""
-    episodes = next(iter(ways.values())).shape[1]
-    shown = [number for number in (1, 2, 3, 5, 8, 10, 15, 20) if number <= episodes]
-    expert, random = (ways[way][:, -_LAST:].mean() for way in ("expert", "random"))
-    lines = [
-        f"## {name}",
-        "",
-        f"| episode | {' | '.join(map(str, shown))} | last {_LAST} | of the expert |",
-        f"|---|{'---:|' * (len(shown) + 2)}",
-    ]
-    for way, returns in ways.items():
-        mean, half = summary(returns)
-        cells = [f"{returns[:, number - 1].mean():.2f}" for number in shown]
-        share = (mean - random) / (expert - random)
-        lines.append(f"| {way} | {' | '.join(cells)} | {mean:.2f} ± {half:.2f} | {share:.0%} |")
-    return [*lines, ""]
+def table(played: Played) -> list[str]:
+    """Markdown of a family."""
+    head, *rows = played.rows()
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"## {played.title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Curves of all families, a panel each: mean returns by episode, with 95 % confidence intervals over tasks."""
+def draw(found: Sequence[Played], path: Path) -> None:
+    """Curves of all families, a panel each: mean returns by episode, with 95 % confidence intervals."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False)
-    for place, (name, ways) in enumerate(found.items()):
-        panel = axes.flat[place]
+    for panel, played in zip(axes.flat, found, strict=False):
         for way, color in _COLORS.items():
-            if way not in ways:
+            if way not in played.ways:
                 continue
-            returns = ways[way]
-            mean, half = returns.mean(0), 1.96 * returns.std(0, ddof=1) / np.sqrt(len(returns))
+            mean, half = played.interval(played.ways[way])
             episodes = np.arange(1, len(mean) + 1)
             panel.plot(episodes, mean, color=color, linestyle="--" if way in _DASHED else "-", label=way, linewidth=1.6)
             if way not in _DASHED:
                 panel.fill_between(episodes, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
-        panel.set_title(name, fontsize=10)
+        panel.set_title(played.title, fontsize=10)
         panel.set_xlabel("episode of the task")
         panel.set_ylabel("return")
         panel.grid(alpha=0.25)
@@ -102,22 +121,22 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="Folder of the experiment.")
     parser.add_argument("output", type=Path, help="Folder for README.md and curves.png.")
     options = parser.parse_args()
-    found = read(options.results)
+    found = [Played.read(path) for path in sorted(options.results.glob("*-*/*.json")) if path.stem in FAMILIES]
     options.output.mkdir(parents=True, exist_ok=True)
     draw(found, options.output / "curves.png")
-    tasks = next(iter(next(iter(found.values())).values())).shape[0]
+    tasks = len(found[0].groups)
     parts = [
         "# Learning in context: returns on held-out tasks",
         "",
         "Made by `python -m ldm_hf.experiments.in_context.page`; [in_context.md](../../in_context.md) says what was done. "
-        f"Means over {tasks} held-out tasks of each family; ± is half of the 95 % confidence interval over tasks. *Of the "
-        "expert*: 0 % is a random policy, 100 % who knows the hidden parameter.",
+        f"{tasks} held-out tasks of each family; means over their parameters; ± is half of a 95 % confidence interval "
+        "over these (Student's t). *Of the expert*: 0 % is a random policy, 100 % who knows the hidden parameter.",
         "",
         "![curves](curves.png)",
         "",
     ]
-    for name, ways in found.items():
-        parts += table(name, ways)
+    for played in found:
+        parts += table(played)
     with replacing(options.output / "README.md") as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
 

@@ -10,7 +10,7 @@ from ldm_hf.experiments.in_context.tasks import Bandit, TaskFamily
 from ldm_hf.modeling import LDMModel, LDMProcessor
 
 EXPLORATION = 3.0
-"""Temperature of the way that explores, chosen on the goals that Dark Room is trained on, where 2 to 5 do the same."""
+"""Temperature of the way that explores: on the goals that Dark Room is trained on, 2 to 5 do the same."""
 
 
 @dataclass(frozen=True)

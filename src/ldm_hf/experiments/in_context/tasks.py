@@ -261,3 +261,8 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "hidden-gain": HiddenGain,
 }
 """All families, by name."""
+
+
+def held_out(name: str, number: int, seed: int) -> np.ndarray:
+    """Parameters of the held-out tasks of a family that a model is played on."""
+    return FAMILIES[name].draw(number, True, np.random.default_rng((seed, 1)))
