@@ -17,10 +17,15 @@ def curve(first: list[float], last: list[float]) -> LearningCurve:
 
 
 def test_first_and_last_tenth():
-    found = LearningCurve.of(np.arange(39.0), np.arange(39) * 10)  # three episodes each: 0 1 2 and 36 37 38
-    assert (found.first.mean, found.last.mean, found.first.size, found.last.std) == (1, 37, 3, 1)
+    found = LearningCurve.of(np.arange(39.0), np.arange(39) * 10)  # ten episodes each at least: 0 to 9 and 29 to 38
+    assert (found.first.mean, found.last.mean, found.first.size) == (4.5, 33.5, 10)
+    assert found.last.std**2 == pytest.approx(110 / 12)  # of ten consecutive numbers
     assert found.transitions == list(range(0, 390, 10)) and found.returns == list(range(39))
+    found = LearningCurve.of(np.arange(13.0), np.arange(13))  # never more than half: 0 to 5 and 7 to 12
+    assert (found.first.mean, found.last.mean, found.last.size) == (2.5, 9.5, 6)
+    assert LearningCurve.of([3.0], [0], least=1).last == Sample(3, 0, 1)
     found = LearningCurve.of(np.arange(1000.0), np.arange(1000))
+    assert (found.first.size, found.first.mean) == (100, 49.5)
     assert len(found.returns) == 200 and found.returns[:2] == [2, 7] and found.transitions[:2] == [4, 9]
     with pytest.raises(EnvironmentFailure, match="only 9 episodes"):
         LearningCurve.of(np.zeros(9), np.zeros(9))

@@ -18,6 +18,7 @@ BY_POLICY = "policy"
 """Of rollouts of a policy that learns nothing: ``first`` is of a random policy, ``last`` its own, deterministic."""
 
 MIN_EPISODES = 10
+_WINDOW = 10  # episodes of a window at least: 10 % of a short run are too few to tell anything
 _MAX_POINTS = 200  # of a curve that is kept for plots
 
 
@@ -59,7 +60,8 @@ class LearningCurve:
     """The training episodes of a run.
 
     Attributes:
-        first, last: returns of the first and of the last 10 % of the episodes (paper section 4.2), by their start.
+        first, last: returns of the first and of the last 10 % of the episodes (paper section 4.2), by their start; ten
+            episodes at least, or half of the episodes where there are fewer than twenty.
         transitions: of the points of the curve: transitions that the run had made when the last episode of a point began.
         returns: of the points: mean return of a few consecutive episodes.
         order: ``BY_START``; ``BY_END`` of data of format version 2, whose curves took episodes in the order of their ends,
@@ -101,7 +103,7 @@ class LearningCurve:
             )
         order = np.argsort(begun, kind="stable")
         values, begun = values[order], begun[order]
-        share = max(1, len(values) // 10)
+        share = max(1, len(values) // 10, min(_WINDOW, len(values) // 2))
         edges = np.linspace(0, len(values), min(len(values), _MAX_POINTS) + 1).round().astype(int)
         return cls(
             Sample.of(values[:share]),
