@@ -136,6 +136,7 @@ def test_a_good_reference_has_no_flag():
     [
         ([0.1, -0.1, 0.0], [100] * 3, ALIVE, _anchors(), "is no better than random"),
         ([5, 5.2, 4.9], [100] * 3, ALIVE, _anchors(trivial={"always 1": 5}), "a trivial policy, always 1"),
+        ([2.9, 3, 3.1], [100] * 3, ALIVE, _anchors(known=_known(500)), "is 0.6% of the way from random to known good"),
         ([5, 6], [9, 9], Conduct(18, "", -10.0, -0.1), _anchors(random=-50), "ends its episodes after 9 steps"),
         ([5, 6], [100] * 2, Conduct(200, "0 0", None, 0.1), _anchors(random=-50), "always does the same: 0 0"),
         ([5, 5, 5], [100] * 3, ALIVE, _anchors(random=-50, starts=1), "every episode begins alike"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,13 @@ from ldm_hf.evaluation.lineage import training_data
 from ldm_hf.evaluation.results import NO_IMPROVEMENT, SEEN_SEED, TRAINED
 from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.collecting import collect
-from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
+from ldm_hf.finetuning.episodes import Episode, best_episodes, in_orders, read_episodes, recorded_episodes, write_run
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
 from ldm_hf.hub.model_card import kept_metadata
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.validation import Validation
 
 TOY = {"max_steps": 4, "train_batch_size": 4, "save_steps": 2, "report_to": "none"}
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,11 +55,12 @@ def only(data: Path, environment: str) -> EnvironmentDataset:
     return dataset
 
 
-def loss_on(folder: Path | str, dataset: EnvironmentDataset) -> float:
-    """Mean loss on the first transitions of a dataset that fit into the context."""
+def loss_on(folder: Path | str, dataset: EnvironmentDataset, start: int = 0) -> float:
+    """Mean loss on the transitions of a dataset from ``start`` on that fit into the context."""
     model, processor = load_pretrained(folder)
     layouts = processor.observation_layout(dataset.observation_space), processor.action_layout(dataset.action_space)
-    sequence = processor.align(dataset.chunk(0)[: model.config.max_position_embeddings], *layouts)
+    transitions = dataset.chunk(0)[start : start + model.config.max_position_embeddings]
+    sequence = processor.align(transitions, *layouts)
     with torch.no_grad():
         return float(model(**processor.collate([sequence])).loss)
 
@@ -105,6 +108,68 @@ def test_episodes_of_a_run_by_hand(data, tmp_path):
     ]
 
 
+def test_episodes_in_other_orders(data):
+    runs = [only(data, CARTPOLE)]
+    chosen = recorded_episodes(runs)[:3]
+    transitions, terminals = read_episodes(runs, chosen)
+    streams, moved = in_orders(transitions, terminals, 6, seed=0)
+    assert np.array_equal(streams[0].observations, transitions.observations)
+    starts = np.cumsum([0, *map(len, chosen[:-1])])
+    firsts = {tuple(transitions.observations[start]): index for index, start in enumerate(starts)}
+    orders = set()
+    for number, stream in enumerate(streams):
+        ends = [one for one in moved if one.streams[0] == number]
+        places = [0, *(int(one.steps[0]) + 1 for one in ends[:-1])]
+        order = [firsts[tuple(stream.observations[place])] for place in places]
+        assert sorted(order) == [0, 1, 2] and len(stream) == len(transitions)
+        for index, one in zip(order, ends, strict=True):  # what each led to came along
+            assert np.array_equal(one.observations, terminals[index].observations)
+        orders.add(tuple(order))
+    assert len(orders) > 1
+
+
+def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch):
+    """Of a training that is bound to get worse, the best is kept; it stops; resumed anywhere, it is the same."""
+    measured = []
+
+    def spied(self, model):
+        measured.append(measure(self, model))
+        return measured[-1]
+
+    measure = Validation.measure
+    monkeypatch.setattr(Validation, "measure", spied)
+    toy = {**TOY, "max_steps": 60, "learning_rate": 0.03, "warmup_steps": 0, "validation_steps": 2}
+    toy |= {"early_stopping_patience": 3, "save_steps": 2}
+    tuning = FineTuning(base, CARTPOLE, 10, str(data))
+    folder = finetune(tuning, tmp_path / "out", toy)
+    held_back = only(tmp_path / "out/validation", CARTPOLE)
+    both = [recorded_episodes([one]) for one in (held_back, only(tmp_path / "out/data", CARTPOLE))]
+    both[1] = [episode for episode in both[1] if episode.stream == 0]
+    best = sorted(episode.total for episode in recorded_episodes([only(data, CARTPOLE)]))[-10:]
+    assert len(both[0]) == 2 and sorted(one.total for one in both[0] + both[1]) == best
+    assert len(measured) < 30 and min(measured) < min(measured[-3:])  # it stopped three measurements after the best
+    assert len(measured) - 1 - int(np.argmin(measured)) == 3
+    context = load_pretrained(folder)[0].config.max_position_embeddings
+    windows = [(start, len(held_back.chunk(0)[start : start + context])) for start in range(0, len(held_back.chunk(0)), context)]
+    losses = [loss_on(folder, held_back, start) * length for start, length in windows]
+    assert sum(losses) / sum(length for _, length in windows) == pytest.approx(min(measured), rel=1e-5)
+    # Killed after the best, before the end: the best is known, and what follows is the same.
+    again = tmp_path / "again"
+    stop = 2 * (int(np.argmin(measured)) + 2)
+    finetune(tuning, again, {**toy, "max_steps": stop})
+    shutil.rmtree(again / "model")
+    (again / "finetuning.json").unlink()
+    resumed = finetune(tuning, again, toy)
+    same = load_file(folder / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
+
+
+def test_stopping_early_needs_something_to_measure(data, tmp_path):
+    config = TrainingConfig(data=str(data), output_dir=str(tmp_path), early_stopping_patience=2, report_to="none")
+    with pytest.raises(ConfigError, match="early_stopping_patience needs validation_data"):
+        loop_module.train(config)
+
+
 @pytest.mark.parametrize("environment", [CARTPOLE, CLIFF, PENDULUM])
 def test_episodes_across_chunks(data, environment, monkeypatch):
     dataset = only(data, environment)
@@ -148,7 +213,8 @@ def test_fine_tuning_on_data(base, data, tmp_path):
     assert folder == tmp_path / "out/model"
     written, every = only(tmp_path / "out/data", CARTPOLE), recorded_episodes([only(data, CARTPOLE)])
     best = sorted(episode.total for episode in every)[-3:]
-    assert sorted(episode.total for episode in recorded_episodes([written])) == best
+    # In sixteen orders, so that what is before an episode in the context does not tell which one it is.
+    assert sorted(episode.total for episode in recorded_episodes([written])) == sorted(best * 16)
     assert lines == [
         f"{CARTPOLE}: 3 episodes with returns from {best[0]:g} to {best[-1]:g}, the best of {len(every)} episodes "
         f"with returns from {min(e.total for e in every):g} to {best[-1]:g}"
@@ -191,7 +257,7 @@ def test_adapters_leave_the_base_as_it_is(base, data, tmp_path, monkeypatch):
     with torch.no_grad():
         expected, found = with_adapter(**batch).logits, load_pretrained(folder)[0](**batch).logits
     allowed = expected > torch.finfo(torch.float32).min
-    assert (expected[allowed] - found[allowed]).abs().max() <= 1e-6 * expected[allowed].abs().max()
+    assert (expected[allowed] - found[allowed]).abs().max() <= 3e-6 * expected[allowed].abs().max()
     assert loss_on(tmp_path / "checkpoint-00000004", dataset) == loss_on(folder, dataset)
 
 
@@ -237,7 +303,7 @@ def test_fine_tuning_on_own_rollouts_in_rounds(base, tmp_path, monkeypatch):
     totals = [[episode.total for episode in recorded_episodes([one])] for one in rounds]
     for place, of in ((first, totals[0]), (tmp_path / "out", totals[0] + totals[1])):
         chosen = [episode.total for episode in recorded_episodes([only(place / "data", CARTPOLE)])]
-        assert sorted(chosen) == sorted(of)[-2:]
+        assert sorted(chosen) == sorted(sorted(of)[-2:] * 16)
     settings = TrainingConfig.load(tmp_path / "out/training.yaml")
     assert settings.model == str(first / "model")
     for model in (first / "model", folder):  # the model that was there before the first round

@@ -1,7 +1,7 @@
 """Recorded episodes: what each returned, which are the best, and a dataset of them only."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,9 @@ class Episode:
     start: int
     stop: int
     total: float
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
@@ -73,6 +76,34 @@ def read_episodes(
     ends = [run.terminals() for run in runs]
     terminals = [_moved(ends[episode.run], episode, int(stop)) for episode, stop in zip(episodes, stops, strict=True)]
     return Transitions.joined([part for pieces in parts for part in pieces]), terminals
+
+
+def in_orders(
+    transitions: Transitions, terminals: Sequence[Terminals], count: int, seed: int
+) -> tuple[list[Transitions], list[Terminals]]:
+    """Episodes in ``count`` orders, the given one and shuffled ones, as a stream each.
+
+    What is before an episode in the context should not tell which one it is.
+
+    Args:
+        transitions: of the episodes, one after another.
+        terminals: what each led to, as ``read_episodes`` gives it.
+        count: how many orders.
+        seed: of the shuffling.
+    """
+    stops = [int(ends.steps[0]) + 1 for ends in terminals]
+    pieces = [transitions[start:stop] for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
+    generator = np.random.default_rng(seed)
+    streams, moved = [], []
+    for stream in range(count):
+        order = generator.permutation(len(pieces)) if stream else np.arange(len(pieces))
+        streams.append(Transitions.joined([pieces[index] for index in order]))
+        ends = np.cumsum([len(pieces[index]) for index in order])
+        moved += [
+            replace(terminals[index], streams=np.array([stream]), steps=np.array([int(end) - 1]))
+            for index, end in zip(order, ends, strict=True)
+        ]
+    return streams, moved
 
 
 def write_run(root: Path, info: RunInfo, streams: Sequence[Transitions], terminals: Iterable[Terminals] = ()) -> None:

@@ -10,23 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
-from ldm_hf.dataset_builder.format.schema import MANIFEST
+from ldm_hf.dataset_builder.format.schema import MANIFEST, RunInfo
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
 from ldm_hf.finetuning.collecting import collect
-from ldm_hf.finetuning.episodes import Episode, best_episodes, read_episodes, recorded_episodes, write_run
+from ldm_hf.finetuning.episodes import Episode, best_episodes, in_orders, read_episodes, recorded_episodes, write_run
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig, renamed
 from ldm_hf.training.loop import train
 from ldm_hf.utils.files import replacing
 from ldm_hf.utils.progress import progress_bar
 
-SETTINGS: dict[str, Any] = {"max_steps": 200, "save_steps": 100}
+SETTINGS: dict[str, Any] = {
+    "max_steps": 400,
+    "save_steps": 100,
+    "validation_steps": 20,
+    "early_stopping_patience": 5,
+    "learning_rate": 1e-3,
+    "warmup_steps": 20,
+}
 """What differs from the settings of training by default."""
 
+HELD_BACK = 5
+"""One of so many episodes is held back: its loss says when to stop. Of fewer episodes none is."""
+
+_ORDERS, _ORDERED = 16, 2**16  # orders of the episodes, and transitions of all of them, at most
 _CLAIM = "finetuning.json"
-_OURS = ("data", "output_dir", "model", "environments")
+_OURS = ("data", "validation_data", "output_dir", "model", "environments")
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,8 @@ def finetune(
     if isinstance(tuning.source, str):
         reference = _reference(tuning, tuning.source)
         _claim(output, tuning, wanted)
-        _choose([reference], tuning.episodes, output / "data", say)
-        return _trained(config, tuning.model)
+        _choose([reference], tuning.episodes, output, config.seed, say)
+        return _trained(_with_validation(config, output), tuning.model)
     _check_fit(tuning.model, spec(tuning.environment).observation_space, spec(tuning.environment).action_space)
     _claim(output, tuning, wanted)
     rounds, collected = tuning.source.rounds, []
@@ -114,8 +125,8 @@ def finetune(
         folder = output if number == rounds else output / f"round-{number}"
         collected.append(_own(tuning, tuning.source, config, number, folder / "rollouts"))
         count = max(1, round(tuning.source.keep * tuning.episodes))
-        _choose(collected, count, folder / "data", say)
-        done = _trained(replace(config, data=str(folder / "data"), output_dir=str(folder)), tuning.model)
+        _choose(collected, count, folder, config.seed, say)
+        done = _trained(_with_validation(config, folder), tuning.model)
         if done is None:
             return None
         config = replace(config, model=str(done))
@@ -150,10 +161,12 @@ def _own(tuning: FineTuning, own: OwnRollouts, config: TrainingConfig, number: i
     return dataset
 
 
-def _choose(runs: Sequence[EnvironmentDataset], count: int, root: Path, say: Callable[[str], None]) -> None:
-    """Write the best episodes of runs as a data folder, if it is not there yet."""
+def _choose(
+    runs: Sequence[EnvironmentDataset], count: int, folder: Path, seed: int, say: Callable[[str], None]
+) -> None:
+    """Write the best episodes of runs to ``folder/data``, and what is held back of them to ``folder/validation``."""
     info = runs[-1].info
-    if _is_written(root, info.environment):
+    if _is_written(folder / "data", info.environment):
         return
     episodes = recorded_episodes(runs)
     if len(episodes) < count:
@@ -161,17 +174,39 @@ def _choose(runs: Sequence[EnvironmentDataset], count: int, root: Path, say: Cal
     if info.algorithm == "LDM":
         _check_difference(episodes, info.environment)
     chosen = best_episodes(episodes, count)
-    transitions, terminals = read_episodes(runs, chosen)
+    held_back = chosen[HELD_BACK - 1 :: HELD_BACK]
+    note = f"{info.source}; of it, of the {count} episodes of highest return of {len(episodes)}"
+    if held_back:
+        _write(folder / "validation", runs, held_back, replace(info, source=f"{note}, one in {HELD_BACK}"), 1, seed)
+    trained = [episode for episode in chosen if episode not in held_back]
+    orders = 1 if len(trained) == 1 else max(1, min(_ORDERS, _ORDERED // sum(map(len, trained))))
+    rest = f", {'' if not held_back else 'the others, '}in {orders} orders"
+    _write(folder / "data", runs, trained, replace(info, source=note + rest), orders, seed)
+    say(f"{info.environment}: {_described(chosen)}, the best of {_described(episodes)}")
+
+
+def _write(
+    root: Path, runs: Sequence[EnvironmentDataset], episodes: Sequence[Episode], info: RunInfo, orders: int, seed: int
+) -> None:
+    """Write episodes of runs as the one run of a data folder, each order as a stream."""
+    streams, terminals = in_orders(*read_episodes(runs, episodes), orders, seed)
     written = replace(
         info,
-        run=f"{info.run}-best-{count}",
-        num_episodes=count,
-        num_transitions=len(transitions),
+        run=f"{info.run}-best-{len(episodes)}",
+        num_episodes=orders * len(episodes),
+        num_transitions=sum(map(len, streams)),
+        num_streams=orders,
         training_steps=None,  # the episodes of several streams, one after another
-        source=f"{info.source}; of it, the {count} episodes of highest return of {len(episodes)}",
     )
-    write_run(root, written, [transitions], terminals)
-    say(f"{info.environment}: {_described(chosen)}, the best of {_described(episodes)}")
+    write_run(root, written, streams, terminals)
+
+
+def _with_validation(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The settings of training in a folder; it stops early where episodes are held back."""
+    config = replace(config, data=str(folder / "data"), output_dir=str(folder))
+    if (folder / "validation").is_dir():
+        return replace(config, validation_data=str(folder / "validation"))
+    return replace(config, early_stopping_patience=None)
 
 
 def _check_difference(episodes: Sequence[Episode], environment: str) -> None:

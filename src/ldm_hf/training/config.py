@@ -148,6 +148,18 @@ class TrainingConfig:
     ] = None
     eval_environments: Annotated[_Names | None, Doc("Ids to evaluate in. Default: those trained on.")] = None
     eval_episodes: Annotated[int, Ge(1), Doc("Episodes in each of them.")] = 2
+    validation_data: Annotated[
+        _Name | _Names | None,
+        Doc(
+            "Folder of datasets, as `data`, that are held back. Their loss is measured, and the finished model has the "
+            "weights of the lowest. Default: none."
+        ),
+    ] = None
+    validation_steps: Annotated[int, Ge(1), Doc("Steps between two measurements of the validation loss.")] = 20
+    early_stopping_patience: Annotated[
+        Annotated[int, Ge(1)] | None,
+        Doc("Measurements of the validation loss without a lower one after which training ends. Default: never."),
+    ] = None
     report_to: Annotated[_Tracker, Doc("Tracker, which must be installed; all that are, or none.")] = "tensorboard"
 
     def __post_init__(self) -> None:

@@ -79,9 +79,10 @@ class TrainingLog:
             self._progress(done)
 
     def scores(self, done: int, values: Mapping[str, float]) -> None:
-        """Scores of an evaluation, by name."""
+        """Scores of an evaluation, or the loss of a validation, by name."""
         if values:
             self._accelerator.log(dict(values), step=done)
+        if "score/mean" in values:
             self._scores = f", score {values['score/mean']:.0%}"
 
     def say(self, line: str) -> None:

@@ -35,6 +35,7 @@ from ldm_hf.training.parallel import (
 from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
+from ldm_hf.training.validation import Validation
 from ldm_hf.utils.processes import Termination
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ def train(
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
     about = described(config, datasets, base_model)
-    bound = bound_settings(config, datasets, mixture.context_length)
+    validation = _validation(accelerator, config, processor, mixture.context_length)
+    held_back = [] if validation is None else validation.datasets
+    bound = bound_settings(config, datasets, mixture.context_length, held_back)
     checkpoint = latest_checkpoint(accelerator, Path(config.output_dir))
     history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
     known = {*(whole.config.environments or []), *seen}
@@ -88,8 +91,10 @@ def train(
     record = made_with(accelerator, config, bound, start, history)
     folder, failure = None, None
     try:
-        if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress):
+        if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress, validation):
             output = Path(config.output_dir)
+            if validation is not None and (best := validation.best()) is not None:
+                load_checkpoint(accelerator, model, optimizer, best)
             folder = save_finished(accelerator, model, processor, output, config.save_precision, about)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
@@ -112,6 +117,7 @@ def _run(
     start: int,
     record: Mapping[str, Any],
     progress: Callable[[int], None] | None,
+    validation: Validation | None,
 ) -> bool:
     """The steps that are left; False if SIGTERM ended them before the last."""
     output, saved = Path(config.output_dir), start or None
@@ -145,6 +151,13 @@ def _run(
                     keep = config.save_total_limit
                     save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
                     saved = done
+                if validation is not None and validation.is_due(done):
+                    loss = validation.measure(model)
+                    log.scores(done, {"validation/loss": loss})
+                    validation.keep_if_best(model, optimizer, done, loss, record)
+                    if validation.is_over(done):
+                        log.say(f"the validation loss did not fall again: stopped after step {done}")
+                        return True
                 if stopping:
                     log.say(
                         f"SIGTERM: stopped after step {done}, whose checkpoint is written; started again, it continues"
@@ -243,6 +256,16 @@ def make_mixture(
         seed=config.seed,
         cache_bytes=int(config.cache_gib * 2**30),
     )
+
+
+def _validation(
+    accelerator: Accelerator, config: TrainingConfig, processor: LDMProcessor, context_length: int
+) -> Validation | None:
+    if config.validation_data is None:
+        if config.early_stopping_patience is not None:
+            raise ConfigError("early_stopping_patience needs validation_data, whose loss decides when training stops")
+        return None
+    return Validation(accelerator, config, processor, context_length)
 
 
 def _references(config: TrainingConfig) -> list[EnvironmentDataset]:

@@ -35,10 +35,15 @@ _NAMED = 5
 
 
 def bound_settings(
-    config: TrainingConfig, datasets: Sequence[EnvironmentDataset], context_length: int
+    config: TrainingConfig,
+    datasets: Sequence[EnvironmentDataset],
+    context_length: int,
+    held_back: Sequence[EnvironmentDataset] = (),
 ) -> dict[str, Any]:
-    """What may not change while a run continues, as JSON holds it."""
-    settings = {name: value for name, value in config.as_mapping().items() if name in _BOUND}
+    """What may not change while a run continues, as JSON holds it; ``held_back`` are the datasets of validation."""
+    settings: dict[str, Any] = {name: value for name, value in config.as_mapping().items() if name in _BOUND}
+    if held_back:  # or the best loss so far would be of other data
+        settings["validation_data"] = "-".join(map(_fingerprint, held_back))
     data = {dataset.environment: _fingerprint(dataset) for dataset in datasets}
     return json.loads(json.dumps({**settings, "context_length": context_length, "data": data}))
 

@@ -13,6 +13,9 @@ _ROUNDING = 1e-9
 ALIKE = "because every episode begins alike"
 """How the one reason ends that lies in the environment: no other run on it is without."""
 
+BARELY = 0.01
+"""Share of the way from random to known good below which nothing was learned, however significant the difference."""
+
 EARLY = 0.5
 """Share of a random policy's mean length below which episodes end early."""
 
@@ -27,6 +30,7 @@ def flags(
     """The reasons why a reference is degenerate, one line each; none of one that may be imitated.
 
     - It is not significantly better (Welch's t-test at 5 %) than a random policy or the best trivial one.
+    - It has come less than 1 % of the way from random to known good.
     - It ends its episodes early while steps cost: they are less than half as long as a random policy's, rewards are
       negative, the step that ends an episode costs even more, and known good is not reached. Where all steps cost the same,
       ending episodes soon is what the rewards ask for.
@@ -46,6 +50,8 @@ def flags(
         found.append(f"is no better than random: {reached.mean:.4g} against {anchors.random.mean:.4g}")
     elif best is not None and not _better(reached, best[1]):
         found.append(f"is no better than a trivial policy, {best[0]}: {reached.mean:.4g} against {best[1].mean:.4g}")
+    elif (share := anchors.share(reached.mean)) is not None and share < BARELY:
+        found.append(f"is {share:.1%} of the way from random to known good: {reached.mean:.4g}")
     length, usual = float(np.mean(lengths)) if lengths else math.inf, anchors.random_length.mean
     if (
         conduct is not None
