@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ldm_hf.finetuning.choosing as choosing_module
 import ldm_hf.finetuning.finetune as finetune_module
 import ldm_hf.training.loop as loop_module
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
@@ -26,8 +27,17 @@ from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import training_data
 from ldm_hf.evaluation.results import NO_IMPROVEMENT, SEEN_SEED, TRAINED
 from ldm_hf.evaluation.rollout import Protocol
+from ldm_hf.finetuning.choosing import LAST
 from ldm_hf.finetuning.collecting import collect
-from ldm_hf.finetuning.episodes import Episode, best_episodes, in_orders, read_episodes, recorded_episodes, write_run
+from ldm_hf.finetuning.episodes import (
+    Episode,
+    best_episodes,
+    drawn_episodes,
+    in_orders,
+    read_episodes,
+    recorded_episodes,
+    write_run,
+)
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
 from ldm_hf.hub.model_card import kept_metadata
 from ldm_hf.hub.pretrained import load_pretrained
@@ -69,6 +79,16 @@ def test_the_best_episodes_by_hand():
     episodes = [Episode(0, 0, index, index + 1, total) for index, total in enumerate([3.0, 5.0, -1.0, 5.0, 4.0])]
     assert best_episodes(episodes, 1) == [episodes[3]]  # the later of two equal ones
     assert best_episodes(episodes, 3) == [episodes[1], episodes[3], episodes[4]]  # in the order of recording
+
+
+def test_demonstrations_are_drawn_from_the_end_of_a_training():
+    episodes = [Episode(0, 0, start, start + 1, 0.0) for start in range(40)]
+    drawn = [drawn_episodes(episodes, 3, seed, 0.1) for seed in range(20)]
+    assert {len(one) for one in drawn} == {3} and all(one == sorted(one, key=lambda e: e.start) for one in drawn)
+    assert {episode.start for one in drawn for episode in one} == {36, 37, 38, 39}
+    assert drawn_episodes(episodes, 3, 5, 0.1) == drawn[5]
+    assert drawn_episodes(episodes, 8, 0, 0.1) == episodes[-8:]  # as many as are needed
+    assert len({episode.start for seed in range(50) for episode in drawn_episodes(episodes, 3, seed, 1)}) > 30
 
 
 def made_stream(rewards: list[float], ends: dict[int, str]) -> Transitions:
@@ -145,14 +165,15 @@ def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch
     held_back = only(tmp_path / "out/validation", CARTPOLE)
     both = [recorded_episodes([one]) for one in (held_back, only(tmp_path / "out/data", CARTPOLE))]
     both[1] = [episode for episode in both[1] if episode.stream == 0]
-    best = sorted(episode.total for episode in recorded_episodes([only(data, CARTPOLE)]))[-10:]
-    assert len(both[0]) == 2 and sorted(one.total for one in both[0] + both[1]) == best
+    drawn = drawn_episodes(recorded_episodes([only(data, CARTPOLE)]), 10, 0, LAST)
+    assert len(both[0]) == 2 and sorted(one.total for one in both[0] + both[1]) == sorted(one.total for one in drawn)
     assert len(measured) < 30 and min(measured) < min(measured[-3:])  # it stopped three measurements after the best
     assert len(measured) - 1 - int(np.argmin(measured)) == 3
     context = load_pretrained(folder)[0].config.max_position_embeddings
-    windows = [(start, len(held_back.chunk(0)[start : start + context])) for start in range(0, len(held_back.chunk(0)), context)]
+    total = len(held_back.chunk(0))
+    windows = [(start, min(context, total - start)) for start in range(0, total, context)]
     losses = [loss_on(folder, held_back, start) * length for start, length in windows]
-    assert sum(losses) / sum(length for _, length in windows) == pytest.approx(min(measured), rel=1e-5)
+    assert sum(losses) / total == pytest.approx(min(measured), rel=1e-5)
     # Killed after the best, before the end: the best is known, and what follows is the same.
     again = tmp_path / "again"
     stop = 2 * (int(np.argmin(measured)) + 2)
@@ -209,15 +230,17 @@ def test_own_rollouts_are_what_happened(model, processor, tmp_path):
 def test_fine_tuning_on_data(base, data, tmp_path):
     lines = []
     tuning = FineTuning(base, CARTPOLE, 3, str(data))
-    folder = finetune(tuning, tmp_path / "out", {**TOY, "max_steps": 20, "learning_rate": 1e-2}, lines.append)
+    folder = finetune(
+        tuning, tmp_path / "out", {**TOY, "max_steps": 20, "learning_rate": 1e-2, "warmup_steps": 0}, lines.append
+    )
     assert folder == tmp_path / "out/model"
     written, every = only(tmp_path / "out/data", CARTPOLE), recorded_episodes([only(data, CARTPOLE)])
-    best = sorted(episode.total for episode in every)[-3:]
+    drawn = [episode.total for episode in drawn_episodes(every, 3, 0, LAST)]
     # In sixteen orders, so that what is before an episode in the context does not tell which one it is.
-    assert sorted(episode.total for episode in recorded_episodes([written])) == sorted(best * 16)
+    assert sorted(episode.total for episode in recorded_episodes([written])) == sorted(drawn * 16)
     assert lines == [
-        f"{CARTPOLE}: 3 episodes with returns from {best[0]:g} to {best[-1]:g}, the best of {len(every)} episodes "
-        f"with returns from {min(e.total for e in every):g} to {best[-1]:g}"
+        f"{CARTPOLE}: 3 episodes with returns from {min(drawn):g} to {max(drawn):g}, drawn from those of its end, of "
+        f"{len(every)} episodes with returns from {min(e.total for e in every):g} to {max(e.total for e in every):g}"
     ]
     assert loss_on(folder, written) < loss_on(base, written) - 0.3
     assert load_pretrained(folder)[0].config.environments == [CARTPOLE, CLIFF]
@@ -383,7 +406,7 @@ def test_environments_and_episodes_that_do_not_fit(base, data, tmp_path, monkeyp
         finetune(FineTuning(base, "gymnasium/Nothing-v0", 2, OwnRollouts()), tmp_path / "c", TOY)
     assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
     with pytest.raises(ConfigError, match="all 2 episodes in gymnasium/CliffWalking-v1 returned"):
-        monkeypatch.setattr(finetune_module, "recorded_episodes", lambda runs: [Episode(0, 0, 0, 1, 5.0)] * 2)
+        monkeypatch.setattr(choosing_module, "recorded_episodes", lambda runs: [Episode(0, 0, 0, 1, 5.0)] * 2)
         finetune(FineTuning(base, CLIFF, 2, OwnRollouts()), tmp_path / "d", TOY)
 
 

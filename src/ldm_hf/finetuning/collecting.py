@@ -18,6 +18,7 @@ from ldm_hf.dataset_builder.reference.rows import RecordedRows
 from ldm_hf.env_registry.registry import library_version, provenance, spec
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
+from ldm_hf.finetuning.choosing import OWN
 from ldm_hf.finetuning.episodes import write_run
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.modeling.spaces_ldm import SlotLayout
@@ -116,7 +117,7 @@ def _info(environment: str, result: RolloutResult, protocol: Protocol, number: i
         num_transitions=sum(map(sum, result.lengths)),
         num_streams=protocol.rollouts,
         training_steps=0,
-        algorithm="LDM",
+        algorithm=OWN,
         hyperparameters={"temperature": temperature},
         source="a model's own rollouts; labels are the actions that it took",
         seed=protocol.first_seed(0),

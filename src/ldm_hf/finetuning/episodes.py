@@ -54,6 +54,15 @@ def best_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
     return [episodes[index] for index in sorted(ranked[-count:])]
 
 
+def drawn_episodes(episodes: Sequence[Episode], count: int, seed: int, share: float) -> list[Episode]:
+    """``count`` episodes at random of the last ``share`` of those given, or of as many as are needed, in their order.
+
+    Those of highest return would be those that began where it is easy, and the shortest where every step costs.
+    """
+    last = episodes[-max(count, round(share * len(episodes))) :]
+    return [last[index] for index in sorted(np.random.default_rng(seed).permutation(len(last))[:count])]
+
+
 def read_episodes(
     runs: Sequence[EnvironmentDataset], episodes: Sequence[Episode]
 ) -> tuple[Transitions, list[Terminals]]:

@@ -4,18 +4,16 @@ Each step writes its result under a temporary name and renames it; a result that
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
-from ldm_hf.dataset_builder.format.schema import MANIFEST, RunInfo
-from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
+from ldm_hf.finetuning.choosing import choose_episodes, is_written
 from ldm_hf.finetuning.collecting import collect
-from ldm_hf.finetuning.episodes import Episode, best_episodes, in_orders, read_episodes, recorded_episodes, write_run
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.training.config import TrainingConfig, renamed
 from ldm_hf.training.loop import train
@@ -23,19 +21,15 @@ from ldm_hf.utils.files import replacing
 from ldm_hf.utils.progress import progress_bar
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 400,
+    "max_steps": 200,
     "save_steps": 100,
-    "validation_steps": 20,
+    "validation_steps": 10,
     "early_stopping_patience": 5,
     "learning_rate": 1e-3,
     "warmup_steps": 20,
 }
 """What differs from the settings of training by default."""
 
-HELD_BACK = 5
-"""One of so many episodes is held back: its loss says when to stop. Of fewer episodes none is."""
-
-_ORDERS, _ORDERED = 16, 2**16  # orders of the episodes, and transitions of all of them, at most
 _CLAIM = "finetuning.json"
 _OURS = ("data", "validation_data", "output_dir", "model", "environments")
 
@@ -116,7 +110,7 @@ def finetune(
     if isinstance(tuning.source, str):
         reference = _reference(tuning, tuning.source)
         _claim(output, tuning, wanted)
-        _choose([reference], tuning.episodes, output, config.seed, say)
+        choose_episodes([reference], tuning.episodes, output, config.seed, say)
         return _trained(_with_validation(config, output), tuning.model)
     _check_fit(tuning.model, spec(tuning.environment).observation_space, spec(tuning.environment).action_space)
     _claim(output, tuning, wanted)
@@ -125,7 +119,7 @@ def finetune(
         folder = output if number == rounds else output / f"round-{number}"
         collected.append(_own(tuning, tuning.source, config, number, folder / "rollouts"))
         count = max(1, round(tuning.source.keep * tuning.episodes))
-        _choose(collected, count, folder, config.seed, say)
+        choose_episodes(collected, count, folder, config.seed, say)
         done = _trained(_with_validation(config, folder), tuning.model)
         if done is None:
             return None
@@ -142,7 +136,7 @@ def _reference(tuning: FineTuning, data: str) -> EnvironmentDataset:
 
 def _own(tuning: FineTuning, own: OwnRollouts, config: TrainingConfig, number: int, root: Path) -> EnvironmentDataset:
     """The episodes of a round, collected if they are not there yet."""
-    if not _is_written(root, tuning.environment):
+    if not is_written(root, tuning.environment):
         model, processor = load_pretrained(config.model)
         model.to(own.device)  # type: ignore[arg-type]
         with progress_bar(f"round {number}: acting in {tuning.environment}", tuning.episodes, "episode") as bar:
@@ -161,66 +155,12 @@ def _own(tuning: FineTuning, own: OwnRollouts, config: TrainingConfig, number: i
     return dataset
 
 
-def _choose(
-    runs: Sequence[EnvironmentDataset], count: int, folder: Path, seed: int, say: Callable[[str], None]
-) -> None:
-    """Write the best episodes of runs to ``folder/data``, and what is held back of them to ``folder/validation``."""
-    info = runs[-1].info
-    if _is_written(folder / "data", info.environment):
-        return
-    episodes = recorded_episodes(runs)
-    if len(episodes) < count:
-        raise ConfigError(f"{count} episodes of {info.environment} were asked for, and its data have {len(episodes)}")
-    if info.algorithm == "LDM":
-        _check_difference(episodes, info.environment)
-    chosen = best_episodes(episodes, count)
-    held_back = chosen[HELD_BACK - 1 :: HELD_BACK]
-    note = f"{info.source}; of it, of the {count} episodes of highest return of {len(episodes)}"
-    if held_back:
-        _write(folder / "validation", runs, held_back, replace(info, source=f"{note}, one in {HELD_BACK}"), 1, seed)
-    trained = [episode for episode in chosen if episode not in held_back]
-    orders = 1 if len(trained) == 1 else max(1, min(_ORDERS, _ORDERED // sum(map(len, trained))))
-    rest = f", {'' if not held_back else 'the others, '}in {orders} orders"
-    _write(folder / "data", runs, trained, replace(info, source=note + rest), orders, seed)
-    say(f"{info.environment}: {_described(chosen)}, the best of {_described(episodes)}")
-
-
-def _write(
-    root: Path, runs: Sequence[EnvironmentDataset], episodes: Sequence[Episode], info: RunInfo, orders: int, seed: int
-) -> None:
-    """Write episodes of runs as the one run of a data folder, each order as a stream."""
-    streams, terminals = in_orders(*read_episodes(runs, episodes), orders, seed)
-    written = replace(
-        info,
-        run=f"{info.run}-best-{len(episodes)}",
-        num_episodes=orders * len(episodes),
-        num_transitions=sum(map(len, streams)),
-        num_streams=orders,
-        training_steps=None,  # the episodes of several streams, one after another
-    )
-    write_run(root, written, streams, terminals)
-
-
 def _with_validation(config: TrainingConfig, folder: Path) -> TrainingConfig:
     """The settings of training in a folder; it stops early where episodes are held back."""
     config = replace(config, data=str(folder / "data"), output_dir=str(folder))
     if (folder / "validation").is_dir():
         return replace(config, validation_data=str(folder / "validation"))
     return replace(config, early_stopping_patience=None)
-
-
-def _check_difference(episodes: Sequence[Episode], environment: str) -> None:
-    totals = {episode.total for episode in episodes}
-    if len(totals) == 1:
-        raise ConfigError(
-            f"all {len(episodes)} episodes in {environment} returned {totals.pop():g}: none is better than another, and "
-            "nothing can be learned from them; try more episodes or another temperature"
-        )
-
-
-def _described(episodes: Sequence[Episode]) -> str:
-    totals = [episode.total for episode in episodes]
-    return f"{len(totals)} episodes with returns from {min(totals):g} to {max(totals):g}"
 
 
 def _trained(config: TrainingConfig, base_model: str) -> Path | None:
@@ -233,10 +173,6 @@ def _check_fit(model: str, observation_space: Any, action_space: Any) -> None:
     _, processor = load_pretrained(model)
     processor.observation_layout(observation_space)
     processor.action_layout(action_space)
-
-
-def _is_written(root: Path, environment: str) -> bool:
-    return (root / EnvironmentId.parse(environment).library / MANIFEST).is_file()
 
 
 def _claim(output: Path, tuning: FineTuning, settings: Mapping[str, Any]) -> None:
