@@ -5,7 +5,7 @@ BIN := .venv/bin
 # With the locked setuptools: isolated builds would take the newest one.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation
 
-.PHONY: help quickstart test test-slow test-long test-versions lint format lock remote-code clean
+.PHONY: help quickstart test test-slow test-long test-versions lint format docs lock remote-code clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ format: .venv/.installed-test  ## Bring the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.installed-test  ## The documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 lock: .venv/bin/python  ## Resolve setup.cfg again, for all Pythons; ARGS=--upgrade takes newer releases
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
@@ -44,7 +47,7 @@ remote-code: .venv/.installed-test  ## Copy the model's code to the checkpoints 
 	$(BIN)/python scripts/update_remote_code.py
 
 clean:  ## Remove .venv and what tools left
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -69,7 +69,7 @@ class LDMConfig(LlamaConfig):
         environments: ids of the environments that the weights were trained on, sorted; training writes them.
         expert_environments: of each expert, the ids of those that it alone was trained on; training writes them.
 
-    Example:
+    Examples:
         >>> LDMConfig.preset("308m").num_hidden_layers
         12
     """

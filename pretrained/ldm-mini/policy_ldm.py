@@ -67,7 +67,7 @@ class LDMPolicy:
     Raises:
         UnsupportedSpaceError: an environment does not fit the model.
 
-    Example:
+    Examples:
         >>> policy = LDMPolicy(model, processor, [env])
         >>> observation, info = env.reset()
         >>> (action,) = policy.act([observation])

@@ -74,7 +74,7 @@ class LDMProcessor(ProcessorMixin):
         image_size: side in pixels to which images are brought (paper section 4.3: 64).
         action_quantization: how continuous actions are cut into bins, see ``LDMConfig``.
 
-    Example:
+    Examples:
         >>> spaces = env.observation_space, env.action_space
         >>> inputs = processor(observations, actions, rewards, terminated, truncated, *spaces)
         >>> model(**inputs).logits.shape  # (1, T, A, num_bins)

@@ -21,7 +21,7 @@ class Agent:
     Args:
         model, processor: what ``AutoModel`` and ``AutoProcessor`` load.
 
-    Example:
+    Examples:
         >>> agent = ldm_hf.load("pretrained/ldm-mini")
         >>> agent.play("gymnasium/CartPole-v1", episodes=10).mean_return
         >>> env = agent.set_env(gymnasium.make("CartPole-v1"))
