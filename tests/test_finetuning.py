@@ -185,6 +185,14 @@ def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
 
 
+def test_training_that_only_harms_changes_nothing(base, data, tmp_path):
+    toy = {**TOY, "max_steps": 6, "learning_rate": 10.0, "warmup_steps": 0, "validation_steps": 2}
+    folder = finetune(FineTuning(base, CARTPOLE, 5, str(data)), tmp_path, {**toy, "early_stopping_patience": 2})
+    same = load_file(folder / "model.safetensors"), load_file(Path(base) / "model.safetensors")
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
+    assert not (tmp_path / "checkpoint-00000006").exists()  # it stopped after four steps
+
+
 def test_stopping_early_needs_something_to_measure(data, tmp_path):
     config = TrainingConfig(data=str(data), output_dir=str(tmp_path), early_stopping_patience=2, report_to="none")
     with pytest.raises(ConfigError, match="early_stopping_patience needs validation_data"):

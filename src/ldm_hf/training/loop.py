@@ -129,6 +129,9 @@ def _run(
         contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log,
         termination.heard(),
     ):
+        if validation is not None and start == 0:  # what training begins with may be the best already
+            with log.paused():
+                log.scores(0, validation.check(model, optimizer, 0, record))
         for step in range(start, config.max_steps):
             done, rate = step + 1, learning_rate(config, step)
             for group in optimizer.param_groups:
@@ -152,9 +155,7 @@ def _run(
                     save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
                     saved = done
                 if validation is not None and validation.is_due(done):
-                    loss = validation.measure(model)
-                    log.scores(done, {"validation/loss": loss})
-                    validation.keep_if_best(model, optimizer, done, loss, record)
+                    log.scores(done, validation.check(model, optimizer, done, record))
                     if validation.is_over(done):
                         log.say(f"the validation loss did not fall again: stopped after step {done}")
                         return True

@@ -72,21 +72,20 @@ class Validation:
         model.train()
         return float(total)
 
-    def keep_if_best(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        done: int,
-        loss: float,
-        record: Mapping[str, Any],
-    ) -> None:
-        """Write the checkpoint of ``done`` steps as the best, if its loss is the lowest; every process calls this."""
-        if self._best is not None and not loss < self._best[1]:
-            return
-        save_checkpoint(
-            *(self._accelerator, model, optimizer, self._processor, self._folder, done, 1), {**record, _LOSS: loss}
-        )
-        self._best = done, loss
+    def check(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int, record: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Measure the loss after ``done`` steps, and keep the checkpoint if it is the lowest; every process calls this.
+
+        Returns:
+            ``validation/loss``, for the log.
+        """
+        loss = self.measure(model)
+        if self._best is None or loss < self._best[1]:
+            parts = (self._accelerator, model, optimizer, self._processor, self._folder, done, 1)
+            save_checkpoint(*parts, {**record, _LOSS: loss})
+            self._best = done, loss
+        return {"validation/loss": loss}
 
     def is_over(self, done: int) -> bool:
         """Whether the last ``early_stopping_patience`` measurements were all no better than the best."""
