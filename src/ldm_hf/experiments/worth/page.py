@@ -130,7 +130,7 @@ def page(scores: Scores, scales: Mapping[str, Scale]) -> str:
         "",
         "Made by `python -m ldm_hf.experiments.worth.page`; [worth.md](../../worth.md) says what was done. Scores: 0 % is a "
         "random policy, 100 % the reference whose episodes were learned from; ± is half of a 95 % confidence interval over "
-        "seeds (Student's t). Each is the mean of 20 evaluation episodes, the same for all ways.",
+        "seeds (Student's t), and missing where there is one. Each is the mean of 20 evaluation episodes, the same for all.",
         "",
         "| episodes | pretrained above | environments | higher | apart, higher | apart, lower |",
         "|---:|---|---:|---:|---:|---:|",
