@@ -42,6 +42,7 @@ ALLOWED = {
     | {"executors"}
     | {f"{DATA}.{name}" for name in ("curves", "anchors", "format", "repository", "reference")},
     "evaluation": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
+    "export": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("bank", "format", "reference")},
     "training": ENVIRONMENTS | {"executors", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
 }

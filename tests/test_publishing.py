@@ -188,6 +188,26 @@ def test_training_that_ends_again_keeps_the_evaluation_of_the_same_weights(train
         assert (folder / "report.json").exists() == (card == "evaluated")
 
 
+def test_a_page_is_published_as_a_static_space(hub, tmp_path):  # noqa: F811
+    page = tmp_path / "mini"
+    files = {"README.md": "---\nsdk: static\n---\n", "index.html": "<p>1", "page.json": "{}", "references/a.onnx": "a"}
+    for path, text in files.items():
+        (page / path).parent.mkdir(exist_ok=True, parents=True)
+        (page / path).write_text(text)
+    (page / ".env").write_text("secret")
+    done = publish(hub, tmp_path, page)
+    assert done.returncode == 0 and done.stdout.strip() == "hf://spaces/writer/ldm-mini", done.stderr
+    repo = hub.repos["spaces", "writer/ldm-mini"]
+    assert repo.find("main").files.keys() - {".gitattributes"} == files.keys()
+    (page / "index.html").write_text("<p>2")
+    (page / "references/a.onnx").unlink()
+    done = publish(hub, tmp_path, page)
+    one_line_error(done, "it would replace 1 files", "delete 1", "--yes")
+    assert publish(hub, tmp_path, page, "--yes").returncode == 0
+    assert "references/a.onnx" not in repo.find("main").files
+    one_line_error(publish(hub, tmp_path, page, "--library", "x"), "is a page")
+
+
 def test_names_of_models(tmp_path):
     assert model_name(tmp_path / "cartpole/model") == "cartpole"
     assert model_name(tmp_path / "my model (2)") == "my-model-2"

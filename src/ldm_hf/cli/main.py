@@ -16,6 +16,7 @@ from ldm_hf.cli.build import build
 from ldm_hf.cli.data import check, convert
 from ldm_hf.cli.env import environments
 from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
+from ldm_hf.cli.export import export
 from ldm_hf.cli.finetuning import finetune
 from ldm_hf.cli.publishing import publish
 from ldm_hf.cli.solve import solve
@@ -35,7 +36,7 @@ class _InOrder(typer.core.TyperGroup):
 
 _ORDER = (
     *("quickstart", "solve", "env", "build", "adopt", "bank", "references", "check", "convert"),
-    *("train", "launch", "finetune", "evaluate", "verify", "report", "coverage", "rollout", "publish"),
+    *("train", "launch", "finetune", "evaluate", "verify", "report", "coverage", "rollout", "export", "publish"),
 )
 
 app = typer.Typer(
@@ -78,6 +79,7 @@ app.command()(verify)
 app.command()(report)
 app.command()(coverage)
 app.command()(rollout)
+app.command()(export)
 app.command()(publish)
 
 

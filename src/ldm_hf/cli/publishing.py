@@ -1,14 +1,17 @@
-"""``ldm publish``: models and datasets on the Hub."""
+"""``ldm publish``: models, pages and datasets on the Hub."""
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.utils.dependencies import require
+
+if TYPE_CHECKING:
+    from ldm_hf.hub.publishing import ModelChange
 
 _DATASETS, _MODELS = "Datasets", "Models"
 
@@ -16,7 +19,9 @@ _DATASETS, _MODELS = "Datasets", "Models"
 def publish(
     source: Annotated[
         Path,
-        typer.Argument(help="Data folder that `ldm build` made, a folder of such folders, or a model folder."),
+        typer.Argument(
+            help="Data folder that `ldm build` made, a folder of such folders, a model folder, or a page of `ldm export`."
+        ),
     ],
     namespace: Annotated[str, typer.Option(help="User or organisation of the Hub.")],
     library: Annotated[
@@ -39,17 +44,23 @@ def publish(
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Replace and delete on the Hub without asking.")] = False,
 ) -> None:
-    """Publish a model or datasets to the Hub; datasets are one repository per library: NAMESPACE/ldm-LIBRARY.
+    """Publish a model, a page or datasets to the Hub; datasets are one repository per library: NAMESPACE/ldm-LIBRARY.
 
     What was published before stays; what would be replaced or deleted is listed first. Files that ldm did not write are
     never deleted. The token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command sends only what is
     missing.
     """
     require("`ldm publish`", "data")
+    from ldm_hf.hub.spaces import PAGE
+
     if (source / "config.json").is_file():
         if library or delete:
             raise ConfigError(f"{source} is a model: --library and --delete are for data folders")
         _publish_model(source, namespace, name, report, private, yes)
+    elif (source / PAGE).is_file():
+        if library or delete or report:
+            raise ConfigError(f"{source} is a page: --library, --delete and --report are for others")
+        _publish_page(source, namespace, name, private, yes)
     else:
         if name or report:
             raise ConfigError(
@@ -61,10 +72,32 @@ def publish(
 def _publish_model(
     folder: Path, namespace: str, name: str | None, report: Path | None, private: bool, yes: bool
 ) -> None:
-    from ldm_hf.hub.publishing import ModelChange, publish_model, refuse_replacing
+    from ldm_hf.hub.publishing import publish_model
     from ldm_hf.utils.progress import progress_bar
 
-    def agree(change: ModelChange) -> None:
+    with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
+        agree, progress = _agreement(bar, yes), _shown_by(bar)
+        made = publish_model(
+            folder, namespace, name=name, report=report, private=private, agree=agree, progress=progress
+        )
+    typer.echo(made)
+
+
+def _publish_page(folder: Path, namespace: str, name: str | None, private: bool, yes: bool) -> None:
+    from ldm_hf.hub.spaces import publish_page
+    from ldm_hf.utils.progress import progress_bar
+
+    with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
+        agree, progress = _agreement(bar, yes), _shown_by(bar)
+        made = publish_page(folder, namespace, name=name, private=private, agree=agree, progress=progress)
+    typer.echo(f"hf://spaces/{made}")
+
+
+def _agreement(bar: Any, yes: bool) -> "Callable[[ModelChange], None]":
+    """What lists the files that would be replaced and deleted, and asks."""
+    from ldm_hf.hub.publishing import refuse_replacing
+
+    def agree(change: "ModelChange") -> None:
         bar.clear()
         for verb, paths in (("replaces", change.replaced), ("deletes", change.stale)):
             for path in paths:
@@ -72,11 +105,7 @@ def _publish_model(
         if not _is_wanted(yes):
             refuse_replacing(change)
 
-    with progress_bar("publishing", 0, "B", unit_scale=True) as bar:
-        repository = publish_model(
-            folder, namespace, name=name, report=report, private=private, agree=agree, progress=_shown_by(bar)
-        )
-    typer.echo(repository)
+    return agree
 
 
 def _publish_datasets(

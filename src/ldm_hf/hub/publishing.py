@@ -41,19 +41,21 @@ _PUBLISHED = re.compile(
 
 @dataclass(frozen=True)
 class ModelChange:
-    """What publishing does to a model repository of the Hub.
+    """What publishing does to the repository of a model, or of a page on which it acts, on the Hub.
 
     Attributes:
         repository: its name.
         files: all that will be there of this model.
         replaced: paths of files that are there with other content, but for a card that ldm wrote.
         stale: paths of weights that are there and no longer belong to the model: they would be loaded with it, or instead.
+        kind: of repository: "model" or "space".
     """
 
     repository: str
     files: list[LocalFile]
     replaced: list[str]
     stale: list[str]
+    kind: str = "model"
 
 
 def refuse_replacing(change: ModelChange) -> None:
@@ -117,7 +119,7 @@ def publish_model(
         if head is None:
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
             head = newest_commit(api, repository, "model")
-        _send(api, change, there, head, progress)
+        send(api, change, there, head, progress)
     return repository
 
 
@@ -194,22 +196,28 @@ def _plan(
     return ModelChange(repository, files, replaced, stale)
 
 
-def _send(
+def send(
     api: "HfApi",
     change: ModelChange,
     there: "dict[str, RepoFile]",
     head: str | None,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    name, total = change.repository, sum(file.bytes for file in change.files)
+    """Make a change, as one commit on top of ``head``, and see that the Hub has it afterwards.
+
+    Raises:
+        HubError: another process published meanwhile, or the Hub holds something else than was sent.
+    """
+    name, kind, total = change.repository, change.kind, sum(file.bytes for file in change.files)
     missing = [file for file in change.files if not file.is_among(there)]
     progress(name, total - sum(file.bytes for file in missing), total)
     if missing or change.stale:
-        if newest_commit(api, name, "model") != head:
+        if newest_commit(api, name, kind) != head:
             raise HubError(f"{name}: another process published to it meanwhile; the same command looks at it again")
-        commit(api, name, "model", "Publish the model", missing, change.stale, head)
+        title = "Publish the model" if kind == "model" else "Publish the page"
+        commit(api, name, kind, title, missing, change.stale, head)
         progress(name, total, total)
-    found = remote_files(api, name, "model")
+    found = remote_files(api, name, kind)
     wrong = [file.path for file in change.files if not file.is_among(found)]
     if wrong:
         raise HubError(f"{name}: the Hub holds other content than was sent of {', '.join(wrong[:3])}; publish again")

@@ -86,6 +86,16 @@ class ReferencePolicy:
         return self._description["algorithm"]
 
     @property
+    def network(self) -> BasePolicy:
+        """The network that acts, on normalised observations."""
+        return self._policy
+
+    @property
+    def normalization(self) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float, float]:
+        """Mean and variance by key, empty without normalisation; where the result is clipped; what a variance gains."""
+        return self._statistics, self._clip, self._epsilon
+
+    @property
     def spaces(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of the observations that it reads, flat, and of its actions, as JSON."""
         return self._description["observation_space"], self._description["action_space"]
