@@ -69,11 +69,11 @@ function tell() {
 const number = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(2));
 
 function ended() {
-  const { total, steps, ghost } = player.returns.at(-1), place = player.returns.length;
+  const { total, steps, seed } = player.returns.at(-1), { ghost } = player, place = player.returns.length;
   byId.status.textContent = `Episode ${place} ended after ${steps} steps with a return of ${number(total)}.`;
+  const beside = !ghost ? "none" : ghost.isDone ? number(ghost.total) : `${number(ghost.total)}, not at its end`;
   const row = byId.returns.insertRow(0);
-  for (const value of [place, player.seed + place - 1, steps, number(total), ghost === undefined ? "none" : number(ghost)])
-    row.insertCell().textContent = value;
+  for (const value of [place, seed, steps, number(total), beside]) row.insertCell().textContent = value;
   if (byId.returns.rows.length > SHOWN_EPISODES) byId.returns.deleteRow(-1);
 }
 
@@ -143,6 +143,7 @@ async function choose() {
   byId["push-left"].textContent = `← ${kind.push}`;
   byId["push-right"].textContent = `${kind.push} →`;
   scene = new Pen(byId.scene, kind.size);
+  byId.scene.style.maxWidth = `max(16rem, calc(58vh * ${kind.size[0] / kind.size[1]}))`; // buttons stay in sight
   byId.actions.replaceChildren(...actionButtons());
   held.clear();
   play(false);

@@ -89,6 +89,6 @@ export class Player {
     this.isOver = terminated || truncated;
     this.moves.push({ isOwn, reward, isEnd: this.isOver });
     if (this.moves.length > this.policy.contextLength) this.moves.shift();
-    if (this.isOver) this.returns.push({ total: this.total, steps: this.steps, ghost: this.ghost?.total });
+    if (this.isOver) this.returns.push({ total: this.total, steps: this.steps, seed: this.seed + this.episodes - 1 });
   }
 }
