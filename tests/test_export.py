@@ -1,6 +1,5 @@
 """Models outside Python: graphs of models and of references, and the parts of the page in JavaScript."""
 
-import json
 from pathlib import Path
 
 import gymnasium
@@ -11,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from browser.javascript import json_value, run_node
-from browser.record import RECORDED, record
+from browser.record import record, recorded
 from conftest import CARTPOLE, run_ldm_here
 from ldm_hf.dataset_builder.reference.policy import ReferencePolicy
 from ldm_hf.errors import CheckpointError, HubError
@@ -69,7 +68,7 @@ def traces():
     """Random actions in every environment of the page; where states are real numbers, also from Python's at each step."""
     found = [played(gymnasium.make(name), f"gymnasium/{name}") for name in OWN + TABLES]
     found += [played(gymnasium.make(name), f"gymnasium/{name}", exact_state=True) for name in OWN]
-    return found + json.loads(RECORDED.read_text())
+    return found + recorded()
 
 
 def test_environments_in_javascript_are_those_of_python(traces):
