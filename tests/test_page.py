@@ -133,6 +133,17 @@ def python_run(model, processor, environment, seed, count, are_swapped=False):
     return actions, returns
 
 
+def test_the_runner_draws_actions_by_their_probabilities(model, processor, page):
+    """Of temperature 2: the first action up to which the probabilities sum to more than what chance says."""
+    run, likely, logits = recorded_run(with_int8_weights(model), processor, gymnasium.make("FrozenLake-v1"), 80)
+    draws = np.random.default_rng(0).random(80)
+    sums = torch.stack([(slot / 2).softmax(-1).cumsum(-1) for (slot,) in logits])
+    expected = (sums > torch.from_numpy(draws)[:, None]).int().argmax(1).tolist()
+    assert expected != likely
+    (got,) = run_node("policy.mjs", runs=[run | {"temperature": 2, "draws": draws.tolist()}], **folders(page))
+    assert got["actions"] == expected
+
+
 def test_what_the_page_plays_is_what_python_plays(model, processor, page):
     """The same actions and returns from the same seeds; also with actions that are swapped."""
     acting = with_int8_weights(model)

@@ -9,9 +9,9 @@ ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmBinary = readFileSync(`${runtime}/ort-wasm-simd-threaded.wasm`);
 const model = await Model.load(ort, "", async (name) => new Uint8Array(readFileSync(`${folder}/${name}`)));
 
-/** Read recorded observations and outcomes; the action before each is the recorded one. */
-async function read({ spaces, steps, contextLength }) {
-  const policy = new Policy(model, spaces, { contextLength }), logits = [], actions = [];
+/** Read recorded observations and outcomes; the action before each is the recorded one. `draws` stand in for chance. */
+async function read({ spaces, steps, temperature, draws = [] }) {
+  const policy = new Policy(model, spaces, { temperature, random: () => draws.shift() }), logits = [], actions = [];
   for (const { observation, outcome, action } of steps) {
     const decision = await policy.act(observation, outcome);
     logits.push(decision.slots.map(({ first, probabilities }, i) =>
