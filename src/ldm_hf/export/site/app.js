@@ -231,9 +231,9 @@ async function load() {
   ort.env.wasm.proxy = true; // another thread thinks, so that the page never stands still
   ort.env.wasm.wasmPaths = { wasm: new URL("ort/ort-wasm-simd-threaded.wasm", location.href).href };
   model = await Model.load(ort, "model/", read);
+  await restart();
   byId.loading.hidden = true;
   for (const button of document.querySelectorAll("button")) button.disabled = false;
-  await restart();
   play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
 }
 
