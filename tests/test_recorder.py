@@ -90,10 +90,11 @@ def test_rows_hold_what_was_seen_done_and_received(tmp_path, normalize):
                 assert abs(acted[row, 0]) <= 1
                 row += 1
     # Episode e of a copy returns 100 e length + (0 + ... + length-1). By their starts, 0 0 1 3 5 5 ..., ties by copy: those
-    # of copy 0 and 1, copy 1's second, copy 0's second, and so on. There are 40; the first tenth are four of them.
+    # of copy 0 and 1, copy 1's second, copy 0's second, and so on. There are 40; the first window has ten of them.
     curve = recorder.curve()
     assert curve.returns[:6] == [3, 0, 406, 201, 603, 200] and curve.transitions[:6] == [0, 0, 2, 6, 10, 10]
-    assert len(curve.returns) == 40 and curve.first.mean == (3 + 0 + 406 + 201) / 4
+    first = [3, 0, 406, 201, 603, 200, 1206, 601, 1203, 400]  # begun at 0 0 1 3 5 5 6 8 10 10
+    assert len(curve.returns) == 40 and curve.first.mean == pytest.approx(sum(first) / 10)
     # What each episode ended on: copy 1's first after 1 step, copy 0's first after 3, both seconds at step 5 of each copy.
     assert recording.terminals[:4] == [(1, 0), (0, 2), (0, 4), (1, 4)]
     assert recording.terminal_batch(0, 4).tolist() == [[1, 0, 1], [0, 0, 3], [0, 1, 2], [1, 1, 4]]
