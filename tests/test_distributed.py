@@ -153,6 +153,23 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_choose_the_same_weights_by_validation(data, tmp_path, sharding):
+    """Of a training that soon gets worse: one and two processes measure alike, stop together and keep the same step."""
+    changes = {"validation_data": str(data), "validation_steps": 1, "early_stopping_patience": 2}
+    changes |= {"max_steps": 8, "learning_rate": 0.04}
+    expected = trained_here(made_settings(tmp_path / "alone", data, **changes))
+    run = trained(made_settings(tmp_path / "both", data, sharding=sharding, **changes), processes=2)
+    losses, wanted = logged(run, "validation/loss"), logged(expected, "validation/loss")
+    assert losses == pytest.approx(wanted, rel=1e-2) and len(losses) < 9
+    assert 0 < min(wanted, key=lambda step: wanted[step]) < max(wanted)
+    assert [path.name for path in (run / "best").iterdir()] == [path.name for path in (expected / "best").iterdir()]
+    found, own = (load_file(folder / "model/model.safetensors") for folder in (run, expected))
+    for name in own:
+        torch.testing.assert_close(found[name], own[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
     """Two steps on one process, two more shared out: as if one had done all."""
     expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, save_steps=2))

@@ -19,7 +19,7 @@ from ldm_hf.finetuning.episodes import (
 )
 
 HELD_BACK = 5
-"""One of so many episodes is held back: its loss says when to stop. Of fewer episodes none is."""
+"""One in this many episodes is held back: its loss says when to stop. Of fewer episodes none is."""
 
 LAST = 0.1
 """Share of a reference's training whose episodes are demonstrations: what 100 % of a score is measured by."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.distributed.fsdp import FSDPModule
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.modeling import LDMProcessor
@@ -70,7 +71,11 @@ class Validation:
             batch = self._processor.collate(self._windows[start : start + size]).to(self._accelerator.device)
             total += model(**batch, num_items_in_batch=self._transitions, return_dict=True).loss.float()
         model.train()
-        return float(total)
+        if isinstance(model, FSDPModule):
+            model.reshard()  # no backward pass does it, and who reads or writes the weights next expects shards
+        # Of one process, so that all of them decide alike: a last bit that differs would leave one waiting for the others.
+        (loss,) = broadcast_object_list([float(total)])
+        return float(loss)
 
     def check(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int, record: Mapping[str, Any]

@@ -141,7 +141,7 @@ class Bench:
         return folder
 
     def _sb3(self, cell: Cell, transitions: int, seconds: float | None) -> tuple[ReferencePolicy, int]:
-        """A policy of the candidate that became the reference, or PPO, after so many transitions or seconds."""
+        """A policy of the candidate that became the reference, or PPO, after ``transitions`` or ``seconds``."""
         (dataset,) = open_datasets(str(self._data), [cell.environment])
         known = {**pool(), **tuned(cell.environment)}
         named = [name for name in known if dataset.best_run().info.run.startswith(f"{name}-")]
