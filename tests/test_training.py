@@ -202,6 +202,8 @@ def test_models_that_are_none_are_refused(tmp_path):
         ({"model_overrides": {"hidden_sise": 3}}, "hidden_sise, which LDMConfig does not have"),
         ({"model_overrides": {"hidden_size": 33}}, "model_overrides cannot be used"),
         ({"model_overrides": {"hidden_size": "wide"}}, "model_overrides cannot be used"),
+        ({"reinitialize": ["backbone"]}, "reinitialize is for trained models"),
+        ({"reinitialize": ["head"]}, "reinitialize.* cannot be used"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_model(TrainingConfig("d", "o", **changes))
@@ -241,6 +243,16 @@ def test_training_continues_from_a_model_and_remembers_what_that_had_seen(straig
     after = load_file(tmp_path / "run/model/model.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert AutoConfig.from_pretrained(tmp_path / "run/model").environments == [CARTPOLE, CLIFF, PENDULUM]
+
+
+def test_parts_of_a_trained_model_start_at_random_again(straight):
+    folder = str(straight / "model")
+    before = load_file(straight / "model/model.safetensors")
+    for part in ("embedding", "backbone", "action_head"):
+        model, _ = load_model(TrainingConfig("d", "o", model=folder, reinitialize=[part]))
+        after = model.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed and all(name.startswith(f"{part}.") for name in changed)
 
 
 def test_a_killed_run_continues_bit_for_bit(straight, data, tmp_path):

@@ -77,6 +77,10 @@ class TrainingConfig:
     model_overrides: Annotated[dict[str, Any], Doc("Fields of LDMConfig that differ from the preset.")] = field(
         default_factory=dict
     )
+    reinitialize: Annotated[
+        list[Literal["embedding", "backbone", "action_head"]],
+        Doc("Parts of a trained model whose weights start at random again."),
+    ] = field(default_factory=list)
     lora_rank: Annotated[
         Annotated[int, Ge(1)] | None,
         Doc("Rank of LoRA adapters in the backbone, which are then trained instead of the weights."),
@@ -94,6 +98,14 @@ class TrainingConfig:
     sequences_per_chunk: Annotated[
         int, Ge(1), Doc("Sequences that are read from a chunk of data at a time; 4 of 2048 transitions use it whole.")
     ] = 1
+    augmentation: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Doc(
+            "Share of training sequences whose slots, symbols, scales, images and labels are changed at random, alike."
+        ),
+    ] = 0.0
     stream: Annotated[
         bool, Doc("Whether data of the Hub are read over the network each time, instead of from its cache.")
     ] = False

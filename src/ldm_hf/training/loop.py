@@ -254,6 +254,7 @@ def make_mixture(
         context_length=config.context_length or longest,
         weights=config.weights,
         sequences_per_chunk=config.sequences_per_chunk,
+        augmentation=config.augmentation,
         seed=config.seed,
         cache_bytes=int(config.cache_gib * 2**30),
     )

@@ -16,9 +16,10 @@ from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence
 from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.training.augmentation import augment
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
-_SCHEDULE, _CHUNKS, _OFFSET = range(3)  # separate random streams
+_SCHEDULE, _CHUNKS, _OFFSET, _AUGMENTATION = range(4)  # separate random streams
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Mixture(Dataset[TokenSequence]):
         weights: ``uniform``, ``size`` (by transitions), or a weight for each environment id.
         sequences_per_chunk: consecutive sequences that a visit to an environment takes from its chunk, side by side where it
             is long enough. More than 1 saves reading where the data do not fit into the cache.
+        augmentation: share of the sequences that are shown as another task would be, see ``augment``.
         seed: of every choice.
         cache_bytes: decoded chunks that are kept in memory.
     """
@@ -62,6 +64,7 @@ class Mixture(Dataset[TokenSequence]):
         context_length: int,
         weights: str | Mapping[str, float] = "uniform",
         sequences_per_chunk: int = 1,
+        augmentation: float = 0.0,
         seed: int = 0,
         cache_bytes: int = 2**29,
     ):
@@ -69,6 +72,7 @@ class Mixture(Dataset[TokenSequence]):
         self._processor = processor
         self._context_length = context_length
         self._per_chunk = sequences_per_chunk
+        self._augmentation = augmentation
         self._seed = seed
         self._layouts = [
             (processor.observation_layout(data.observation_space), processor.action_layout(data.action_space))
@@ -87,8 +91,12 @@ class Mixture(Dataset[TokenSequence]):
 
     def __getitem__(self, number: int) -> TokenSequence:
         environment, chunk, start = self.locate(number)
-        transitions = self._cache.get((environment, chunk), self._read)
-        return self._processor.align(transitions[start : start + self._context_length], *self._layouts[environment])
+        transitions = self._cache.get((environment, chunk), self._read)[start : start + self._context_length]
+        observed, acted = self._layouts[environment]
+        random = self._random(_AUGMENTATION, number)
+        if random.random() < self._augmentation:
+            transitions, observed, acted = augment(transitions, observed, acted, random)
+        return self._processor.align(transitions, observed, acted)
 
     def blank(self, number: int) -> TokenSequence:
         """A sequence of zeros that has the shape of sequence ``number``, made without reading it."""

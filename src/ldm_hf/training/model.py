@@ -12,10 +12,15 @@ def load_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
     """The model of the settings and its processor: a new one of a preset, or that of a folder or Hub name.
 
     Raises:
-        ConfigError: a field of ``model_overrides`` does not exist or has a value that cannot be used.
+        ConfigError: a field of ``model_overrides`` does not exist or has a value that cannot be used, or a new model is to
+            be reinitialised.
         CheckpointError: the folder holds no Large Decision Model.
     """
     if config.model in LDMConfig.presets():
+        if config.reinitialize:
+            raise ConfigError(
+                f"reinitialize is for trained models, and model is the preset {config.model}; leave it out"
+            )
         return _new_model(config)
     if config.model_overrides:
         raise ConfigError(
@@ -31,7 +36,12 @@ def trained_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:
         raise ConfigError(
             f"model {config.model!r} is neither a preset ({', '.join(LDMConfig.presets())}) nor a model folder"
         )
-    return load_pretrained(config.model)
+    model, processor = load_pretrained(config.model)
+    if config.reinitialize:
+        untrained = LDMModel(model.config)
+        for part in config.reinitialize:
+            getattr(model, part).load_state_dict(getattr(untrained, part).state_dict())
+    return model, processor
 
 
 def _new_model(config: TrainingConfig) -> tuple[LDMModel, LDMProcessor]:

@@ -26,8 +26,8 @@ from ldm_hf.training.checkpoint import on_main, read_record
 from ldm_hf.training.config import TrainingConfig, renamed
 
 _BOUND = (
-    *("stage", "model", "lora_rank", "seed", "train_batch_size", "sequences_per_chunk", "weights"),
-    *("adam_beta1", "adam_beta2"),
+    *("stage", "model", "reinitialize", "lora_rank", "seed", "train_batch_size", "sequences_per_chunk", "weights"),
+    *("augmentation", "adam_beta1", "adam_beta2"),
 )
 # What transformers writes of itself, and what training writes of its data, which has a fingerprint.
 _UNBOUND_FIELDS = {"architectures", "auto_map", "dtype", "transformers_version", "environments", "expert_environments"}
