@@ -11,6 +11,7 @@ from gymnasium import spaces
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.modeling.policy_ldm import PackedLinear
 from ldm_hf.modeling.processing_ldm import TokenSequence
+from ldm_hf.modeling.spaces_ldm import Transitions
 from sequences import CAMERA, CONTROL, GRID, Spaces
 
 ACCELERATORS = [
@@ -304,3 +305,57 @@ def test_draws_are_seeded_and_nearly_certain_when_cold(model, processor):
     assert acted(temperature=1e-6, seed=4) == acted()
     with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
         LDMPolicy(model, processor, [GRID], temperature=-1)
+
+
+def recorded_in(environment: Spaces, processor, steps: int) -> Transitions:
+    """Transitions drawn from an environment's spaces, an episode that ends with the last."""
+    observed = processor.observation_layout(environment.observation_space)
+    acted = processor.action_layout(environment.action_space)
+    for seed, space in enumerate((environment.observation_space, environment.action_space)):
+        space.seed(seed)
+    flat = [observed.flatten(environment.observation_space.sample()) for _ in range(steps)]
+    images = None if flat[0][1] is None else np.stack([image for _, image in flat])
+    actions = np.stack([acted.flatten(environment.action_space.sample())[0] for _ in range(steps)])
+    ends = np.arange(steps) == steps - 1
+    rewards = np.linspace(-1, 1, steps, dtype=np.float32)
+    return Transitions(np.stack([slots for slots, _ in flat]), images, actions, rewards, ends, ~ends & ends, None)
+
+
+@pytest.mark.parametrize("environment", [CONTROL, GRID, CAMERA])
+@pytest.mark.parametrize("steps", [3, 30])
+def test_remembered_transitions_are_read_as_if_they_had_been_seen(model, processor, environment, steps):
+    """The next logits are those of one forward pass over the recorded transitions, as many as fit, and the new one."""
+    recorded = recorded_in(environment, processor, steps)
+    policy = LDMPolicy(model, processor, [environment] * 2, context_length=16)
+    seen = watched(policy)
+    policy.remember(recorded)
+    value = environment.observation_space.sample()
+    policy.act([value] * 2)
+    layouts = (
+        processor.observation_layout(environment.observation_space),
+        processor.action_layout(environment.action_space),
+    )
+    slots, image = layouts[0].flatten(value)
+    rest = recorded[-15:]
+    newest = Transitions(
+        slots[None], None if image is None else image[None], rest.actions[:1], *np.zeros((3, 1), np.float32)
+    )
+    sequence = processor.align(Transitions.joined([rest, newest]), *layouts)
+    with torch.no_grad():
+        expected = model(**processor.collate([sequence])).logits[0, -1]
+    assert len(sequence) == min(steps, 15) + 1
+    for row in (0, 1):
+        assert torch.allclose(seen[0][row], expected, atol=1e-4)
+    policy.act([value] * 2, [0.0] * 2, [False] * 2, [False] * 2)
+
+
+def test_what_cannot_be_remembered_is_refused(model, processor):
+    recorded = recorded_in(CONTROL, processor, 4)
+    with pytest.raises(ValueError, match="not those of the environments' spaces"):
+        LDMPolicy(model, processor, [GRID]).remember(recorded)
+    with pytest.raises(ValueError, match="different spaces"):
+        LDMPolicy(model, processor, [CONTROL, GRID]).remember(recorded)
+    policy = LDMPolicy(model, processor, [CONTROL])
+    policy.act([CONTROL.observation_space.sample()])
+    with pytest.raises(ValueError, match="before the first action"):
+        policy.remember(recorded)

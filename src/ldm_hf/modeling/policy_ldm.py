@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor, rows_by_width
 from .quantization_ldm import ActionCode
-from .spaces_ldm import CONTINUOUS, SlotLayout
+from .spaces_ldm import CONTINUOUS, SlotLayout, Transitions
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 """What transformers calls a cache, as an argument and as an output: it was renamed in 5.24."""
@@ -113,6 +113,7 @@ class LDMPolicy:
         self._first_rewards: np.ndarray | None = None
         self._rewards_differ = np.zeros(len(self), bool)
         self._noise_BAK: torch.Tensor | None = None
+        self._remembered: tuple[Sequence[float], Sequence[bool], Sequence[bool]] | None = None
         self._describe()
 
     def __len__(self) -> int:
@@ -129,7 +130,8 @@ class LDMPolicy:
 
         Args:
             observations: one observation per environment. After the end of an episode, that of the reset.
-            rewards, terminated, truncated: what the last actions brought; left out at the first call only.
+            rewards, terminated, truncated: what the last actions brought; left out at the first call only, before which
+                there was none or ``remember`` was told.
 
         Returns:
             One action per environment, a value of its action space.
@@ -137,7 +139,7 @@ class LDMPolicy:
         Raises:
             InvalidValueError: an observation cannot be read (not a number, outside its table).
         """
-        outcome = None
+        outcome = self._remembered
         if rewards is not None and terminated is not None and truncated is not None:
             outcome = rewards, terminated, truncated
         if (outcome is None) != (self._context.length == 0):
@@ -147,6 +149,7 @@ class LDMPolicy:
         if self._context.length == self.context_length:
             self._rebuild()
         self._context.append(flat, self._last_actions, outcome)
+        self._remembered = None
         self._compare(rewards)
         logits_BAK, bins_BA = self._forward()
         temperatures_B = self._temperatures()
@@ -157,6 +160,42 @@ class LDMPolicy:
             layout.unflatten(slots[: layout.num_slots])
             for layout, slots in zip(self._action_layouts, self._last_actions, strict=True)
         ]
+
+    def remember(self, recorded: Transitions) -> None:
+        """Begin with recorded transitions in the context of every environment, as if it had just seen them.
+
+        Demonstrations are a prompt: a model that learned from contexts reads from them what is to be done. They count as
+        any transitions do, and are forgotten when the context is full.
+
+        Args:
+            recorded: of one stream, slots of the spaces that all environments of this policy have; the last of them ends an
+                episode. Of more than a full context less one, the last are kept.
+
+        Raises:
+            ValueError: the rollout has begun, the environments' spaces differ, or the slots are not those of the spaces.
+        """
+        if self._context.length:
+            raise ValueError(
+                "recorded transitions come before the first action: call remember earlier, or make a policy"
+            )
+        observed, acted = self._observation_layouts[0], self._action_layouts[0]
+        widths = recorded.observations.shape[1], recorded.actions.shape[1]
+        if widths != (observed.num_slots, acted.num_slots) or (recorded.images is None) != (observed.image is None):
+            raise ValueError(f"the recorded slots, {widths}, are not those of the environments' spaces")
+        if any(layout is not observed for layout in self._observation_layouts) or any(
+            layout is not acted for layout in self._action_layouts
+        ):
+            raise ValueError("environments with different spaces cannot begin with the same recorded transitions")
+        recorded = recorded[-(self.context_length - 1) :]
+        rows = len(self)
+        for step in range(len(recorded)):
+            image = None if recorded.images is None else recorded.images[step]
+            self._context.append([(recorded.observations[step], image)] * rows, self._last_actions, self._remembered)
+            self._last_actions = np.repeat(recorded.actions[step : step + 1], rows, 0)
+            ends = (recorded.rewards[step], recorded.terminated[step], recorded.truncated[step])
+            self._remembered = tuple([value] * rows for value in ends)  # type: ignore[assignment]
+            self._compare([float(recorded.rewards[step])] * rows)
+        self._read(len(recorded))
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these environments only, in this order."""
