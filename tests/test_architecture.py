@@ -43,6 +43,7 @@ ALLOWED = {
     | {f"{DATA}.{name}" for name in ("curves", "anchors", "format", "repository", "reference")},
     "evaluation": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
     "export": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("bank", "format", "reference")},
+    "demo": ENVIRONMENTS | {"evaluation", f"{DATA}.bank", f"{DATA}.reference"},
     "training": ENVIRONMENTS | {"executors", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
 }

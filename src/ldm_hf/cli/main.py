@@ -14,6 +14,7 @@ import ldm_hf
 from ldm_hf.cli.bank import adopt, bank
 from ldm_hf.cli.build import build
 from ldm_hf.cli.data import check, convert
+from ldm_hf.cli.demo import demo
 from ldm_hf.cli.env import environments
 from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
 from ldm_hf.cli.export import export
@@ -36,7 +37,19 @@ class _InOrder(typer.core.TyperGroup):
 
 _ORDER = (
     *("quickstart", "solve", "env", "build", "adopt", "bank", "references", "check", "convert"),
-    *("train", "launch", "finetune", "evaluate", "verify", "report", "coverage", "rollout", "export", "publish"),
+    *(
+        "train",
+        "launch",
+        "finetune",
+        "evaluate",
+        "verify",
+        "report",
+        "coverage",
+        "rollout",
+        "demo",
+        "export",
+        "publish",
+    ),
 )
 
 app = typer.Typer(
@@ -79,6 +92,7 @@ app.command()(verify)
 app.command()(report)
 app.command()(coverage)
 app.command()(rollout)
+app.command()(demo)
 app.command()(export)
 app.command()(publish)
 

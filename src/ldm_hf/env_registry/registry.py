@@ -49,6 +49,27 @@ def list_environments(library: str | None = None, *, all_versions: bool = False)
     ]
 
 
+def ready_environments() -> list[EnvironmentSpec]:
+    """The environments of ``list_environments`` that ``make`` gives without installing anything."""
+    ready: dict[tuple[str, str], bool] = {}
+    found = []
+    for manifest in load_manifests().values():
+        for report in _validated(manifest):
+            key = manifest.slug, report.entry_point
+            if key not in ready:
+                ready[key] = _is_ready(manifest, report.entry_point)
+            if ready[key] and report.name in _newest(manifest):
+                found.append(_spec(manifest, report))
+    return found
+
+
+def _is_ready(manifest: Manifest, entry_point: str) -> bool:
+    provider = choose(manifest, entry_point, None)
+    if isinstance(provider, InProcessProvider):
+        return manifest.install_command(entry_point) is None
+    return provider.is_built()
+
+
 def spec(environment: str) -> EnvironmentSpec:
     """Describe an environment, as it was validated.
 

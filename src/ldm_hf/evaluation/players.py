@@ -1,4 +1,4 @@
-"""What can be rolled out: a model, and whatever else acts in a batch of environments."""
+"""What can be rolled out: a model, a random policy, and whatever else acts in a batch of environments."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -40,3 +40,27 @@ class ModelPlayer:
     def check(self, env: gymnasium.Env, observation: Any) -> None:
         self._processor.action_layout(env.action_space)
         self._processor.observation_layout(env.observation_space).flatten(observation)
+
+
+class RandomPlayer:
+    """Actions drawn from the action space, from a seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+
+    def start(self, envs: Sequence[gymnasium.Env]) -> "RandomPlayer":
+        self._spaces = [env.action_space for env in envs]
+        for row, space in enumerate(self._spaces):
+            space.seed(self._seed + row)
+        return self
+
+    def check(self, env: gymnasium.Env, observation: Any) -> None:
+        """Nothing: it looks at nothing."""
+
+    def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
+        """One action per environment."""
+        return [space.sample() for space in self._spaces]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Continue with these rows only."""
+        self._spaces = [self._spaces[row] for row in rows]

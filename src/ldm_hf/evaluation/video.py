@@ -41,7 +41,7 @@ def recording_video(path: Path) -> Iterator[Callable[[gymnasium.Env], None]]:
 
         def add(env: gymnasium.Env) -> None:
             nonlocal writer
-            pixels = _frame(env)
+            pixels = shown_frame(env)
             if writer is None:
                 writer = imageio.get_writer(target, **_options(path.suffix, env))
             writer.append_data(pixels)
@@ -63,8 +63,12 @@ def _options(suffix: str, env: gymnasium.Env) -> dict[str, Any]:
     return {"fps": rate, "codec": "libx264", "macro_block_size": 1, "ffmpeg_log_level": "error"}
 
 
-def _frame(env: gymnasium.Env) -> np.ndarray:
-    """What an environment shows, uint8 RGB, with even sides, which codecs want: the last row or column may be doubled."""
+def shown_frame(env: gymnasium.Env) -> np.ndarray:
+    """What an environment shows, uint8 RGB, with even sides, which codecs want: the last row or column may be doubled.
+
+    Raises:
+        EnvironmentFailure: it shows nothing, or cannot.
+    """
     try:
         shown = env.render()
     except Exception as error:  # Packages that draw are often missing, and every library says so in its own way.

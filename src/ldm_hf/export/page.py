@@ -97,8 +97,9 @@ def _export_references(folder: Path, known: dict[str, str], roots: Sequence[Path
     """Write the reference of each environment that has one; their files by id."""
     if not roots:
         return {}
+    from ldm_hf.dataset_builder.bank.bank import reference_folders
     from ldm_hf.dataset_builder.reference.policy import ReferencePolicy
-    from ldm_hf.export.references import export_reference, reference_folders
+    from ldm_hf.export.references import export_reference
 
     files, sources = {}, reference_folders(roots)
     (folder / _REFERENCES).mkdir()

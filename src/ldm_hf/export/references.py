@@ -1,15 +1,12 @@
 """Reference policies as ONNX: the ghosts beside the model on its page."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from gymnasium.spaces import Box
 
-from ldm_hf.dataset_builder.bank.bank import ENTRY, best_runs, read_bank
-from ldm_hf.dataset_builder.format.records import RunRecord
 from ldm_hf.dataset_builder.reference.flat_observations import flat_space_json
 from ldm_hf.dataset_builder.reference.policy import PLAIN, ReferencePolicy
 from ldm_hf.export.onnx import Graph, write_graph
@@ -82,18 +79,3 @@ def export_reference(policy: ReferencePolicy, space: dict[str, Any], path: Path)
         write_graph(step, (torch.zeros(step.size),), ({},), path)
     finally:
         torch.distributions.Distribution.set_default_validate_args(validates)
-
-
-def reference_folders(roots: Sequence[Path]) -> dict[str, Path]:
-    """The folders of the references of banks and data folders by environment: the first that has one, the best run of it.
-
-    Raises:
-        DatasetFormatError: there are none in one of them, or one is damaged.
-    """
-    found: dict[str, Path] = {}
-    for root in roots:
-        is_bank = next(root.glob(f"*/*/{ENTRY}"), None) is not None
-        folders = [entry.folder for entry in read_bank(root)] if is_bank else best_runs(root)
-        for folder in folders:
-            found.setdefault(RunRecord.read(folder).environment, folder / "policy")
-    return found

@@ -1,5 +1,6 @@
-"""Publishes a page on which a model acts as a static Space of the Hub."""
+"""Publishes a page on which a model acts as a Space of the Hub."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,9 @@ from ldm_hf.hub.client import LocalFile, check_account, hub_failures, newest_com
 from ldm_hf.hub.publishing import PREFIX, ModelChange, refuse_replacing, send
 
 PAGE = "page.json"
-"""A folder that has it is a page of ``ldm export --page``."""
+"""A folder that has it is a page of ``ldm export --page`` or ``ldm demo --space``; it names the kind of Space as ``sdk``."""
 
-_OURS = re.compile(r"(model|references|ort)/[^/]+")
+_OURS = re.compile(r"(model|references|ort)/.+")
 """Files that a page leaves behind in the Space when a newer one does not have them."""
 
 
@@ -24,10 +25,10 @@ def publish_page(
     agree: Callable[[ModelChange], None] = refuse_replacing,
     progress: Callable[[str, int, int], None] = lambda repository, done, total: None,
 ) -> str:
-    """Bring a page to the Hub, as the static Space ``<namespace>/<name>``: all files of its folder, in one commit.
+    """Bring a page to the Hub, as the Space ``<namespace>/<name>``: all files of its folder, in one commit.
 
     Args:
-        folder: what ``ldm export --page`` wrote.
+        folder: what ``ldm export --page`` (a static Space) or ``ldm demo --space`` (one of Gradio) wrote.
         namespace: user or organisation.
         name: of the Space; by default ``ldm-`` and the name of the folder.
         private: whether a Space that is made is private; one that is there stays as it is.
@@ -45,7 +46,10 @@ def publish_page(
 
     root = Path(folder)
     if not (root / PAGE).is_file():
-        raise ConfigError(f"{root} is not a page: it has no {PAGE}, which `ldm export --page` writes")
+        raise ConfigError(
+            f"{root} is not a page: it has no {PAGE}, which `ldm export --page` and `ldm demo --space` write"
+        )
+    sdk = json.loads((root / PAGE).read_text(encoding="utf-8")).get("sdk", "static")
     sources = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     own = root.resolve().name
     space = f"{namespace}/{name or (own if own.startswith(PREFIX) else PREFIX + own)}"
@@ -62,7 +66,7 @@ def publish_page(
         if replaced or stale:
             agree(change)
         if head is None:
-            api.create_repo(space, repo_type="space", space_sdk="static", private=private, exist_ok=True)
+            api.create_repo(space, repo_type="space", space_sdk=sdk, private=private, exist_ok=True)
             head, there = newest_commit(api, space, "space"), remote_files(api, space, "space")
         send(api, change, there, head, progress)
     return space

@@ -136,6 +136,21 @@ def best_runs(runs: Path) -> list[Path]:
     return [folder for _, (_, folder) in sorted(best.items())]
 
 
+def reference_folders(roots: Sequence[Path]) -> dict[str, Path]:
+    """The folders of the references of banks and data folders by environment: the first that has one, the best run of it.
+
+    Raises:
+        DatasetFormatError: there are none in one of them, or one is damaged.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        is_bank = next(root.glob(f"*/*/{ENTRY}"), None) is not None
+        folders = [entry.folder for entry in read_bank(root)] if is_bank else best_runs(root)
+        for folder in folders:
+            found.setdefault(RunRecord.read(folder).environment, folder / "policy")
+    return found
+
+
 def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
     """Take the policy of a run into a bank, in the place of one of the same environment that is not as good.
 

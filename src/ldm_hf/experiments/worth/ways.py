@@ -2,20 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
-from gymnasium.vector.utils import concatenate, create_empty_array
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ldm_hf.dataset_builder.build.race.zoo import tuned
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.dataset_builder.reference.candidates import pool
-from ldm_hf.dataset_builder.reference.flat_observations import FlatObservations
+from ldm_hf.dataset_builder.reference.player import ReferencePlayer
 from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, make_model
 from ldm_hf.dataset_builder.reference.run import make_environments
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
@@ -105,7 +102,7 @@ class Bench:
         transitions = count_transitions(train, held_back)
         if cell.way in (SB3_STEPS, SB3_TIME):
             policy, done = self._sb3(cell, transitions if cell.way == SB3_STEPS else 10**9, seconds)
-            return _ReferencePlayer(policy), done
+            return ReferencePlayer(policy), done
         if cell.way == MLP:
             return ClonerPlayer(clone(train, held_back, cell.seed)), transitions
         model = self._random_weights(cell.seed) if cell.way == RANDOM_WEIGHTS else self._model
@@ -163,31 +160,6 @@ class _Stop(BaseCallback):
 
     def _on_step(self) -> bool:
         return self._deadline is None or time.monotonic() < self._deadline
-
-
-class _ReferencePlayer:
-    """Rolls a policy of Stable-Baselines3 out, acting deterministically."""
-
-    def __init__(self, policy: ReferencePolicy) -> None:
-        self._policy = policy
-
-    def start(self, envs: Sequence[gymnasium.Env]) -> "_ReferencePlayer":
-        """Begin in environments of one kind."""
-        self._space, self._actions = envs[0].observation_space, envs[0].action_space
-        self._flat = FlatObservations(self._space)
-        return self
-
-    def check(self, env: gymnasium.Env, observation: Any) -> None:
-        """Nothing: it was trained in this environment."""
-
-    def act(self, observations: Sequence[Any], *outcomes: Any) -> list[Any]:
-        """One action per environment."""
-        number = len(observations)
-        batch = concatenate(self._space, observations, create_empty_array(self._space, number))  # type: ignore[arg-type]
-        return list(self._policy.act(self._flat.flatten(batch)).astype(self._actions.dtype))
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Continue with these rows only."""
 
 
 def count_transitions(train: EnvironmentDataset, held_back: EnvironmentDataset | None) -> int:
