@@ -19,6 +19,7 @@ from ldm_hf.cli.env import environments
 from ldm_hf.cli.evaluation import coverage, evaluate, print_report, references, report, rollout, verify
 from ldm_hf.cli.export import export
 from ldm_hf.cli.finetuning import finetune
+from ldm_hf.cli.gallery import gallery
 from ldm_hf.cli.publishing import publish
 from ldm_hf.cli.solve import solve
 from ldm_hf.cli.training import LAUNCH, launch, train
@@ -93,6 +94,7 @@ app.command()(report)
 app.command()(coverage)
 app.command()(rollout)
 app.command()(demo)
+app.command()(gallery)
 app.command()(export)
 app.command()(publish)
 

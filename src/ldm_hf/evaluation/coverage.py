@@ -26,7 +26,7 @@ STAGES = (
 )
 """What an environment passes through, in this order."""
 
-_MEANINGS = {
+MEANINGS = {
     "registered": "the library registers the id, or a manifest names it",
     "validated": "it was made, reset and stepped 1,000 times at random",
     "fits": "its spaces fit a model of the paper's limits",
@@ -39,6 +39,8 @@ _MEANINGS = {
     "matched": "that model reaches 100 % of the reference",
     "solved": "that model gets 90 % of the way to the known good score",
 }
+"""What each of the stages says."""
+
 _NEXT = {
     "registered": "`ldm env add` again, once the reason is mended",
     "validated": "a model with other limits, or a wrapper",
@@ -119,7 +121,7 @@ def ledger_page(places: Sequence[Place], race_minutes: float) -> str:
             step += f": at {race_minutes:g} core minutes each, {len(here) * race_minutes / 60:,.0f} core hours"
         count = sum(stage in place.reached for place in places)
         stop = str(len(here)) if stage != STAGES[-1] else ""
-        lines.append(f"| {stage} | {count:,} | {_MEANINGS[stage]} | {stop} | {why} | {step} |")
+        lines.append(f"| {stage} | {count:,} | {MEANINGS[stage]} | {stop} | {why} | {step} |")
     lines += ["", "## By library\n", "| library | " + " | ".join(STAGES) + " | where most stop |"]
     lines.append("|---|" + "---:|" * len(STAGES) + "---|")
     for library in dict.fromkeys(place.library for place in places):

@@ -1,0 +1,1 @@
+"""``ldm gallery``: a static site with a page for each environment of the catalogue."""
