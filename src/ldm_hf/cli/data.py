@@ -1,5 +1,6 @@
 """The commands of datasets that are there: ``ldm check`` and ``ldm convert``."""
 
+import enum
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,15 @@ from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.files import sole_writer
 
 if TYPE_CHECKING:
+    from ldm_hf.dataset_builder.repository.conversion import Progress
     from ldm_hf.dataset_builder.repository.verification import RunCheck
+
+
+class Format(str, enum.Enum):
+    """A format of episodes that is converted from, and to."""
+
+    minari = "minari"
+    lerobot = "lerobot"
 
 
 def check(
@@ -76,35 +85,65 @@ def _remarks(found: "RunCheck") -> str:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Minari id or folder; with --to, id of an environment.")],
-    from_: Annotated[str | None, typer.Option("--from", help="minari: make a run of SOURCE under --output.")] = None,
-    to: Annotated[str | None, typer.Option(help="minari: make the Minari dataset --name of SOURCE's best run.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="With --from, a dataset: Minari id or folder, or LeRobot folder; with --to, an id.")
+    ],
+    from_: Annotated[
+        Format | None, typer.Option("--from", help="Make a run of SOURCE, a dataset of this format, under --output.")
+    ] = None,
+    to: Annotated[
+        Format | None, typer.Option(help="Make a dataset --name of this format of the best run of environment SOURCE.")
+    ] = None,
     output: Output = Path("runs/data"),
     environment: Annotated[str | None, typer.Option(help="With --from: id. Default: what the dataset names.")] = None,
-    name: Annotated[str | None, typer.Option(help="With --to: id of the new dataset, such as cartpole/ppo-v0.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --to: Minari id of the new dataset, such as cartpole/ppo-v0, or folder.")
+    ] = None,
     run: Annotated[str | None, typer.Option(help="With --to: name of the run. Default: the best.")] = None,
 ) -> None:
-    """Convert datasets from Minari, and to it. Minari's own datasets are under MINARI_DATASETS_PATH."""
-    require("`ldm convert`", "minari")
-    from ldm_hf.dataset_builder.repository.minari_reading import from_minari
-    from ldm_hf.dataset_builder.repository.minari_writing import to_minari
+    """Convert datasets from Minari and LeRobot (version 3.0), and to them.
+
+    Minari's own datasets are under MINARI_DATASETS_PATH.
+    """
     from ldm_hf.utils.progress import progress_bar
 
-    if (from_, to) not in (("minari", None), (None, "minari")):
-        raise ConfigError("one of --from minari and --to minari must be given")
+    if (from_ is None) == (to is None):
+        raise ConfigError("one of --from and --to must be given: minari or lerobot")
     if to and name is None:
-        raise ConfigError("--to minari needs --name, the id of the new dataset")
+        raise ConfigError(f"--to {to.value} needs --name, the id or folder of the new dataset")
+    require("`ldm convert`", "minari" if Format.minari in (from_, to) else "data")
     with progress_bar("converting", 0, "episode") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        if from_:
+        if from_ is not None:
             with sole_writer(output.absolute()):
-                record = from_minari(source, output, environment=environment, progress=progress)
-            made = f"{record.environment}, run {record.run}, in {output}"
+                made = _read(from_, source, output, environment, progress)
         else:
-            assert name is not None
-            made = str(to_minari(output, source, name, run=run, progress=progress))
+            assert to is not None and name is not None
+            made = _written(to, output, source, name, run, progress)
     typer.echo(made)
+
+
+def _read(kind: Format, source: str, output: Path, environment: str | None, progress: "Progress") -> str:
+    if kind == Format.minari:
+        from ldm_hf.dataset_builder.repository.minari_reading import from_minari
+
+        record = from_minari(source, output, environment=environment, progress=progress)
+    else:
+        from ldm_hf.dataset_builder.repository.lerobot_reading import from_lerobot
+
+        record = from_lerobot(Path(source), output, environment=environment, progress=progress)
+    return f"{record.environment}, run {record.run}, in {output}"
+
+
+def _written(kind: Format, data: Path, environment: str, name: str, run: str | None, progress: "Progress") -> str:
+    if kind == Format.minari:
+        from ldm_hf.dataset_builder.repository.minari_writing import to_minari
+
+        return str(to_minari(data, environment, name, run=run, progress=progress))
+    from ldm_hf.dataset_builder.repository.lerobot_writing import to_lerobot
+
+    return str(to_lerobot(data, environment, Path(name), run=run, progress=progress))

@@ -9,8 +9,9 @@ import numpy as np
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
 from ldm_hf.dataset_builder.format.records import RunRecord, describe_files, package_versions
 from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
-from ldm_hf.dataset_builder.format.writer import ChunkRange, Terminals, plan_chunks, write_dataset
-from ldm_hf.dataset_builder.repository.minari_format import REFERENCE, Progress, import_minari
+from ldm_hf.dataset_builder.format.writer import plan_chunks, write_dataset
+from ldm_hf.dataset_builder.repository.conversion import InOrder, Progress
+from ldm_hf.dataset_builder.repository.minari_format import REFERENCE, import_minari
 from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import list_environments
@@ -81,7 +82,7 @@ def from_minari(
     with replacing(folder) as temporary:
         temporary.mkdir()
         chunks = sorted(plan_chunks([sum(lengths)], seed=0), key=lambda chunk: chunk.start)
-        reader = _InOrder(episodes)
+        reader = InOrder(iter(episodes))
         write_dataset(temporary, info, chunks, reader.transitions, reader.terminals())
         record = RunRecord(name, run, None, info, describe_files(temporary))
         record.write(temporary)
@@ -127,34 +128,6 @@ class _Episodes:
                 actions if labels is None else self._action.flatten(np.asarray(labels)[:steps], batched=True)[0],
             )
             yield transitions, (slots[steps:], None if images is None else images[steps:])
-
-
-class _InOrder:
-    """Chunks of episodes that are read once, in order."""
-
-    def __init__(self, episodes: _Episodes) -> None:
-        self._episodes = iter(episodes)
-        self._left: list[Transitions] = []
-        self._steps = 0
-        self._ends: list[tuple[int, np.ndarray, np.ndarray | None]] = []
-
-    def transitions(self, chunk: ChunkRange) -> Transitions:
-        """The next chunk."""
-        wanted = chunk.stop - chunk.start
-        while sum(map(len, self._left)) < wanted:
-            episode, (slots, images) = next(self._episodes)
-            self._left.append(episode)
-            self._steps += len(episode)
-            self._ends.append((self._steps - 1, slots, images))
-        whole = Transitions.joined(self._left)
-        self._left = [whole[wanted:]]
-        return whole[:wanted]
-
-    def terminals(self) -> Iterator[Terminals]:
-        """The last observations, once all chunks have been read."""
-        steps = np.array([step for step, _, _ in self._ends])
-        images = None if self._ends[0][2] is None else np.concatenate([image for _, _, image in self._ends])
-        yield Terminals(np.zeros(len(steps), int), steps, np.concatenate([slots for _, slots, _ in self._ends]), images)
 
 
 def _open(source: str | Path) -> Any:

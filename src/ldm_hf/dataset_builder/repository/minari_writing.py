@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.format.records import read_records
-from ldm_hf.dataset_builder.format.schema import environment_folder
-from ldm_hf.dataset_builder.repository.minari_format import REFERENCE, Progress, import_minari
+from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+from ldm_hf.dataset_builder.repository.conversion import Progress, episodes_in_time, kept_run
+from ldm_hf.dataset_builder.repository.minari_format import REFERENCE, import_minari
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
@@ -45,8 +44,7 @@ def to_minari(
         DatasetFormatError: there is no such run, or it has no terminal observations.
     """
     minari = import_minari()
-    folder = _run_folder(root, environment, run)
-    data = open_dataset(folder)
+    data = kept_run(root, environment, run)
     export = _Export(data)
     buffers = list(export.episodes(progress))
     info = data.info
@@ -85,31 +83,11 @@ class _Export:
         from minari.data_collector import EpisodeBuffer
 
         number = 0
-        for stream, chunks in self._streams().items():
-            left: list[Transitions] = []
-            first = 0
-            for chunk in chunks:
-                left.append(self._data.chunk(chunk))
-                whole = Transitions.joined(left)
-                start = 0
-                for end in np.flatnonzero(whole.terminated | whole.truncated).tolist():
-                    yield self._buffer(EpisodeBuffer, number, whole[start : end + 1], (stream, first + end))
-                    number, start = number + 1, end + 1
-                    progress(number, self._data.info.num_episodes)
-                left, first = [whole[start:]], first + start
-            if len(left[0]) > 1:
-                yield self._buffer(EpisodeBuffer, number, left[0], None)
+        for episode, place in episodes_in_time(self._data):
+            if place is not None or len(episode) > 1:
+                yield self._buffer(EpisodeBuffer, number, episode, place)
                 number += 1
-
-    def _streams(self) -> dict[int, list[int]]:
-        """The chunks of each stream in time order."""
-        places = []
-        for index, (stream, step) in enumerate(self._data.places()):
-            places.append((stream, step, index))
-        streams: dict[int, list[int]] = {}
-        for stream, _, index in sorted(places):
-            streams.setdefault(stream, []).append(index)
-        return streams
+                progress(number, self._data.info.num_episodes)
 
     def _buffer(self, kind: Any, number: int, episode: Transitions, place: tuple[int, int] | None) -> Any:
         row = None if place is None else self._rows.get(place)
@@ -135,17 +113,6 @@ class _Export:
             truncations=truncated.tolist(),
             infos={REFERENCE: self._action.values(episode.reference_actions[:steps])},
         )
-
-
-def _run_folder(root: Path, environment: str, run: str | None) -> Path:
-    folder = environment_folder(root, environment)
-    kept = {
-        record.run: record.info for record in read_records(folder) if record.dropped is None and record.info is not None
-    }
-    if (run is not None and run not in kept) or not kept:
-        wanted = f"run {run}" if run else "run that is kept"
-        raise UnknownEnvironmentError(f"{root} has no {wanted} of {environment}; it has {', '.join(kept) or 'none'}")
-    return folder / (run or max(kept, key=lambda name: kept[name].last10))
 
 
 def _gymnasium_spec(environment: str) -> Any:
