@@ -141,3 +141,12 @@ def test_public_names_exist():
         assert not (ROOT / name).is_dir() and not (ROOT / f"{name}.py").exists()  # which would take the name's place
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = ldm_hf.missing
+
+
+def test_the_drawing_is_of_this_code():
+    sys.path.insert(0, str(ROOT.parents[1] / "scripts"))
+    import draw_design
+
+    assert draw_design.OUTPUT.read_text() == draw_design.svg(), "run scripts/draw_design.py"
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(draw_design.PARTS)
