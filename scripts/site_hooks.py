@@ -1,10 +1,11 @@
 """Hooks of MkDocs (``mkdocs.yml``): pages that are not in ``docs/``, and links that hold in the repository and on the site.
 
-README, CHANGELOG, CONTRIBUTING and SECURITY become pages; the reference is made from docstrings and from the commands'
-``--help``. Links are written for readers of the repository: on the site, those to other pages are kept, and those to files
-that the site does not have become plain text.
+README, CHANGELOG, CONTRIBUTING, SECURITY and the notebooks become pages; the reference is made from docstrings and from the
+commands' ``--help``. Links are written for readers of the repository: on the site, those to other pages are kept, and those
+to files that the site does not have become plain text.
 """
 
+import json
 import posixpath
 import re
 import subprocess
@@ -22,6 +23,12 @@ PAGES = {
 }
 """Files of the repository that are pages of the site."""
 
+NOTEBOOKS = {
+    f"examples/notebooks/{name}.ipynb": f"tutorials/{name}.md"
+    for name in ("first_policy", "dataset_and_finetune", "reproduction_at_scale")
+}
+"""Notebooks that are pages of the site."""
+
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
@@ -30,6 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     made = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in PAGES.items()}
+    made |= {page: notebook_page(ROOT / name) for name, page in NOTEBOOKS.items()}
     made |= {"reference/python.md": python_page(), "reference/errors.md": errors_page(), "reference/cli.md": cli_page()}
     for uri, content in made.items():
         files.append(File.generated(config, uri, content=content))
@@ -39,7 +47,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Make links hold on the site."""
     uri = page.file.src_uri
-    source = next((name for name, made in PAGES.items() if made == uri), f"docs/{uri}")
+    source = next((name for name, made in (PAGES | NOTEBOOKS).items() if made == uri), f"docs/{uri}")
     known = {file.src_uri for file in files}
     return "".join(
         part if number % 2 else _LINK.sub(lambda found: site_link(found, source, uri, known), part)
@@ -61,7 +69,7 @@ def site_link(found: re.Match[str], source: str, page: str, known: set[str]) -> 
         return found[0]
     path, hash_sign, anchor = target.partition("#")
     place = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-    on_site = PAGES.get(place, place.removeprefix("docs/") if place.startswith("docs/") else None)
+    on_site = (PAGES | NOTEBOOKS).get(place, place.removeprefix("docs/") if place.startswith("docs/") else None)
     if on_site not in known and on_site is not None and f"{on_site}/README.md" in known:
         on_site = f"{on_site}/README.md"
     if on_site in known:
@@ -70,6 +78,22 @@ def site_link(found: re.Match[str], source: str, page: str, known: set[str]) -> 
     if not (ROOT / place).exists():
         return found[0]  # is broken, which the strict build says
     return text if f"`{place}`" in text or text.strip("`") == place else f"{text} (`{place}`)"
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown: its text, its code, and what that showed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts += [source] if cell["cell_type"] == "markdown" else [f"```python\n{source}\n```"]
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                parts.append(f"![what the cell shows](data:image/png;base64,{data['image/png'].strip()})")
+            elif text := "".join(data.get("text/plain", "")).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    name = path.relative_to(ROOT).as_posix()
+    return "\n\n".join([*parts, f"This page is the notebook `{name}`, run by `scripts/run_notebooks.py`.", ""])
 
 
 def python_page() -> str:

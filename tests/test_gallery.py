@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from browser.accessibility import serious_defects
 from conftest import CARTPOLE, run_ldm_here
 from ldm_hf.env_registry.library.report import load_report
 from ldm_hf.env_registry.registry import list_libraries
@@ -21,7 +22,6 @@ from ldm_hf.gallery.exhibits import collect, parts
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium")
 HOME = vendor.home()  # of the user: what was fetched once is not fetched again
-AXE = ("axe-core", "4.14.1", "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==")
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +153,7 @@ def test_a_person_can_find_an_environment(address, width, scheme):
         for path in ("index.html", f"{CARTPOLE}.html", "environments.html"):
             page.goto(f"{address}/{path}", wait_until="networkidle")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.add_script_tag(path=vendor.npm_files(*AXE, {"axe.min.js": "axe.min.js"}) / "axe.min.js")
-            found = page.evaluate("axe.run()")["violations"]
-            serious = [each["id"] for each in found if each["impact"] in ("serious", "critical")]
-            assert not serious, [node["failureSummary"] + node["html"] for each in found for node in each["nodes"]]
+            assert not serious_defects(page)
         page.get_by_role("searchbox").fill("gymnasium/cartpole-v1")
         rows = page.locator("tbody tr")
         assert rows.count() == 1 and rows.first.locator("th").inner_text() == CARTPOLE

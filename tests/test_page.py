@@ -17,6 +17,7 @@ import yaml
 from gymnasium import spaces
 from playwright.sync_api import sync_playwright
 
+from browser.accessibility import serious_defects
 from browser.javascript import json_value, run_node
 from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.export import vendor
@@ -31,7 +32,6 @@ ROOT = Path(__file__).parents[1]
 GHOST = "gymnasium--CartPole-v1.onnx"
 HOME = vendor.home()  # of the user: what was fetched once is not fetched again
 CHROMIUM = shutil.which("chromium")
-AXE = ("axe-core", "4.14.1", "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==")
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
 
@@ -248,12 +248,7 @@ def test_a_visit(model, processor, browser, address, width, scheme):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.select_option("#environment", PENDULUM)
         tab.wait_for_function("Number(document.querySelector('#steps').textContent) > 2")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LDM_HOME", str(HOME))
-            tab.add_script_tag(path=vendor.npm_files(*AXE, {"axe.min.js": "axe.min.js"}) / "axe.min.js")
-        found = tab.evaluate("axe.run()")["violations"]
-        serious = [each for each in found if each["impact"] in ("serious", "critical")]
-        assert not serious, [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious]
+        assert not serious_defects(tab)
 
 
 @needs_chromium

@@ -19,6 +19,8 @@ _FRAMES_PER_SECOND = 12  # that are shown while an episode is played; the video 
 _VIDEO_FRAMES = 2000
 _KEPT, _CLEARED = "kept between episodes", "cleared before each episode"
 _NAMES = {MODEL: "model", REFERENCE: "reference", RANDOM: "random policy"}
+_SHOWN = "what the environment shows"
+_BLANK = np.full((300, 450, 3), 128, np.uint8)  # an empty image is one that screen readers cannot make out
 _HEAD = ["player", "mean return", "lowest", "highest", "mean length", "seconds"]
 LAUNCH: dict[str, Any] = {
     "prevent_thread_lock": True,
@@ -26,7 +28,19 @@ LAUNCH: dict[str, Any] = {
     "quiet": True,
     "ssr_mode": False,
     "show_error": True,
-    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    "theme": gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        block_info_text_color="*neutral_700",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+    ),
     "css": "footer {display: none !important}",
 }
 """How the page is served: without fonts, statistics or anything else of another host."""
@@ -58,10 +72,12 @@ def app(stage: Stage, name: str) -> gr.Blocks:
                     compare = gr.Button("Compare all players")
                 about = gr.Markdown(_about(stage, first))
             with gr.Column(scale=2, min_width=300):
-                frame = gr.Image(label="Live", buttons=[], interactive=False, height=420, format="jpeg")
+                frame = gr.Image(
+                    _BLANK, label="Live", alt_text=_SHOWN, buttons=[], interactive=False, height=420, format="jpeg"
+                )
                 status = gr.Markdown("Press *Play*.", elem_id="status")
                 table = gr.Dataframe(headers=_HEAD, label="Comparison", interactive=False)
-                video = gr.Video(label="Video", interactive=False)
+                video = gr.Video(label="Video", interactive=False, visible=False)
         settings = [environment, who, episodes, seed, context, temperature]
         environment.change(
             lambda one: (gr.Radio(_choices(stage, one), value=MODEL), _about(stage, one)),
@@ -125,7 +141,7 @@ def _played(
             if time.monotonic() - shown >= 1 / _FRAMES_PER_SECOND:
                 shown = time.monotonic()
                 yield moment.frame, _said(who, moment), gr.skip()
-        yield moment.frame, _said(who, moment), _video(frames, videos)
+        yield moment.frame, _said(who, moment), gr.Video(_video(frames, videos), visible=True)
 
 
 def _compared(

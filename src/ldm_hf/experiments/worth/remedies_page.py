@@ -48,11 +48,11 @@ def page(scores: Mapping[Row, Mapping[str, Score]]) -> str:
     lines = [
         "# Remedies: what makes pretraining worth more",
         "",
-        "Made by `python -m ldm_hf.experiments.worth.remedies_page`; [worth.md](../../worth.md) says what was done. Each row "
-        f"is a small model, fine-tuned on {EPISODES} episodes, on {min(seeds)} to {max(seeds)} seeds. Scores: 0 % is a random "
-        "policy, 100 % the reference; ± is half of a 95 % confidence interval over seeds. *Higher* and *apart* count "
-        "environments whose mean is above that of random weights, playing the likeliest actions, and those whose intervals "
-        "do not overlap.",
+        "Made by `python -m ldm_hf.experiments.worth.remedies_page`; [worth.md](../../worth.md) says what was done. Each "
+        f"row is a small model, fine-tuned on {EPISODES} episodes, on {min(seeds)} to {max(seeds)} seeds. Scores: 0 % is a "
+        "random policy, 100 % the reference; ± is half of a 95 % confidence interval over seeds. *Higher* and *apart* "
+        "count environments whose mean is above that of random weights, playing the likeliest actions, and those whose "
+        "intervals do not overlap.",
         "",
         "| remedy | environments | higher | apart, higher | apart, lower | median score | of them solved (90 %) |",
         "|---|---:|---:|---:|---:|---:|---:|",
