@@ -65,7 +65,7 @@ def site_link(found: re.Match[str], source: str, page: str, known: set[str]) -> 
         known: paths of the site's files.
     """
     mark, text, target = found.groups()
-    if "://" in target or target.startswith(("#", "mailto:")):
+    if "://" in target or target.startswith(("#", "mailto:", "data:")):
         return found[0]
     path, hash_sign, anchor = target.partition("#")
     place = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))

@@ -33,6 +33,7 @@ import site_hooks  # noqa: E402 # it is no part of the package
         ("docs/model.md", "model.md", "[`setup.cfg`](../setup.cfg)", "`setup.cfg`"),
         ("docs/model.md", "model.md", "[a](https://arxiv.org/abs/1)", "[a](https://arxiv.org/abs/1)"),
         ("docs/model.md", "model.md", "[a](#here)", "[a](#here)"),
+        ("docs/model.md", "model.md", "![a](data:image/png;base64,AA==)", "![a](data:image/png;base64,AA==)"),
         ("docs/model.md", "model.md", "[a](nowhere.md)", "[a](nowhere.md)"),  # which the strict build refuses
     ],
 )
