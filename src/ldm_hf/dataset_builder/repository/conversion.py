@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_dataset
-from ldm_hf.dataset_builder.format.records import read_records
-from ldm_hf.dataset_builder.format.schema import environment_folder
-from ldm_hf.dataset_builder.format.writer import ChunkRange, Terminals
+from ldm_hf.dataset_builder.format.records import RunRecord, describe_files, read_records
+from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
+from ldm_hf.dataset_builder.format.writer import ChunkRange, Terminals, plan_chunks, write_dataset
+from ldm_hf.dataset_builder.repository.repository import update_repository
 from ldm_hf.errors import UnknownEnvironmentError
 from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.utils.files import replacing
 
 Progress = Callable[[int, int], None]
 """Called with the episodes that are converted, and how many there are."""
@@ -89,3 +91,17 @@ class InOrder:
         steps = np.array([step for step, _, _ in self._ends])
         images = None if self._ends[0][2] is None else np.concatenate([image for _, _, image in self._ends])
         yield Terminals(np.zeros(len(steps), int), steps, np.concatenate([slots for _, slots, _ in self._ends]), images)
+
+
+def write_episodes(root: Path, info: RunInfo, episodes: Iterator[tuple[Transitions, LastObservation]]) -> RunRecord:
+    """Write episodes as a run of one stream, and describe its library again; raises ``StorageError`` if the disk is full."""
+    folder = environment_folder(root, info.environment) / info.run
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        chunks = sorted(plan_chunks([info.num_transitions], seed=0), key=lambda chunk: chunk.start)
+        reader = InOrder(episodes)
+        write_dataset(temporary, info, chunks, reader.transitions, reader.terminals())
+        record = RunRecord(info.environment, info.run, None, info, describe_files(temporary))
+        record.write(temporary)
+    update_repository(folder.parent.parent)
+    return record

@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.dataset_builder.curves import LearningCurve, Sample
-from ldm_hf.dataset_builder.format.records import RunRecord, describe_files, package_versions
-from ldm_hf.dataset_builder.format.schema import RunInfo, environment_folder
-from ldm_hf.dataset_builder.format.writer import plan_chunks, write_dataset
+from ldm_hf.dataset_builder.format.records import RunRecord, package_versions
+from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.dataset_builder.repository import lerobot_format as lerobot
-from ldm_hf.dataset_builder.repository.conversion import InOrder, LastObservation, Progress
-from ldm_hf.dataset_builder.repository.repository import update_repository
+from ldm_hf.dataset_builder.repository.conversion import LastObservation, Progress, write_episodes
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import DatasetFormatError
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 from ldm_hf.utils.dependencies import require
-from ldm_hf.utils.files import replacing
 
 
 def from_lerobot(
@@ -85,16 +82,7 @@ def from_lerobot(
         provenance={"provider": "lerobot", "version": described["codebase_version"]},
         packages=package_versions(),
     )
-    folder = environment_folder(root, name) / run
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        chunks = sorted(plan_chunks([sum(lengths)], seed=0), key=lambda chunk: chunk.start)
-        reader = InOrder(iter(episodes))
-        write_dataset(temporary, info, chunks, reader.transitions, reader.terminals())
-        record = RunRecord(name, run, None, info, describe_files(temporary))
-        record.write(temporary)
-    update_repository(folder.parent.parent)
-    return record
+    return write_episodes(root, info, iter(episodes))
 
 
 def _described(source: Path) -> dict[str, Any]:
