@@ -236,14 +236,11 @@ def coverage(
     """Write the ledger of the catalogue: how many environments come how far, from an id to a solved task, and why."""
     require("`ldm coverage`", "evaluate")
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
-    from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
-    from ldm_hf.evaluation.coverage import STAGES, ledger, ledger_page
+    from ldm_hf.evaluation.coverage import STAGES, ledger, ledger_page, read_records
     from ldm_hf.evaluation.report import Report
     from ldm_hf.utils.files import replacing
 
-    found = [path.parent for folder in runs or () for path in sorted(folder.glob(f"**/{RECORD}"))]
-    records = [RunRecord.read(folder) for folder in found if not any(part.startswith("_") for part in folder.parts)]
-    places = ledger(records, [Report.load(path) for path in model or ()])
+    places = ledger(read_records(runs or ()), [Report.load(path) for path in model or ()])
     with replacing(output) as temporary:
         temporary.write_text(ledger_page(places, RaceBudget().core_minutes), encoding="utf-8")
     counts = (f"{sum(stage in place.reached for place in places):,} {stage}" for stage in STAGES)

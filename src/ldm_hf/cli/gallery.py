@@ -26,10 +26,11 @@ def gallery(
     known good policies and of models, the reference's learning curve, a sample of data, and why it is not further.
     """
     require("`ldm gallery`", "evaluate", *(["video"] if videos else []))
+    from ldm_hf.evaluation.coverage import read_records
     from ldm_hf.evaluation.report import Report
     from ldm_hf.evaluation.rollout import Protocol
     from ldm_hf.evaluation.showcase import record_videos
-    from ldm_hf.gallery.exhibits import collect, read_records
+    from ldm_hf.gallery.exhibits import collect
     from ldm_hf.gallery.samples import draw_samples
     from ldm_hf.gallery.site import refuse_others, write_site
 

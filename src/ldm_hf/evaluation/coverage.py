@@ -4,8 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ldm_hf.dataset_builder.format.records import RunRecord
+from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
 from ldm_hf.env_registry.library.report import EnvironmentReport, load_report
 from ldm_hf.env_registry.registry import list_environments, list_libraries
 from ldm_hf.evaluation.report import SUCCESS, Report
@@ -75,6 +76,12 @@ class Place:
     def last(self) -> str:
         """The last stage of those that it passed one after another."""
         return self.reached[-1]
+
+
+def read_records(folders: Sequence[Path]) -> list[RunRecord]:
+    """The records of runs in banks and data folders; raises ``DatasetFormatError`` if one is damaged."""
+    found = [path.parent for folder in folders for path in sorted(folder.glob(f"**/{RECORD}"))]
+    return [RunRecord.read(folder) for folder in found if not any(part.startswith("_") for part in folder.parts)]
 
 
 def ledger(records: Iterable[RunRecord], reports: Sequence[Report]) -> list[Place]:

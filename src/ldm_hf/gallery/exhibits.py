@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,11 +188,3 @@ def _values(space: Mapping[str, Any]) -> str:
         low, high = (np.array(space[key], np.float64) for key in ("low", "high"))
         return f"{low.min():.4g} to {high.max():.4g}" if low.size and high.size else ""
     return ""
-
-
-def read_records(folders: Sequence[Path]) -> list[RunRecord]:
-    """The records of runs in banks and data folders; raises ``DatasetFormatError`` if one is damaged."""
-    from ldm_hf.dataset_builder.format.records import RECORD
-
-    found = [path.parent for folder in folders for path in sorted(folder.glob(f"**/{RECORD}"))]
-    return [RunRecord.read(folder) for folder in found if not any(part.startswith("_") for part in folder.parts)]

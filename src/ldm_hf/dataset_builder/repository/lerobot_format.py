@@ -20,10 +20,10 @@ INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def vector(size: int, names: list[str] | None = None, dtype: str = "float32") -> dict[str, Any]:
-    """A feature of so many numbers, as ``info.json`` describes it."""
+    """A feature of ``size`` numbers, as ``info.json`` describes it."""
     return {"dtype": dtype, "shape": [size], "names": names}
 
 
 def pixels(size: int) -> dict[str, Any]:
-    """A feature of images of so many pixels a side."""
+    """A feature of square images, ``size`` pixels a side."""
     return {"dtype": "image", "shape": [size, size, 3], "names": ["height", "width", "channel"]}
