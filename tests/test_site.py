@@ -12,10 +12,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 import ldm_hf
+from browser.accessibility import serious_defects
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium")
+PAGES = ["", "results/", "how_to/", "design/", "tutorials/first_policy/", "reference/cli/", "reference/python/"]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import site_hooks  # noqa: E402 # it is no part of the package
@@ -77,24 +81,55 @@ def test_every_public_name_and_command_has_its_place(site):
         assert not [one for one in loaded if "://" in one], path
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium, which .ci/run installs")
-@pytest.mark.parametrize("page", ["", "results/", "reference/cli/"])
-def test_no_page_is_wider_than_a_phone(site, tmp_path, page):
+@pytest.fixture(scope="module")
+def address(site):
     handler = functools.partial(_Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        probe = site / page / "probe.html"
-        script = (
-            "<script>addEventListener('load', () => { document.title = document.documentElement.scrollWidth })</script>"
-        )
-        probe.write_text((site / page / "index.html").read_text().replace("</body>", f"{script}</body>"))
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        command += ["--window-size=500,900", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"]
-        address = f"http://127.0.0.1:{server.server_address[1]}/{page}probe.html"
-        done = subprocess.run([*command, address], capture_output=True, text=True, check=True)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) <= 500
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")])
+def test_everyone_can_read_it(address, width, scheme):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        asked, errors = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for name in PAGES:
+            page.goto(f"{address}/{name}", wait_until="load")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            assert serious_defects(page) == [], name
+        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+        assert errors == []
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
+def test_by_keyboard_alone(address):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address, wait_until="load")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # to the content, past the navigation
+        assert "#" in page.url
+        page.goto(f"{address}/how_to/", wait_until="load")
+        page.get_by_text("Type to start searching").wait_for(state="attached")  # the index is there
+        page.keyboard.press("/")
+        page.keyboard.type("finetune")
+        page.locator(".md-search-result__item a").first.wait_for()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile("h=finetune"))
+        browser.close()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
