@@ -1,5 +1,8 @@
-"""The commands that the documentation shows: each is one that the command line understands."""
+"""What the documentation shows: commands that the command line understands, and Python with names that there are."""
 
+import ast
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import ldm_hf
 from ldm_hf.cli.main import app
 
 REPOSITORY = Path(__file__).parent.parent
@@ -59,3 +63,55 @@ def test_what_is_wrong_is_found():
         understand(["evaluate", "model", "--out", "x"])
     with pytest.raises(Exception, match=r"valid (number|float)"):
         understand(["build", "--core-minutes", "many", "gymnasium/CartPole-v1"])
+
+
+def programs(text: str) -> list[str]:
+    """Blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+PROGRAMS = sorted(
+    (f"{path.relative_to(REPOSITORY).as_posix()}: {number}", program)
+    for path in PAGES
+    for number, program in enumerate(programs(path.read_text()))
+)
+
+
+def check_names(program: str) -> None:
+    """Refuse imports of what there is not, and calls of this package's functions with parameters that they lack."""
+    names: dict[str, object] = {"ldm_hf": ldm_hf}
+    tree = ast.parse(program)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            names |= {one.asname or one.name: getattr(module, one.name) for one in node.names}
+        elif isinstance(node, ast.Import):
+            for one in node.names:
+                importlib.import_module(one.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ldm_hf":
+            assert hasattr(ldm_hf, node.attr), f"ldm_hf.{node.attr}"
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func).split(".")
+        if called[0] not in names or len(called) > 2:
+            continue
+        function = getattr(names[called[0]], called[1]) if len(called) == 2 else names[called[0]]
+        if getattr(function, "__module__", "").startswith("ldm_hf"):
+            unknown = object()
+            keywords = {one.arg: unknown for one in node.keywords if one.arg}
+            inspect.signature(function).bind(*[unknown] * len(node.args), **keywords)
+
+
+@pytest.mark.parametrize(("place", "program"), PROGRAMS, ids=[place for place, _ in PROGRAMS])
+def test_names_of_programs_exist(place, program):
+    check_names(program)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["import ldm_hf\nldm_hf.nothing()", "from ldm_hf import nothing", "import ldm_hf\nldm_hf.solve('a', days=1)", "f("],
+)
+def test_programs_with_wrong_names_are_found(program):
+    with pytest.raises((AssertionError, AttributeError, TypeError, SyntaxError)):
+        check_names(program)
