@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder.bank.pickled import array, read_pickle
 from ldm_hf.dataset_builder.bank.policies import ScriptedPolicy, load_policy
-from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
+from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob, run_rollouts
 from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest
 from ldm_hf.dataset_builder.bank.rollouts import Noise, build_rollouts
 from ldm_hf.dataset_builder.bank.sb3_zip import read_normalizer
@@ -39,6 +39,7 @@ from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import CheckpointError, ConfigError, EnvironmentFailure
+from ldm_hf.executors.base import JobResult
 from test_remote_env import ODD, Here
 
 LEAN = "def act(observation):\n    return int(observation[2] + 0.3 * observation[3] > 0)\n"
@@ -392,6 +393,34 @@ def test_a_heuristic_becomes_data_and_a_bad_policy_none(isolated, tmp_path):
     assert bad.dropped is not None and "no better than random" in bad.dropped
     assert bad.info is not None and "always does the same: 1" in bad.info.flags
     assert not list(folder.glob("*.parquet")) and (folder / "policy" / "expert.py").exists()
+
+
+class AtOnce:
+    """An executor that runs a job in this process, when it is handed over."""
+
+    def __init__(self):
+        self._ended = []
+
+    def has_room(self, job):
+        return True
+
+    def submit(self, job):
+        job.execute()
+        self._ended.append(JobResult(job))
+
+    def wait(self, seconds):
+        ended, self._ended = self._ended, []
+        return ended
+
+
+def test_what_an_expert_failed_of_is_recorded_and_it_is_not_tried_twice(isolated, tmp_path):
+    (tmp_path / "broken.py").write_text("def act(observation):\n    raise ValueError('no plan from here')\n")
+    job = RolloutJob(RolloutRequest(CARTPOLE, f"{tmp_path}/broken.py:act", 100), tmp_path)
+    said: list[str] = []
+    (record,) = run_rollouts([job], AtOnce(), tmp_path, said.append)
+    assert record.dropped is not None and "ValueError: no plan from here" in record.dropped
+    assert len(said) == 1 and "no plan from here" in said[0]
+    assert not job.is_done  # the same command tries it again
 
 
 def test_requests_are_checked_at_once():

@@ -45,7 +45,7 @@ def run_jobs(
                 waiting.remove(job)
         for result in executor.wait(_POLL_SECONDS):
             job = running.pop(result.job.name)
-            died = not job.is_done
+            died = result.crash is not None and not job.is_done
             again = died and job.name not in crashed
             if again:
                 crashed.add(job.name)

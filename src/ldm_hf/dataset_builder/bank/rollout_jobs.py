@@ -118,7 +118,7 @@ def run_rollouts(
         if again:
             say(f"{result.job.name}: {result.crash}; once more")
             return
-        if not result.job.is_done:
+        if result.crash is not None and not result.job.is_done:
             result.job.fail(f"failed: {result.crash}")
         say(describe(RunRecord.read(result.job.result.parent)))
 
