@@ -5,6 +5,7 @@ import os
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import seeding
 
 
 def dies(*_):
@@ -69,6 +70,24 @@ class Foreign:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.value, dtype)
+
+
+class Deaf(gymnasium.Env):
+    """Draws where it starts, and takes a seed by its method only: reset ignores it, as those of Meta-World do."""
+
+    observation_space = BOX
+    action_space = spaces.Discrete(3)
+
+    def seed(self, seed):
+        self.np_random, seed = seeding.np_random(seed)
+        return [seed]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset()
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, True, False, {}
 
 
 class Nested(gymnasium.Env):

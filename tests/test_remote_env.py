@@ -45,6 +45,7 @@ ODD = Manifest(
     environment={"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'hostile'}"},
     entry_points=(
         *(EntryPoint(kind, "odd_environments:Counting", (kind,)) for kind in KINDS),
+        EntryPoint("deaf", "odd_environments:Deaf"),
         EntryPoint("nested", "odd_environments:Nested"),
         EntryPoint(
             "called", "odd_environments:Counting", kwargs={"length": {"call": "builtins:len", "args": [[1, 1]]}}
@@ -170,6 +171,19 @@ def test_what_has_no_time_limit_gets_the_manifest_s():
     short.close()
     with pytest.raises(ConfigError, match="max_episode_steps"):
         settings("endless", max_episode_steps=0)
+
+
+def test_seeds_count_where_reset_ignores_them():
+    envs = RemoteVectorEnv(settings("deaf"), 2, autoreset_mode=SAME_STEP)
+    first = [envs.reset(seed=[8, 9])[0], envs.step(np.zeros(2, int))[0]]  # the second is that of the next episode
+    assert not np.array_equal(first[0][0], first[0][1]) and not np.array_equal(*first)
+    again = [envs.reset(seed=[8, 9])[0], envs.step(np.zeros(2, int))[0]]
+    np.testing.assert_array_equal(first, again)
+    envs.reset()
+    other = RemoteVectorEnv(settings("deaf"), 2, autoreset_mode=SAME_STEP)
+    np.testing.assert_array_equal(other.reset(seed=[9, 8])[0], first[0][::-1])
+    for one in (envs, other):
+        one.close()
 
 
 def test_old_environments_are_seeded_and_calls_in_arguments_made():

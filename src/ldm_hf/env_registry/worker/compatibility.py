@@ -4,7 +4,8 @@ What libraries do, and what becomes of it here:
 
 - a step of four values (old Gym): ``info["TimeLimit.truncated"]`` tells truncation from termination;
 - a step of six values (safety libraries): the cost moves into ``info["cost"]``;
-- a reset that gives the observation only, ``env.seed`` instead of ``reset(seed=...)``;
+- a reset that gives the observation only, ``env.seed`` instead of ``reset(seed=...)``, or a reset that takes a seed and
+  ignores it;
 - a reward of several values: their weighted sum, the values in ``info["vector_reward"]``;
 - no time limit: the default one;
 - actions that must be Python integers; observations that are lists, JAX arrays or of another dtype;
@@ -144,6 +145,7 @@ class Environment:
         self._steps = 0
         takes = self._parameters_of_reset()
         self._takes_seed, self._takes_options = "seed" in takes, "options" in takes
+        self._seeds_by_method = False  # whether reset has been seen to ignore its seed
         self._step = self.env.step
 
     def reset(self, seed=None, options=None):
@@ -154,6 +156,10 @@ class Environment:
         if options and self._takes_options:
             kwargs["options"] = options
         result = self.env.reset(**kwargs)
+        if seed is not None and not self._seeds_by_method and self._ignored(seed):
+            self._seeds_by_method = True
+            self.env.unwrapped.seed(seed)
+            result = self.env.reset(**kwargs)
         self._steps = 0
         if self._frames is not None:
             self._frames = [self._render()]
@@ -212,11 +218,22 @@ class Environment:
         np.random.seed(seed % 2**32)
         if self._takes_seed:
             kwargs["seed"] = seed
+            if self._seeds_by_method:
+                self.env.unwrapped.seed(seed)
         elif hasattr(self.env, "seed"):
             try:
                 self.env.seed(seed)
             except TypeError:  # procgen's takes no seed: it cannot be seeded here, which validation finds out.
                 pass
+
+    def _ignored(self, seed):
+        """Whether reset took a seed and did nothing with it, in an environment with a method `seed`: Meta-World's do."""
+        inner = getattr(self.env, "unwrapped", None)
+        return (
+            self._takes_seed
+            and callable(getattr(type(inner), "seed", None))
+            and getattr(inner, "_np_random_seed", seed) != seed
+        )
 
     def _parameters_of_reset(self):
         """The arguments that reset of the environment and of all its wrappers takes."""
