@@ -4,6 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 declare -A sources=([metaworld]=experts:metaworld [minigrid]=experts:babyai)
 while read -r environment _; do
-    .venv/bin/ldm adopt "$environment" "${sources[${environment%%/*}]}" --output runs/bank/experts ||
+    # few transitions, because the bank keeps policies and no data
+    .venv/bin/ldm adopt "$environment" "${sources[${environment%%/*}]}" --transitions 8000 --output runs/bank/experts ||
         echo "$environment: exit status $?" >&2
 done < <(grep " expert$" recipes/bank/environments.txt)
