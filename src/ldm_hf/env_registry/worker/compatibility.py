@@ -158,7 +158,7 @@ class Environment:
         result = self.env.reset(**kwargs)
         if seed is not None and not self._seeds_by_method and self._ignored(seed):
             self._seeds_by_method = True
-            self.env.unwrapped.seed(seed)
+            self._seed(seed, kwargs)
             result = self.env.reset(**kwargs)
         self._steps = 0
         if self._frames is not None:
@@ -218,11 +218,10 @@ class Environment:
         np.random.seed(seed % 2**32)
         if self._takes_seed:
             kwargs["seed"] = seed
-            if self._seeds_by_method:
-                self.env.unwrapped.seed(seed)
-        elif hasattr(self.env, "seed"):
+        seeded = self.env.unwrapped if self._seeds_by_method else self.env
+        if (self._seeds_by_method or not self._takes_seed) and hasattr(seeded, "seed"):
             try:
-                self.env.seed(seed)
+                seeded.seed(seed)
             except TypeError:  # procgen's takes no seed: it cannot be seeded here, which validation finds out.
                 pass
 
