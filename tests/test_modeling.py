@@ -9,7 +9,8 @@ import torch
 from gymnasium import spaces
 
 from ldm_hf.modeling import LDMConfig, LDMModel
-from ldm_hf.modeling.modeling_ldm import LDMImageEncoder, _histogram
+from ldm_hf.modeling.loss_ldm import _histogram
+from ldm_hf.modeling.modeling_ldm import LDMImageEncoder
 from ldm_hf.modeling.quantization_ldm import ActionCode
 from sequences import CAMERA, CONTROL, GRID, Spaces, tokens, without_labels
 
@@ -72,7 +73,7 @@ def test_a_loss_in_pieces_has_the_gradients_of_a_whole_one(model, processor, mon
     whole = -(picked.sum(-1) / there.sum(-1).clamp(min=1)).sum() / there.any(-1).sum()
     expected = gradients_of(model, whole)
     for positions in (8192, 6, 1):  # all rows at a time, and one
-        monkeypatch.setattr("ldm_hf.modeling.modeling_ldm._POSITIONS", positions)
+        monkeypatch.setattr("ldm_hf.modeling.loss_ldm._POSITIONS", positions)
         loss = model(**batch).loss
         torch.testing.assert_close(loss, whole, atol=1e-6, rtol=1e-6)
         found = gradients_of(model, loss)
@@ -95,18 +96,24 @@ def test_pieces_of_a_batch_have_the_gradients_of_the_whole_one(model, processor)
 
 def test_a_smooth_target_is_the_mass_of_a_normal_distribution_in_each_bin():
     config = LDMConfig(action_smoothing=1.0)
-    middle, whole = torch.tensor([[512.5]]), torch.tensor([[[0, 1023]]])
-    target = _histogram(middle, whole, config)[0, 0]
+
+    def histogram(position, lowest, highest):
+        bins, shares = _histogram(torch.tensor([[position]]), torch.tensor([[[lowest, highest]]]), config)
+        assert bins.shape == shares.shape == (1, 1, 14)  # six standard deviations on each side, and what they cut
+        return torch.zeros(1024).scatter_add(0, bins[0, 0], shares[0, 0])
+
+    target = histogram(512.5, 0, 1023)
     # Phi(1/2) - Phi(-1/2) = 0.38292, Phi(3/2) - Phi(1/2) = 0.24173.
     assert target[510:516].tolist() == pytest.approx([0.06060, 0.24173, 0.38292, 0.24173, 0.06060, 0.00598], abs=1e-5)
     assert target.sum().item() == pytest.approx(1)
     # What lies beyond the lowest allowed bin is not a target: 0.38292 / (1 - Phi(-1/2)) = 0.38292 / 0.69146.
-    cut = _histogram(middle, torch.tensor([[[512, 1023]]]), config)[0, 0]
+    cut = histogram(512.5, 512, 1023)
     assert cut[:512].sum() == 0 and cut[512].item() == pytest.approx(0.55378, abs=1e-5)
     # An action beyond its bounds is at the bound.
-    assert _histogram(torch.tensor([[100.0]]), torch.tensor([[[512, 1023]]]), config)[0, 0, 512].item() == (
-        pytest.approx(0.68269, abs=1e-5)
-    )
+    assert histogram(100.0, 512, 1023)[512].item() == pytest.approx(0.68269, abs=1e-5)
+    # At the ends of the axis the bins that it covers end there: half of the mass is in the first or last.
+    assert histogram(0.0, 0, 1023)[0].item() == pytest.approx(0.68269, abs=1e-5)
+    assert histogram(1024.0, 0, 1023)[1023].item() == pytest.approx(0.68269, abs=1e-5)
 
 
 def with_settings(model, **changes):
@@ -178,7 +185,8 @@ def test_rows_are_embedded_as_wide_as_they_are(model, processor):
 
 
 def test_logits_are_not_kept_for_the_backward_pass(model, processor):
-    batch = processor.collate([tokens(processor, CONTROL, 16, seed) for seed in range(4)])
+    # More transitions than the head has inputs, so that nothing of the head is as large as the logits of a slot.
+    batch = processor.collate([tokens(processor, CONTROL, 16, seed) for seed in range(12)])
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor

@@ -1,16 +1,18 @@
 """What other libraries do with a model: offloading, adapters, quantisation, compilation, export."""
 
 import copy
+import traceback
 import warnings
 
 import peft
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
-from ldm_hf.modeling.processing_ldm import rows_by_width
+from ldm_hf.modeling.processing_ldm import group_rows
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
 
 PLACES = (CONTROL, GRID, CAMERA)
@@ -82,9 +84,51 @@ def test_linear_layers_can_be_quantised(model, batch):
 def test_a_forward_pass_is_one_compiled_graph(model, batch, known):
     inputs = without_labels(batch)
     if known:
-        inputs["row_groups"] = tuple(rows_by_width(batch[kinds]) for kinds in ("observation_kinds", "action_kinds"))
+        inputs["row_groups"] = group_rows(batch["observation_kinds"], batch["action_kinds"])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["all rows alike", "rows by their slots"])
+def test_a_training_step_is_one_compiled_graph(model, batch, known):
+    """And has the loss and gradients of one that is not."""
+    inputs = dict(batch)
+    if known:
+        inputs["row_groups"] = group_rows(batch["observation_kinds"], batch["action_kinds"])
+    found = []
+    for step in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        loss = step(**inputs).loss
+        loss.backward()
+        found.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
+
+
+class HostReads(TorchDispatchMode):
+    """Notes what waits for a device: reading a number, and shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "_unique", "unique_dim", "is_nonzero", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.__name__.startswith(self.WAITS):
+            self.places.append(traceback.extract_stack()[-2].name)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_training_step_that_knows_its_rows_does_not_wait_for_the_device(model, batch):
+    groups = group_rows(batch["observation_kinds"], batch["action_kinds"])
+    with HostReads() as reads:
+        model(**batch, row_groups=groups).loss.backward()
+    # transformers asks once in a forward pass whether positions begin again within a row.
+    assert [place for place in reads.places if "_fn" not in place and "find_packed" not in place] == [], reads.places
+    assert len(reads.places) == 1
+    with HostReads() as reads:
+        model(**batch)
+    assert len(reads.places) > 1
 
 
 @torch.no_grad()

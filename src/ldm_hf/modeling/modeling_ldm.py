@@ -5,14 +5,14 @@ environment), D the width of a slot's embedding, H the hidden size, K the number
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -23,13 +23,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ldm import LDMConfig
 from .experts_ldm import LDMBackbone
+from .loss_ldm import action_loss, mask_bins
 from .policy_ldm import CACHE, LDMPolicy
-from .processing_ldm import START, LDMProcessor, rows_by_width
+from .processing_ldm import START, LDMProcessor, RowGroups, RowsByWidth, group_rows
 from .quantization_ldm import ActionCode, mu_law_encode
 from .spaces_ldm import ABSENT, CONTINUOUS
-
-RowGroups = list[tuple[int, torch.Tensor]]
-"""Numbers of slots, each with the rows of a batch that have so many: see ``rows_by_width``."""
 
 
 @dataclass
@@ -114,13 +112,10 @@ class LDMTransitionEmbedding(nn.Module):
         previous_dones: torch.Tensor,
         images: torch.Tensor | None,
         image_rows: torch.Tensor | None,
-        row_groups: tuple[RowGroups, RowGroups] | None,
+        row_groups: RowGroups | None,
     ) -> torch.Tensor:
         has_previous = (previous_dones != START).unsqueeze(-1)
-        if row_groups is None and torch.compiler.is_compiling():
-            observed = acted = None  # a graph cannot depend on which rows are how wide
-        else:
-            observed, acted = row_groups or (rows_by_width(observation_kinds), rows_by_width(action_kinds))
+        observed, acted = (None, None) if row_groups is None else row_groups.split()[:2]
         actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
         reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
         done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
@@ -132,7 +127,7 @@ class LDMTransitionEmbedding(nn.Module):
         return mu_law_encode(values, self.config.mu, self.config.max_value, self.config.num_bins)
 
     def _slots(
-        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowGroups | None
+        self, values_BTS: torch.Tensor, kinds_BS: torch.Tensor, blocks_SDH: torch.Tensor, groups: RowsByWidth | None
     ) -> torch.Tensor:
         """Embed and project slots, (B, T, H), rows of the same number of slots together, or all as wide as the widest."""
         if groups is None:
@@ -256,7 +251,7 @@ class LDMModel(LDMPreTrainedModel):
         use_cache: bool = False,
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
-        row_groups: tuple[RowGroups, RowGroups] | None = None,
+        row_groups: RowGroups | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
@@ -281,10 +276,13 @@ class LDMModel(LDMPreTrainedModel):
             logits_to_keep: compute logits of the last so many transitions only; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
-            row_groups: ``rows_by_width`` of both kinds, if it is known: to find it out, a device has to be waited for. A
-                compiled or exported graph without it embeds all rows as wide as the widest.
+            row_groups: ``group_rows`` of both kinds, if it is known: to find it out, a device has to be waited for. A
+                compiled or exported graph without it embeds all rows as wide as the widest, and computes the loss of every
+                slot of every row.
             **kwargs: of the backbone, such as ``output_hidden_states`` and ``output_attentions``.
         """
+        if row_groups is None and not torch.compiler.is_compiling():  # a graph cannot depend on which rows are how wide
+            row_groups = group_rows(observation_kinds, action_kinds)
         tokens = self.embedding(
             observations,
             observation_kinds,
@@ -308,7 +306,8 @@ class LDMModel(LDMPreTrainedModel):
         hidden_BTH = outputs.last_hidden_state
         loss = logits_BTAK = None
         if labels is not None:
-            total = action_loss(self.slot_logits, hidden_BTH, labels, action_kinds, action_bounds, self.config)
+            head = self._head_weights(action_kinds.shape[1])
+            total = action_loss(head, hidden_BTH, labels, action_kinds, action_bounds, row_groups, self.config)
             labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
             loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
@@ -323,6 +322,13 @@ class LDMModel(LDMPreTrainedModel):
             last_hidden_state=hidden_BTH,
             **{CACHE: outputs[CACHE] if use_cache else None},
         )
+
+    def _head_weights(self, num_slots: int) -> Any:
+        """The action head as ``action_loss`` takes it."""
+        if isinstance(self.action_head, LDMActionHead):
+            used = self.action_head.weight[: num_slots * self.config.num_bins]
+            return used.unflatten(0, (num_slots, self.config.num_bins))
+        return partial(self.slot_logits, num_slots=num_slots)
 
     def slot_logits(self, hidden: torch.Tensor, num_slots: int) -> torch.Tensor:
         """Logits of the first action slots, float of shape (..., num_slots, K), of hidden states (..., H)."""
@@ -342,109 +348,3 @@ def _waves(config: LDMConfig) -> torch.Tensor:
     waves = torch.zeros(config.num_bins, config.slot_embedding_size)
     waves[:, : 2 * half] = torch.cat([phase.sin(), phase.cos()], 1) * math.sqrt(2)
     return waves
-
-
-SlotLogits = Callable[[torch.Tensor, int], torch.Tensor]
-"""Logits (..., A, K) of the first A slots, of hidden states (..., H): see ``LDMModel.slot_logits``."""
-
-_POSITIONS = 8192
-"""Slots of transitions whose logits, 1024 each, are in memory at a time: 32 MB in float32."""
-
-
-def action_loss(
-    slot_logits: SlotLogits,
-    hidden_BTH: torch.Tensor,
-    labels_BTA: torch.Tensor,
-    kinds_BA: torch.Tensor,
-    bounds_BA2: torch.Tensor,
-    config: LDMConfig,
-) -> torch.Tensor:
-    """Cross-entropy in nats, averaged over the slots of a transition and summed over transitions.
-
-    All logits of a batch would take more memory than the model: A x 1024 for each transition. They are made for the slots
-    that rows have, in pieces, forgotten, and made again for the backward pass.
-
-    Args:
-        slot_logits: the action head.
-        hidden_BTH: what the backbone says.
-        labels_BTA: raw slot values of the reference actions; NaN where there is none.
-        kinds_BA, bounds_BA2: of the action slots.
-        config: of the model.
-    """
-    total = hidden_BTH.new_zeros((), dtype=torch.float32)
-    for kinds, rows in _rows_by_kinds(kinds_BA.cpu()):
-        rows_at_once = max(1, _POSITIONS // (hidden_BTH.shape[1] * len(kinds)))
-        for some in rows.split(rows_at_once):
-            some_R = some.to(hidden_BTH.device)
-            labels_RTA, bounds_RA2 = labels_BTA[some_R, :, : len(kinds)], bounds_BA2[some_R, : len(kinds)]
-            arguments = slot_logits, hidden_BTH, some_R, labels_RTA, bounds_RA2, kinds, config
-            if torch.is_grad_enabled():
-                total = total + checkpoint(_rows_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                total = total + _rows_loss(*arguments)
-    return total
-
-
-def _rows_by_kinds(kinds_BA: torch.Tensor) -> list[tuple[list[int], torch.Tensor]]:
-    """The kinds of slots that rows have, without padding, each with its rows."""
-    patterns_PA, pattern_B = kinds_BA.unique(dim=0, return_inverse=True)
-    groups = [
-        ([kind for kind in kinds if kind != ABSENT], (pattern_B == index).nonzero().squeeze(1))
-        for index, kinds in enumerate(patterns_PA.tolist())
-    ]
-    return [(kinds, rows) for kinds, rows in groups if kinds]
-
-
-def mask_bins(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Logits (..., K) with bins outside ``allowed`` (..., 2), lowest and highest, at the lowest value."""
-    bins = torch.arange(logits.shape[-1], device=logits.device)
-    outside = (bins < allowed[..., :1]) | (bins > allowed[..., 1:])
-    return logits.masked_fill(outside, torch.finfo(logits.dtype).min)
-
-
-def _rows_loss(
-    slot_logits: SlotLogits,
-    hidden_BTH: torch.Tensor,
-    rows_R: torch.Tensor,
-    labels_RTA: torch.Tensor,
-    bounds_RA2: torch.Tensor,
-    kinds: list[int],
-    config: LDMConfig,
-) -> torch.Tensor:
-    """The loss of rows whose slots are of the same kinds, summed over transitions."""
-    logits_RTAK = slot_logits(hidden_BTH[rows_R], len(kinds)).float()
-    # Unbound, not indexed: the gradient of an index is as large as all slots.
-    slots = zip(logits_RTAK.unbind(2), labels_RTA.unbind(2), kinds, bounds_RA2.unbind(1), strict=True)
-    return torch.stack([_slot_loss(*slot, config) for slot in slots]).sum() / len(kinds)
-
-
-def _slot_loss(
-    logits_RTK: torch.Tensor, labels_RT: torch.Tensor, kind: int, bounds_R2: torch.Tensor, config: LDMConfig
-) -> torch.Tensor:
-    """Cross-entropy of one action slot of one kind, summed over transitions."""
-    code = ActionCode.of(config)
-    values_RT, bounds_R12 = labels_RT.nan_to_num(), bounds_R2.unsqueeze(1)
-    kinds_11 = torch.full((1, 1), kind, device=labels_RT.device)
-    allowed_R12 = code.allowed(kinds_11, bounds_R12)
-    if config.mask_training_logits:
-        logits_RTK = mask_bins(logits_RTK, allowed_R12)
-    likelihood_RTK = logits_RTK.log_softmax(-1)
-    if kind == CONTINUOUS and config.action_smoothing:
-        target_RTK = _histogram(code.position(values_RT, bounds_R12), allowed_R12, config)
-        losses_RT = -(target_RTK * likelihood_RTK).sum(-1)
-    else:
-        bins_RT = code.encode(values_RT, kinds_11, bounds_R12)
-        losses_RT = -likelihood_RTK.gather(-1, bins_RT.unsqueeze(-1)).squeeze(-1)
-    return losses_RT.masked_fill(labels_RT.isnan(), 0).sum()
-
-
-def _histogram(position_RT: torch.Tensor, allowed_R12: torch.Tensor, config: LDMConfig) -> torch.Tensor:
-    """The mass in each allowed bin of a normal distribution around a position (arXiv 2403.03950, section 3.1)."""
-    lowest_R1, highest_R1 = allowed_R12.unbind(-1)
-    center_RT1 = position_RT.clamp(lowest_R1, highest_R1 + 1).unsqueeze(-1)
-    edges = torch.arange(config.num_bins + 1, device=position_RT.device)
-    edges = edges.clamp(
-        lowest_R1.unsqueeze(-1), highest_R1.unsqueeze(-1) + 1
-    )  # bins that are not allowed have no width
-    mass_RTK = torch.erf((edges - center_RT1) / (config.action_smoothing * math.sqrt(2))).diff(dim=-1)
-    return mass_RTK / mass_RTK.sum(-1, keepdim=True)

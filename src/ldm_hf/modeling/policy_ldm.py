@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import Cache, LlamaModel, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor, rows_by_width
+from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor, group_rows
 from .quantization_ldm import ActionCode
 from .spaces_ldm import CONTINUOUS, SlotLayout, Transitions
 
@@ -224,7 +224,7 @@ class LDMPolicy:
     def _row_inputs(self, rows: slice) -> dict[str, Any]:
         """What the model must know of some rows."""
         inputs: dict[str, Any] = {name: tensor[rows] for name, tensor in self._rows.items()}
-        inputs["row_groups"] = tuple(rows_by_width(inputs[kinds]) for kinds in ("observation_kinds", "action_kinds"))
+        inputs["row_groups"] = group_rows(inputs["observation_kinds"], inputs["action_kinds"])
         images = [index for index, row in enumerate(range(len(self))[rows]) if row in self._context.image_rows]
         inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self._device) if images else None
         return inputs

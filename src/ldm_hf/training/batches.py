@@ -10,13 +10,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm_hf.errors import InvalidValueError, LDMError
 from ldm_hf.modeling import LDMProcessor
-from ldm_hf.modeling.processing_ldm import TokenSequence
+from ldm_hf.modeling.processing_ldm import TokenSequence, group_rows
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.parallel import ignore_termination
 
 Failure = LDMError | InvalidValueError
-Batch = tuple[dict[str, torch.Tensor], Failure | None]
+Inputs = dict[str, Any]
+"""Arguments of a model: tensors, and which rows are computed together."""
+
+Batch = tuple[Inputs, Failure | None]
 
 
 def make_batches(
@@ -64,4 +67,15 @@ class _Reporting(Dataset[tuple[TokenSequence, Failure | None]]):
 
 def _collate(processor: LDMProcessor, sequences: Sequence[tuple[TokenSequence, Failure | None]]) -> Any:
     errors = [error for _, error in sequences if error is not None]
-    return dict(processor.collate([sequence for sequence, _ in sequences])), next(iter(errors), None)
+    return model_inputs(processor, [sequence for sequence, _ in sequences]), next(iter(errors), None)
+
+
+def model_inputs(processor: LDMProcessor, sequences: Sequence[TokenSequence]) -> Inputs:
+    """A batch that no device has to be asked about: what depends on its values is found out here, on the host."""
+    batch = dict(processor.collate(sequences))
+    return {**batch, "row_groups": group_rows(batch["observation_kinds"], batch["action_kinds"])}
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """A batch on a device, without waiting for it where the batch is in pinned memory."""
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
 from ldm_hf.modeling import LDMModel, LDMProcessor
-from ldm_hf.training.batches import Batch, Failure, make_batches
+from ldm_hf.training.batches import Batch, Failure, Inputs, make_batches, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import described, training_datasets
@@ -180,7 +180,7 @@ def _step(
     transitions: int,
     config: TrainingConfig,
     log: TrainingLog,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Failure | None]:
+) -> tuple[torch.Tensor, torch.Tensor, Inputs, Failure | None]:
     """One optimizer step on a batch of so many transitions over all processes.
 
     Returns:
@@ -193,7 +193,7 @@ def _step(
         with log.waiting():
             batch, failure = next(batches)
         error = error or failure
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = to_device(batch, accelerator.device)
         with contextlib.nullcontext() if piece == pieces - 1 else accumulating(model):
             # The mean over processes, which gradients become, of losses that are divided by a process's share of the
             # transitions is the mean over all transitions, however many of them a piece has.
@@ -211,7 +211,7 @@ def _step(
 
 
 @torch.no_grad()
-def _cannot_continue(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _cannot_continue(model: torch.nn.Module, batch: Inputs) -> torch.Tensor:
     """Whether the loss that the weights have by now is not finite, bool of shape (1,).
 
     Weights may be so large after a step that nothing is finite in the next: a checkpoint of them must not be written, nor

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.modeling import LDMProcessor
 from ldm_hf.modeling.processing_ldm import TokenSequence
+from ldm_hf.training.batches import model_inputs, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, on_main, read_record, save_checkpoint
 from ldm_hf.training.config import TrainingConfig
 
@@ -68,7 +69,9 @@ class Validation:
         size = self._config.per_device_train_batch_size or self._config.train_batch_size
         total = torch.zeros((), device=self._accelerator.device)
         for start in range(0, len(self._windows), size):
-            batch = self._processor.collate(self._windows[start : start + size]).to(self._accelerator.device)
+            batch = to_device(
+                model_inputs(self._processor, self._windows[start : start + size]), self._accelerator.device
+            )
             total += model(**batch, num_items_in_batch=self._transitions, return_dict=True).loss.float()
         model.train()
         if isinstance(model, FSDPModule):
