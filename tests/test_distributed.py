@@ -28,6 +28,7 @@ from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.loop import train
+from ldm_hf.training.memory import activation_bytes, needs_recomputation
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.parallel import distribute
 from ldm_hf.training.scoring import score_model
@@ -204,6 +205,50 @@ def test_gradient_checkpointing_changes_no_gradient(data, processor):
     assert calls == [False, True, True]  # it is computed again for the backward pass
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_estimate_of_activations_is_what_a_layer_keeps(bf16):
+    config = LDMConfig.preset("32m", num_hidden_layers=2, max_position_embeddings=32)
+    backbone = LDMModel(config).backbone.train()
+    tokens = torch.randn(2, 32, config.hidden_size, requires_grad=True)
+
+    def kept(layers: int) -> int:
+        backbone.config.num_hidden_layers = layers
+        saved: list[torch.Tensor] = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: (saved.append(tensor), tensor)[1], lambda tensor: tensor
+            ),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
+            backbone(inputs_embeds=tokens)
+        weights = {parameter.data_ptr() for parameter in backbone.parameters()}
+        memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
+        return sum(size for place, size in memory.items() if place not in weights)
+
+    copies = sum(2 * weight.numel() for weight in backbone.layers[0].parameters() if weight.ndim > 1) if bf16 else 0
+    assert activation_bytes(config, 64, bf16) / 2 == pytest.approx(kept(2) - kept(1) - copies, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("free", "settings", "wanted"),
+    [
+        # 10 layers of 8 x 2048 + 32 x 256 = 24,576 bytes for each of 8 x 1024 transitions: 2.0 GB, and 0.5 GB of parameters.
+        (2.0e9, {}, True),
+        (4.0e9, {}, False),
+        (2.0e9, {"per_device_train_batch_size": 1}, False),
+        (2.0e9, {"gradient_checkpointing": False}, False),
+        (4.0e9, {"gradient_checkpointing": True}, True),
+    ],
+)
+def test_activations_are_recomputed_where_they_would_not_fit(monkeypatch, free, settings, wanted):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 2**40))
+    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=1, mixed_precision="bf16")
+    with torch.device("meta"):
+        model = LDMModel(LDMConfig.preset("32m"))
+    config = TrainingConfig("d", "o", train_batch_size=8, context_length=1024, **settings)
+    assert needs_recomputation(accelerator, model, config) is wanted
 
 
 PRECISION = """

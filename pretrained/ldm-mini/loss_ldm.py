@@ -135,30 +135,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden_BTH.new_zeros((), dtype=torch.float32)
         wanted = ctx.needs_input_grad[:2]
         hidden_gradient = torch.zeros_like(hidden_BTH, dtype=torch.float32) if wanted[0] else None
-        head_gradient = torch.zeros_like(head_AKH) if wanted[1] else None
+        head_gradient = torch.zeros_like(head_AKH, dtype=torch.float32) if wanted[1] else None
         for piece in targets.pieces():
-            loss, likelihood_RTK, bins_RTW, shares_RTW, weights_RT = targets.loss(
-                _logits(hidden_BTH, head_AKH, piece), piece
-            )
+            logits_RTK = _logits(hidden_BTH, head_AKH, piece)
+            loss, likelihood_RTK, bins_RTW, shares_RTW, weights_RT = targets.loss(logits_RTK, piece)
             total = total + loss
             gradient_RTK = likelihood_RTK.exp_().scatter_add_(-1, bins_RTW, -shares_RTW).mul_(weights_RT.unsqueeze(-1))
+            gradient_RTK = gradient_RTK.to(logits_RTK.dtype)
             if hidden_gradient is not None:
                 hidden_gradient.index_add_(0, piece.rows, (gradient_RTK @ head_AKH[piece.slot]).float())
             if head_gradient is not None:
                 head_gradient[piece.slot] += gradient_RTK.flatten(0, 1).T @ hidden_BTH[piece.rows].flatten(0, 1)
         ctx.save_for_backward(hidden_gradient, head_gradient)
-        ctx.dtype = hidden_BTH.dtype
+        ctx.dtypes = hidden_BTH.dtype, head_AKH.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        hidden_gradient, head_gradient = ctx.saved_tensors
-        return (
-            None if hidden_gradient is None else (hidden_gradient * gradient).to(ctx.dtype),
-            None if head_gradient is None else head_gradient * gradient.to(head_gradient.dtype),
-            None,
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        hidden_gradient, head_gradient = (
+            None if each is None else (each * gradient).to(dtype) for each, dtype in found
         )
+        return hidden_gradient, head_gradient, None
 
 
 def _logits(hidden_BTH: torch.Tensor, head_AKH: torch.Tensor, piece: SlotRows) -> torch.Tensor:

@@ -141,10 +141,20 @@ class TrainingConfig:
         Literal["none", "fsdp2"],
         Doc("none keeps the whole model on each device (DDP); fsdp2 shards weights, gradients and optimizer."),
     ] = "none"
-    torch_compile: Annotated[bool, Doc("Whether the layers of the backbone are compiled.")] = False
+    tf32: Annotated[
+        bool | None,
+        Doc("Whether products of float32 matrices are computed in TF32. Default: on accelerators that have it."),
+    ] = None
+    torch_compile: Annotated[
+        bool | None, Doc("Whether the layers of the backbone are compiled. Default: on accelerators.")
+    ] = None
     gradient_checkpointing: Annotated[
-        bool, Doc("Whether activations inside layers are recomputed in the backward pass, to save memory.")
-    ] = False
+        bool | None,
+        Doc(
+            "Whether activations inside layers are recomputed in the backward pass. Default: where, by estimate, they "
+            "would not fit in the accelerator's memory."
+        ),
+    ] = None
     seed: Annotated[int, Ge(0), Le(_LARGEST_SEED), Doc("Random seed of the weights and of the order of the data.")] = 0
     dataloader_num_workers: Annotated[
         int, Ge(0), Doc("Loader processes of each training process; any number gives the same batches.")

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.memory import needs_recomputation
 
 _PATIENCE = timedelta(hours=1)
 """How long a process waits for the others: one may write a large checkpoint or have the slowest environment."""
@@ -32,6 +33,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Raises:
         ConfigError: the launcher's configuration asks for another way to share the work out than the settings can.
     """
+    if config.tf32 or (config.tf32 is None and torch.cuda.is_available()):
+        torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
         mixed_precision="bf16" if _computes_in_bf16(config.bf16) else "no",
         log_with=None if config.report_to == "none" else config.report_to,
@@ -54,11 +57,13 @@ def distribute(accelerator: Accelerator, model: LDMModel, config: TrainingConfig
 
     With one process there is nothing to shard, so a run with ``sharding: fsdp2`` continues there as any other.
     """
+    compiled = accelerator.device.type == "cuda" if config.torch_compile is None else config.torch_compile
+    recomputed = needs_recomputation(accelerator, model, config)
     for layer in model.backbone.layers:
         # Their forward only: names of parameters stay, and what FSDP does around it is neither compiled nor repeated.
-        if config.torch_compile:
+        if compiled:
             layer.forward = torch.compile(layer.forward)
-        if config.gradient_checkpointing:
+        if recomputed:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     if config.sharding == "fsdp2" and accelerator.num_processes > 1:
         return _shard(accelerator, model)
