@@ -1,6 +1,8 @@
 """Environments of every form that libraries have; classes only, so that a manifest names them by their entry point."""
 
 import os
+import pathlib
+import time
 
 import gymnasium
 import numpy as np
@@ -121,3 +123,24 @@ class Nested(gymnasium.Env):
             "seen": tuple(np.full(2, index, np.float32) for index in range(number % 4)),
             "map": spaces.GraphInstance(np.zeros((2, 2), np.float32), np.array([2]), np.array([[0, 1]])),
         }
+
+
+class Meeting(gymnasium.Env):
+    """A step of it ends when another one has begun the same step."""
+
+    observation_space = BOX
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, folder):
+        self.folder, self.count = pathlib.Path(folder), 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        (self.folder / f"{os.getpid()}-{self.count}").touch()
+        while len(list(self.folder.glob(f"*-{self.count}"))) < 2:
+            time.sleep(0.01)
+        return np.zeros(2, np.float32), 1.0, self.count == 3, False, {}

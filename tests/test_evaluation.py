@@ -56,6 +56,7 @@ def make_from(monkeypatch, made):
     """Have rollouts use these environments: lists of them by id, each taken once."""
     waiting = {name: list(envs) for name, envs in made.items()}
     monkeypatch.setattr(rollout_module, "make", lambda environment, **options: waiting[environment].pop(0))
+    monkeypatch.setattr(rollout_module, "is_isolated", lambda environment: False)
 
 
 @pytest.fixture
@@ -164,11 +165,22 @@ def test_a_crash_and_a_hang_of_isolated_environments(model, processor, monkeypat
         return remote(environment.partition("/")[2], step_timeout=step_timeout)
 
     monkeypatch.setattr(rollout_module, "make", make)
+    monkeypatch.setattr(rollout_module, "is_isolated", lambda environment: environment != CARTPOLE)
     protocol = Protocol(episodes=1, rollouts=1, step_timeout=1.0)
     crash, hang, fine = roll_out(ModelPlayer(model, processor), [crashing, hanging, CARTPOLE], protocol)
     assert isinstance(crash.failure, EnvironmentFailure) and "killed by signal 11" in str(crash.failure)
     assert isinstance(hang.failure, EnvironmentFailure) and "gave no answer within 1 s" in str(hang.failure)
     assert fine.failure is None and len(fine.returns[0]) == 1
+
+
+def test_isolated_environments_take_their_steps_at_the_same_time(model, processor, monkeypatch, tmp_path):
+    """Each waits for the other's step: one after the other, the first would never end its own."""
+    monkeypatch.setattr(
+        rollout_module, "make", lambda name, **_: remote("meeting", kwargs={"folder": str(tmp_path)}, step_timeout=30)
+    )
+    monkeypatch.setattr(rollout_module, "is_isolated", lambda name: True)
+    (result,) = roll_out(ModelPlayer(model, processor), ["odd/meeting"], Protocol(episodes=1, rollouts=2))
+    assert result.failure is None and result.lengths == [[3], [3]]
 
 
 def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):

@@ -47,6 +47,7 @@ ODD = Manifest(
         *(EntryPoint(kind, "odd_environments:Counting", (kind,)) for kind in KINDS),
         EntryPoint("deaf", "odd_environments:Deaf"),
         EntryPoint("nested", "odd_environments:Nested"),
+        EntryPoint("meeting", "odd_environments:Meeting"),
         EntryPoint(
             "called", "odd_environments:Counting", kwargs={"length": {"call": "builtins:len", "args": [[1, 1]]}}
         ),

@@ -202,6 +202,16 @@ def make_vec(
     return RemoteVectorEnv(settings, num_envs, num_workers=num_workers, autoreset_mode=mode)
 
 
+def is_isolated(environment: str, provider: str | None = None) -> bool:
+    """Whether ``make`` runs an environment in a process of its own.
+
+    Raises:
+        UnknownEnvironmentError, EnvironmentFailure: as ``make``.
+    """
+    manifest, report = _find(environment)
+    return not isinstance(choose(manifest, report.entry_point, provider), InProcessProvider)
+
+
 def library_version(environment: str, provider: str | None = None, *, isolated: bool = False) -> str:
     """Version of the library that ``make`` runs an environment of."""
     manifest, report = _find(environment)

@@ -2,14 +2,17 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 
 from ldm_hf.dataset_builder.anchors.success import EpisodeSuccess
-from ldm_hf.env_registry.registry import make
+from ldm_hf.env_registry.registry import is_isolated, make
+from ldm_hf.env_registry.remote.vector_env import RemoteEnv
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
 from ldm_hf.errors import EnvironmentFailure, InvalidValueError, LDMError, one_line
 from ldm_hf.evaluation.players import ModelPlayer, Player
@@ -121,6 +124,7 @@ def roll_out(
 ) -> list[RolloutResult]:
     """Roll out in several environments at once; every rollout is a row of one batch, and leaves it when it ends.
 
+    Isolated environments start, and take their steps, at the same time; those of this process one after another.
     An environment that breaks leaves the batch with all of its rows, and the others continue.
 
     Args:
@@ -136,13 +140,17 @@ def roll_out(
         A result for each environment, in order; ``failure`` says why one has fewer episodes.
     """
     trials = [_Trial(name, protocol, progress, finished, wrap) for name in environments]
+    executor = ThreadPoolExecutor(os.cpu_count())
     try:
         for index, trial in enumerate(trials):
-            trial.open(player, watch if index == 0 else None)
+            trial.prepare(executor, watch if index == 0 else None)
+        for trial in trials:
+            trial.open(player)
         _play([row for trial in trials for row in trial.rows if row.is_running], player)
     finally:
         for trial in trials:
             trial.close()
+        executor.shutdown()
     return [trial.result for trial in trials]
 
 
@@ -162,7 +170,9 @@ def _play(rows: list["_Row"], player: Player) -> None:
         else:
             acted = True
             for row, action in zip(rows, actions, strict=True):
-                row.step(action)
+                row.send(action)
+            for row in rows:
+                row.receive()
         kept = [index for index, row in enumerate(rows) if row.is_running]
         if len(kept) < len(rows):
             rows = [rows[index] for index in kept]
@@ -183,11 +193,18 @@ class _Trial:
         self.result = RolloutResult()
         self.rows: list[_Row] = []
         self._progress, self._finished, self._wrap = progress, finished, wrap
+        self._watch: Watch | None = None
+        self._futures: dict[int, Future[gymnasium.Env]] = {}
 
-    def open(self, player: Player, watch: Watch | None) -> None:
-        """Make and reset the environments of all rollouts."""
+    def prepare(self, executor: Executor, watch: Watch | None) -> None:
+        """Have isolated environments made, all of them at the same time."""
+        self._watch = watch
+        self.guard(self._prepare, executor)
+
+    def open(self, player: Player) -> None:
+        """Make the other environments, and reset those of all rollouts."""
         for number in range(self.protocol.rollouts):
-            self.guard(self._open_row, number, player, watch if number == 0 else None)
+            self.guard(self._open_row, number, player)
 
     def guard(self, action: Callable, *arguments: Any) -> None:
         """Do something with the environment, unless it has failed; from its failure on, it takes part no more."""
@@ -210,19 +227,34 @@ class _Trial:
 
     def close(self) -> None:
         """Close what is still open."""
-        while self.rows:
+        envs = [row.env for row in self.rows]
+        for future in self._futures.values():
+            if not future.cancel() and future.exception() is None:
+                envs.append(future.result())
+        self.rows, self._futures = [], {}
+        for env in envs:
             with contextlib.suppress(Exception):  # What is wrong with it at its end is nobody's concern.
-                self.rows.pop().env.close()
+                env.close()
 
-    def _open_row(self, number: int, player: Player, watch: Watch | None) -> None:
-        render_mode = None if watch is None else RENDER_MODE
+    def _prepare(self, executor: Executor) -> None:
+        if is_isolated(self.environment):
+            self._futures = {number: executor.submit(self._make, number) for number in range(self.protocol.rollouts)}
+
+    def _make(self, number: int) -> gymnasium.Env:
+        drawn = number == 0 and self._watch is not None
         try:
-            env = make(self.environment, render_mode=render_mode, step_timeout=self.protocol.step_timeout)
+            return make(
+                self.environment, render_mode=RENDER_MODE if drawn else None, step_timeout=self.protocol.step_timeout
+            )
         except EnvironmentFailure as error:
-            if watch is None:
+            if not drawn:
                 raise
             raise EnvironmentFailure(f"{self.environment} cannot be made to draw itself: {error}") from error
-        row = _Row(self, number, self._wrap(number, env), watch)
+
+    def _open_row(self, number: int, player: Player) -> None:
+        future = self._futures.pop(number, None)
+        env = self._make(number) if future is None else future.result()
+        row = _Row(self, number, self._wrap(number, env), self._watch if number == 0 else None)
         self.rows.append(row)
         self.result.returns.append([])
         self.result.lengths.append([])
@@ -252,14 +284,21 @@ class _Row:
         self.trial, self.number, self.env = trial, number, env
         self.is_running = True
         self.observation: object = None
+        self._action: object = None
         self.reward = 0.0
         self.terminated = self.truncated = False
         self._total, self._length, self._success = 0.0, 0, EpisodeSuccess()
         self._watch = watch or (lambda _: None)
 
-    def step(self, action: object) -> None:
-        """Take an action; the next episode begins where one ends, unless it was the last."""
-        self.trial.guard(self._step, action)
+    def send(self, action: object) -> None:
+        """Take an action, without waiting where the environment has a process of its own."""
+        self._action = action
+        if isinstance(self.env, RemoteEnv):
+            self.trial.guard(self.env.step_async, action)
+
+    def receive(self) -> None:
+        """What the action brought; the next episode begins where one ends, unless it was the last."""
+        self.trial.guard(self._step)
         if self.is_running and (self.terminated or self.truncated):
             self.trial.result.returns[self.number].append(self._total)
             self.trial.result.lengths[self.number].append(self._length)
@@ -278,8 +317,9 @@ class _Row:
         self.trial.guard(player.check, self.env, self.observation)
         return self.is_running
 
-    def _step(self, action: object) -> None:
-        self.observation, reward, self.terminated, self.truncated, info = self.env.step(action)
+    def _step(self) -> None:
+        result = self.env.step_wait() if isinstance(self.env, RemoteEnv) else self.env.step(self._action)
+        self.observation, reward, self.terminated, self.truncated, info = result
         self._success.see(info)
         self.reward = float(reward)
         if not math.isfinite(self.reward):

@@ -55,9 +55,25 @@ class RemoteEnv(gymnasium.Env):
                 the call before was interrupted, by ``KeyboardInterrupt`` for one: then a reset must come first.
             InvalidValueError: the action does not have the shape of the action space.
         """
-        step = self._pool.step([[part] for part in split(self._pool.description["action_space"], action)])
-        terminated, truncated = step.ends[:, 0].tolist()
-        return self._observation(step), float(step.rewards[0]), terminated, truncated, row_info(step.infos[0][0], 0)
+        return self._result(self._pool.step(self._parts(action)))
+
+    def step_async(self, action: Any) -> None:
+        """Take an action without waiting, so that environments in other workers can act at the same time.
+
+        Raises:
+            InvalidValueError: as ``step``.
+            AlreadyPendingCallError: the step before was not waited for.
+        """
+        self._pool.send_step(self._parts(action))
+
+    def step_wait(self) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """What the action brought.
+
+        Raises:
+            EnvironmentFailure: as ``step``.
+            NoAsyncCallError: there is no step to wait for.
+        """
+        return self._result(self._pool.receive_step())
 
     def render(self) -> Any:
         """The frame as uint8 of shape (height, width, 3), a list of frames or a text, as the render mode says; or None."""
@@ -94,6 +110,13 @@ class RemoteEnv(gymnasium.Env):
     def diagnostics(self) -> dict[str, Any]:
         """Counts of what is out of order, see ``RemoteVectorEnv.diagnostics``."""
         return self._pool.diagnostics()
+
+    def _parts(self, action: Any) -> list[Any]:
+        return [[part] for part in split(self._pool.description["action_space"], action)]
+
+    def _result(self, step: Step) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        terminated, truncated = step.ends[:, 0].tolist()
+        return self._observation(step), float(step.rewards[0]), terminated, truncated, row_info(step.infos[0][0], 0)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self._pool.ask_rows("call", [0], name=name, args=list(args), kwargs=kwargs)[0]
