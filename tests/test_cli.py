@@ -313,7 +313,7 @@ def test_programs_that_stream_end_well(workspace, name):
 @pytest.mark.parametrize("preamble", ["", ONE_THREAD])
 @pytest.mark.parametrize("name", STREAMING)
 def test_programs_that_stream_always_end_well(workspace, name, preamble):
-    for _ in range(20):
+    for _ in range(5):
         streamed(workspace, name, preamble)
 
 
