@@ -11,24 +11,27 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from gymnasium import spaces
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import CARTPOLE, PENDULUM, TOY_MODEL
 from ldm_hf.dataset_builder.format.reader import open_datasets
+from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.scores import normalized_score
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.loop import train
-from ldm_hf.training.memory import activation_bytes, needs_recomputation
+from ldm_hf.training.memory import activation_bytes, loader_bytes, needs_recomputation
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.parallel import distribute
 from ldm_hf.training.scoring import score_model
@@ -250,6 +253,19 @@ def test_activations_are_recomputed_where_they_would_not_fit(monkeypatch, free, 
         model = LDMModel(LDMConfig.preset("32m"))
     config = TrainingConfig("d", "o", train_batch_size=8, context_length=1024, **settings)
     assert needs_recomputation(accelerator, model, config) is wanted
+
+
+def test_shared_memory_of_loaders_is_known_before_it_runs_out(data, tmp_path, monkeypatch, processor):
+    camera = processor.observation_layout(spaces.Box(0, 255, (64, 64, 3), np.uint8))
+    numbers, move = processor.observation_layout(spaces.Box(-1, 1, (5,))), processor.action_layout(spaces.Discrete(4))
+    # Three batches of 2 x 10 transitions: 5 numbers, an action, its label, a reward, 8 bytes of the done signal.
+    assert loader_bytes([(numbers, move)], 2, 10) == 3 * 20 * (4 * 8 + 8)
+    side = processor.image_size
+    assert loader_bytes([(numbers, move), (camera, move)], 2, 10) == 3 * 20 * (4 * 3 + 8 + 3 * side**2)
+    settings = TrainingConfig.load(made_settings(tmp_path, data, dataloader_num_workers=2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**16))
+    with pytest.raises(ConfigError, match=r"shared memory .* dataloader_num_workers"):
+        train(settings)
 
 
 PRECISION = """

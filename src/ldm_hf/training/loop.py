@@ -23,6 +23,7 @@ from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.divergence import RECORD, divergence
 from ldm_hf.training.log import TrainingLog
 from ldm_hf.training.lora import adapt
+from ldm_hf.training.memory import check_shared_memory, loader_bytes
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.model import load_model
 from ldm_hf.training.parallel import (
@@ -71,6 +72,9 @@ def train(
     whole, processor = load(config)
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
+    passes = config.accumulation_steps(accelerator.num_processes) * accelerator.num_processes
+    rows = config.train_batch_size // passes
+    check_shared_memory(loader_bytes(mixture.layouts, rows, mixture.context_length), config)
     about = described(config, datasets, base_model)
     validation = _validation(accelerator, config, processor, mixture.context_length)
     held_back = [] if validation is None else validation.datasets

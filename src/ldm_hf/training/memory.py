@@ -1,9 +1,16 @@
-"""How much memory a training step takes, by estimate, and whether a device has that much."""
+"""How much memory a training step takes, by estimate, and whether a device, or what loaders share, has that much."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMConfig, LDMModel
+from ldm_hf.modeling.spaces_ldm import SlotLayout
 from ldm_hf.training.config import TrainingConfig
 
 _BYTES_PER_PARAMETER = 16
@@ -11,6 +18,12 @@ _BYTES_PER_PARAMETER = 16
 
 _USABLE = 0.9
 """Share of the free memory that is counted on: allocators leave gaps."""
+
+
+_BATCHES = 3
+"""Batches of a loader process in shared memory: two that it has ready, as PyTorch's loader asks, and one on its way."""
+
+_SHARED = Path("/dev/shm")
 
 
 def activation_bytes(config: LDMConfig, transitions: int, bf16: bool) -> int:
@@ -41,3 +54,32 @@ def needs_recomputation(accelerator: Accelerator, model: LDMModel, config: Train
     parameters = _BYTES_PER_PARAMETER * model.num_parameters() // (processes if config.sharding == "fsdp2" else 1)
     free, _ = torch.cuda.mem_get_info(accelerator.device)
     return parameters + activations > _USABLE * free
+
+
+def loader_bytes(layouts: Iterable[tuple[SlotLayout, SlotLayout]], rows: int, length: int) -> int:
+    """Shared memory that one loader process takes: three batches whose rows are all of the largest environment.
+
+    Args:
+        layouts: of observations and actions of each environment.
+        rows: of a batch.
+        length: transitions of a row.
+    """
+    largest = 0
+    for observed, acted in layouts:
+        image = 0 if observed.image is None else 3 * observed.image_size**2
+        # Observations, actions, labels and a reward in 4 bytes each, and the done signal in 8.
+        largest = max(largest, 4 * (observed.num_slots + 2 * acted.num_slots + 1) + 8 + image)
+    return _BATCHES * rows * length * largest
+
+
+def check_shared_memory(bytes_of_loader: int, config: TrainingConfig) -> None:
+    """Raise ``ConfigError`` where loader processes would be killed for want of shared memory."""
+    if not config.dataloader_num_workers or not _SHARED.is_dir():
+        return
+    needed = bytes_of_loader * config.dataloader_num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = shutil.disk_usage(_SHARED).free
+    if needed > free:
+        raise ConfigError(
+            f"loader processes need {needed / 2**20:,.0f} MiB of shared memory and {_SHARED} has {free / 2**20:,.0f} free: "
+            "give a container more (--shm-size), or set dataloader_num_workers or per_device_train_batch_size lower"
+        )

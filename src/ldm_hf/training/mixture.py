@@ -15,7 +15,7 @@ from ldm_hf.dataset_builder.format.checks import ValueChecks
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence
-from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 from ldm_hf.training.augmentation import augment
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
@@ -88,6 +88,11 @@ class Mixture(Dataset[TokenSequence]):
     def context_length(self) -> int:
         """Transitions of a sequence, where its chunk has so many."""
         return self._context_length
+
+    @property
+    def layouts(self) -> list[tuple[SlotLayout, SlotLayout]]:
+        """Of observations and actions of each environment."""
+        return list(self._layouts)
 
     def __getitem__(self, number: int) -> TokenSequence:
         environment, chunk, start = self.locate(number)
