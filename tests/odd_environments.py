@@ -144,3 +144,23 @@ class Meeting(gymnasium.Env):
         while len(list(self.folder.glob(f"*-{self.count}"))) < 2:
             time.sleep(0.01)
         return np.zeros(2, np.float32), 1.0, self.count == 3, False, {}
+
+
+class Speaking(gymnasium.Env):
+    """Says what to do, in other words at every step."""
+
+    observation_space = spaces.Dict({"place": spaces.Discrete(4), "said": spaces.Dict({"task": spaces.Text(99)})})
+    action_space = spaces.Discrete(3)
+    TEXTS = ("Go to the red ball", "open, then GO", "", "the the the the the the")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self._seen(), 0.0, self.count == 3, False, {}
+
+    def _seen(self):
+        return {"place": self.count, "said": {"task": self.TEXTS[self.count]}}

@@ -21,7 +21,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
-from ldm_hf.env_registry.library.manifest import EntryPoint, Manifest, RewardWeights
+from ldm_hf.env_registry.library.manifest import EntryPoint, Manifest, RewardWeights, Texts
+from ldm_hf.env_registry.providers.inprocess import TranslatedEnv
 from ldm_hf.env_registry.providers.venv import VenvProvider
 from ldm_hf.env_registry.remote.infos import row_info, vector_info
 from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
@@ -48,11 +49,14 @@ ODD = Manifest(
         EntryPoint("deaf", "odd_environments:Deaf"),
         EntryPoint("nested", "odd_environments:Nested"),
         EntryPoint("meeting", "odd_environments:Meeting"),
+        EntryPoint("speaking", "odd_environments:Speaking"),
+        EntryPoint("silent", "odd_environments:Deaf"),
         EntryPoint(
             "called", "odd_environments:Counting", kwargs={"length": {"call": "builtins:len", "args": [[1, 1]]}}
         ),
     ),
     reward_weights=(RewardWeights("vector", (1.0, 0.5, 0.01)),),
+    texts=(Texts(("speak*", "silent"), ("said", "task"), (",", "ball", "go", "open", "red", "the", "to"), 5),),
     default_max_episode_steps=7,
 )
 
@@ -83,6 +87,30 @@ def test_remote_environments_pass_the_checks_of_gymnasium_and_stable_baselines(n
     if name != "Blackjack-v1":  # Stable-Baselines3 has no policy for tuples.
         sb3_check_env(env)
     env.close()
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_texts_that_the_manifest_has_words_for_are_symbols(isolated):
+    env = remote("speaking") if isolated else TranslatedEnv({**ODD.recipe("speaking"), "kwargs": {}})
+    task = env.observation_space["said"]["task"]
+    assert task == gymnasium.spaces.MultiDiscrete([9] * 5) and env.observation_space["place"].n == 4
+    seen = [env.reset(seed=0)[0]] + [env.step(0)[0] for _ in range(3)]
+    assert all(env.observation_space.contains(each) for each in seen) and [each["place"] for each in seen] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    # Symbols from 2 on, in the order of the list: "," 2, ball 3, go 4, open 5, red 6, the 7, to 8.
+    words = [each["said"]["task"].tolist() for each in seen]
+    assert words[:2] == [[4, 8, 7, 6, 3], [5, 2, 1, 4, 0]]  # "then" is not listed
+    assert words[2:] == [[0] * 5, [7] * 5]  # nothing said, and more than is read
+    env.close()
+
+
+def test_a_text_that_is_not_there_is_named():
+    with pytest.raises(EnvironmentFailure, match=r"odd/silent.* the observation has no text at said/task"):
+        remote("silent")
 
 
 def comparable(step):

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
+from annotated_types import Ge
 
 from ldm_hf.errors import ConfigError
 
@@ -94,6 +95,28 @@ class RewardWeights:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """How a text among the parts of an observation becomes symbols: a slot for each of its words.
+
+    Words are runs of letters and digits, in any case, and single other characters. Symbol 0 is no word, since the text has
+    ended, and 1 a word that is not listed; words beyond ``length`` are left out.
+
+    Attributes:
+        patterns: globs over ids without the library.
+        path: keys that lead to the text in the observation.
+        words: those that have symbols of their own, from 2 on.
+        length: words that are read.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    patterns: tuple[str, ...]
+    path: tuple[str, ...]
+    words: tuple[str, ...]
+    length: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One library.
 
@@ -114,6 +137,7 @@ class Manifest:
         entry_points: environments that the library does not register.
         arguments: constructor arguments that environments require.
         reward_weights: how rewards of several values become one.
+        texts: which texts of observations become symbols, and how.
         default_max_episode_steps: time limit of environments that register none.
         broken_entry_points: environments whose entry point begins with one of these only raise: they are left out.
         superseded: glob patterns of ids that are listed only with all versions.
@@ -138,6 +162,7 @@ class Manifest:
     entry_points: tuple[EntryPoint, ...] = ()
     arguments: tuple[Arguments, ...] = ()
     reward_weights: tuple[RewardWeights, ...] = ()
+    texts: tuple[Texts, ...] = ()
     default_max_episode_steps: int = DEFAULT_MAX_EPISODE_STEPS
     broken_entry_points: tuple[str, ...] = ()
     superseded: tuple[str, ...] = ()
@@ -201,6 +226,11 @@ class Manifest:
             "name": name,
             "entry_point": call,
             "reward_weights": None if weights is None else list(weights),
+            "texts": [
+                {"path": list(rule.path), "words": list(rule.words), "length": rule.length}
+                for rule in self.texts
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in rule.patterns)
+            ],
             "default_max_episode_steps": self.default_max_episode_steps,
         }
 

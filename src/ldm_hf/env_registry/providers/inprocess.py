@@ -79,7 +79,8 @@ class InProcessProvider:
         arguments = self.manifest.arguments_of(name)
         with failures_of(environment, "could not be made"):
             registered = gymnasium.registry.get(name)
-            if registered is not None and not (recipe["entry_point"] or recipe["reward_weights"] or arguments):
+            translated = recipe["entry_point"] or recipe["reward_weights"] or recipe["texts"] or arguments
+            if registered is not None and not translated:
                 # Observations outside their declared space are common: the checker would warn at each of them.
                 env = gymnasium.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
             else:

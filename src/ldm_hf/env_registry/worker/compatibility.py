@@ -9,6 +9,7 @@ What libraries do, and what becomes of it here:
 - a reward of several values: their weighted sum, the values in ``info["vector_reward"]``;
 - no time limit: the default one;
 - actions that must be Python integers; observations that are lists, JAX arrays or of another dtype;
+- a text in the observation, where the recipe has words for it: a symbol for each word;
 - an observation outside its declared space is passed on and counted, and so is a reward that is not finite.
 
 Python 3.7 with only numpy must run this file.
@@ -18,6 +19,7 @@ import importlib
 import inspect
 import math
 import random
+import re
 import sys
 
 import numpy as np
@@ -115,6 +117,44 @@ def renders(env, mode):
     return mode is None or mode in known or (mode.endswith("_list") and mode[: -len("_list")] in known)
 
 
+class Text:
+    """A text at a path of keys in an observation, as symbols of its words; see ``Texts`` of the manifest."""
+
+    def __init__(self, path, words, length):
+        self._path, self._length = path, length
+        self._symbols = {word: symbol for symbol, word in enumerate(words, 2)}
+        self._last, self._encoded = None, None
+
+    def describe(self, space):
+        """The observation's space, as JSON, with symbols in place of the text."""
+        numbers = [len(self._symbols) + 2] * self._length
+        symbols = {"type": "MultiDiscrete", "nvec": numbers, "start": [0] * self._length, "dtype": "int64"}
+        return self._replaced(space, self._path, lambda part: symbols, lambda part: part["spaces"])
+
+    def encode(self, observation):
+        """The observation with symbols in place of the text, int64 of shape (length,)."""
+        return self._replaced(observation, self._path, self._encode, lambda part: part)
+
+    def _encode(self, text):
+        if text != self._last:  # it stays for an episode
+            words = re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())[: self._length]
+            self._encoded = np.zeros(self._length, np.int64)
+            self._encoded[: len(words)] = [self._symbols.get(word, 1) for word in words]
+            self._last = text
+        return self._encoded.copy()
+
+    def _replaced(self, value, path, change, inside):
+        """A copy of nested dictionaries in which what stands at the path is changed; ``inside`` finds a level's entries."""
+        if not path:
+            return change(value)
+        try:
+            entries = dict(inside(value))
+            entries[path[0]] = self._replaced(entries[path[0]], path[1:], change, inside)
+        except (KeyError, TypeError, ValueError):
+            raise TranslationError("the observation has no text at {}".format("/".join(self._path))) from None
+        return dict(value, spaces=entries) if inside(value) is not value else entries
+
+
 class Environment:
     """One environment behind the one API.
 
@@ -127,7 +167,7 @@ class Environment:
     """
 
     def __init__(self, recipe):
-        """Make the environment of a recipe (a map: name, kwargs, entry_point, render_mode, time limits, reward weights)."""
+        """Make the environment of a recipe (name, kwargs, entry_point, render_mode, limits, reward weights, texts)."""
         mode = recipe.get("render_mode")
         self._frames = None  # since the last `render`, where they are collected here
         if mode is not None and mode.endswith("_list") and recipe.get("entry_point") is not None:
@@ -136,7 +176,10 @@ class Environment:
         self.env = construct(recipe)
         if not renders(self.env, mode):
             raise TranslationError("render_mode must be one of {}, got {!r}".format(rendering(self.env)[0], mode))
+        self._texts = [Text(**text) for text in recipe.get("texts") or ()]
         self.observation_space = _described(self.env.observation_space)
+        for text in self._texts:
+            self.observation_space = text.describe(self.observation_space)
         self.action_space = _described(self.env.action_space)
         self.max_episode_steps, self.time_limit_is_default = self._limit_time(recipe)
         self.api = None
@@ -164,7 +207,8 @@ class Environment:
         if self._frames is not None:
             self._frames = [self._render()]
         has_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-        return result if has_info else (result, {})
+        observation, info = result if has_info else (result, {})
+        return self._in_symbols(observation), info
 
     def step(self, action):
         """Take an action; returns observation, reward (a float), terminated, truncated, info."""
@@ -190,7 +234,7 @@ class Environment:
             self.statistics["nonfinite_rewards"] += 1
         terminated, truncated = _flag(terminated), _flag(truncated)
         return (
-            observation,
+            self._in_symbols(observation),
             reward,
             terminated,
             truncated or (self._steps >= self.max_episode_steps and not terminated),
@@ -203,6 +247,11 @@ class Environment:
             frames, self._frames = self._frames, []
             return frames
         return self._render()
+
+    def _in_symbols(self, observation):
+        for text in self._texts:
+            observation = text.encode(observation)
+        return observation
 
     def _render(self):
         takes_mode = "mode" in inspect.signature(self.env.render).parameters
