@@ -44,6 +44,7 @@ ALLOWED = {
     "evaluation": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
     "export": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("bank", "format", "reference")},
     "demo": ENVIRONMENTS | {"evaluation", f"{DATA}.bank", f"{DATA}.reference"},
+    "serving": BASE | {"env_registry.worker"},
     "gallery": ENVIRONMENTS | {"evaluation", "export.vendor", f"{DATA}.format"},
     "training": ENVIRONMENTS | {"executors", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
