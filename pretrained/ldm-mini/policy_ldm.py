@@ -529,8 +529,9 @@ class PackedLinear(nn.Module):
 def packed(model: Any) -> Any:
     """A model for acting: it shares its parameters with ``model``, but the backbone's large layers are packed.
 
-    Packed weights are a copy, of what the model was when this was called. Where packing does not apply, on other devices
-    and processors, in other types than float32 and where weights are offloaded, the model itself is returned.
+    Packed weights are a copy, of what the model was when this was called. Where packing does not apply, on other devices and
+    processors, in other types than float32, where weights are offloaded and where no layer is large, the model itself is
+    returned.
     """
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nobody has measured it
     if any(isinstance(module, PackedLinear) for module in model.modules()):
@@ -540,12 +541,19 @@ def packed(model: Any) -> Any:
     # The operators are those of torch's own compiler, not of its public interface: a release may lack them.
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return model
+    if not any(map(_is_large, model.backbone.modules())):
+        return model
     acting = sharing(model)
     for module in list(acting.backbone.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.numel() >= _LARGE:
+            if _is_large(child):
                 setattr(module, name, PackedLinear(child))
     return acting
+
+
+def _is_large(module: nn.Module) -> bool:
+    """Whether packing a layer is worth it."""
+    return type(module) is nn.Linear and module.weight.numel() >= _LARGE
 
 
 def sharing(model: Any) -> Any:
