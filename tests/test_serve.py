@@ -1,6 +1,8 @@
 """A server and its clients, on loopback: what it answers is what a policy would do alone, whatever the others do."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,8 +15,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -38,9 +42,12 @@ from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.serving import wire
 from ldm_hf.serving.app import Application, Limits
-from ldm_hf.serving.client import Client
+from ldm_hf.serving.batching import Batcher
+from ldm_hf.serving.client import Client, RemotePolicy
 from ldm_hf.serving.engine import Engine
+from ldm_hf.serving.metrics import Metrics
 from ldm_hf.serving.server import check_access, http_server, listen, room
+from ldm_hf.serving.sessions import Sessions
 from sequences import CAMERA, CONTROL, GRID, Spaces
 
 MINI = Path(__file__).parents[1] / "pretrained/ldm-mini"
@@ -217,6 +224,17 @@ def test_what_does_not_fit_is_refused(client):
     wide = gymnasium.spaces.Box(-1, 1, (200,))
     with pytest.raises(UnsupportedSpaceError, match="takes 200 slots"):
         client.session(wide, GRID.action_space)
+    box = {"type": "Box", "shape": [3], "dtype": "float32", "low": -1.0, "high": 1.0}
+    for changed in (
+        {"dtype": "object"},
+        {"dtype": "complex64"},
+        {"high": float("nan")},
+        {"shape": [-1]},
+        {"dtype": "x"},
+    ):
+        for spaces in (({**box, **changed}, GRID.action_space), (GRID.observation_space, {**box, **changed})):
+            with pytest.raises(UnsupportedSpaceError):
+                client.session(*spaces)
     for space in ({"type": "Box"}, {"type": "Discrete", "n": "many", "start": 0}, {"kind": 1}, {"type": []}):
         with pytest.raises((UnsupportedSpaceError, InvalidRequestError)):
             client.session(space, GRID.action_space)
@@ -286,6 +304,47 @@ def test_sessions_that_are_not_used_are_dropped(model, processor):
         with pytest.raises(UnknownSessionError, match="without a request"):
             policy.act([1] * FULL)
         client.policy([GRID] * FULL).close()
+
+
+def test_what_a_session_took_is_free_when_it_ends(model, processor, monkeypatch):
+    """Nothing keeps a policy: its memory does not wait for the collector of cycles."""
+    made = []
+    add = Sessions.add
+
+    def watched(self, policy):
+        made.append(weakref.ref(policy))
+        return add(self, policy)
+
+    monkeypatch.setattr(Sessions, "add", watched)
+    with serving(model, processor, session_timeout=0.2) as address, Client(address) as client:
+        gc.disable()
+        try:
+            for end in (RemotePolicy.close, lambda _: None):
+                policy = client.policy([GRID])
+                policy.act([1])
+                end(policy)
+                eventually(lambda: made[-1]() is None)
+        finally:
+            gc.enable()
+    assert len(made) == 2
+
+
+def test_full_contexts_are_read_again_a_few_at_a_time():
+    """Seven rollouts of 10 environments, the first five with full contexts of 256: two of them are due in each batch."""
+
+    async def batches() -> list[list[int]]:
+        async def act(steps) -> None:
+            acted.append([step.name for step in steps])
+
+        acted: list[list[int]] = []
+        batcher = Batcher(act, 60, 0.0, lambda: 70, Metrics())
+        steps = [SimpleNamespace(name=n, policy=[None] * 10, num_reads=2048 * (n < 5), error=None) for n in range(7)]
+        running = asyncio.ensure_future(batcher.run())
+        await asyncio.gather(*map(batcher.put, steps))
+        running.cancel()
+        return acted
+
+    assert asyncio.run(batches()) == [[0, 1, 5, 6], [2, 3], [4]]
 
 
 CLIENT = """

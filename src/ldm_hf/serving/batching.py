@@ -70,20 +70,23 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._fill(loop)
-            batch = self._next_batch()
-            started = loop.time()
-            try:
-                await self._act([waiting.step for waiting in batch])
-            except Exception as error:  # a defect must not leave clients without an answer
-                _log.exception("a batch failed")
-                for waiting in batch:
-                    waiting.step.error = ServingError(f"the server failed: {one_line(error, 200)}")
-                    waiting.step.is_lost = True
-            num_envs = sum(len(waiting.step.policy) for waiting in batch)
-            self._metrics.acted(num_envs, [started - waiting.since for waiting in batch])
+            # Nothing here holds a batch when it is done: the memory of its sessions may be wanted.
+            await self._answer(self._next_batch(), loop)
+
+    async def _answer(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        started = loop.time()
+        try:
+            await self._act([waiting.step for waiting in batch])
+        except Exception as error:  # a defect must not leave clients without an answer
+            _log.exception("a batch failed")
             for waiting in batch:
-                if not waiting.done.done():  # who has gone is told nothing
-                    waiting.done.set_result(None)
+                waiting.step.error = ServingError(f"the server failed: {one_line(error, 200)}")
+                waiting.step.is_lost = True
+        num_envs = sum(len(waiting.step.policy) for waiting in batch)
+        self._metrics.acted(num_envs, [started - waiting.since for waiting in batch])
+        for waiting in batch:
+            if not waiting.done.done():  # who has gone is told nothing
+                waiting.done.set_result(None)
 
     async def _fill(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for a request, then for others: until the batch is full, all have asked, or the first has waited enough."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ldm_hf.errors import InvalidValueError, LDMError, ServingError, UnsupportedSpaceError, one_line
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.modeling.joint_ldm import JointStep
@@ -12,6 +14,7 @@ from ldm_hf.modeling.policy_ldm import packed
 
 if TYPE_CHECKING:
     from ldm_hf.modeling import LDMModel, LDMProcessor
+    from ldm_hf.modeling.spaces_ldm import SlotLayout
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +66,16 @@ class Engine:
 
     @property
     def bytes_per_environment(self) -> int:
-        """Memory that keys and values of an environment's whole context take; images of it take some more."""
+        """Memory for keys and values of an environment's whole context, which is most of what it takes without images."""
         config = self.model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * size * config.max_position_embeddings
         return numbers * self.model.dtype.itemsize
+
+    @property
+    def bytes_of_images(self) -> int:
+        """Memory for the images of an environment's whole context, where it has some."""
+        return 3 * self.processor.image_size**2 * self.model.config.max_position_embeddings
 
     def open(self, environments: Sequence[Spaces], options: dict[str, Any]) -> LDMPolicy:
         """Begin a rollout; options are those of ``LDMPolicy``.
@@ -79,8 +87,8 @@ class Engine:
         """
         for spaces in environments:
             try:
-                self.processor.observation_layout(spaces.observation_space)
-                self.processor.action_layout(spaces.action_space)
+                _check_numbers(self.processor.observation_layout(spaces.observation_space))
+                _check_numbers(self.processor.action_layout(spaces.action_space))
             except LDMError:
                 raise
             except Exception as error:  # whatever a description holds that is none
@@ -124,3 +132,12 @@ class Engine:
         except Exception as error:  # NumPy's, of observations that are no arrays
             step.error = InvalidValueError(f"an observation cannot be read: {one_line(error, 200)}")
         return step.error is None
+
+
+def _check_numbers(layout: "SlotLayout") -> None:
+    """Refuse spaces that Gymnasium would not make, and whose values could not be sent."""
+    for leaf in layout.leaves:
+        if np.dtype(leaf.space.get("dtype", "int64")).kind not in "biuf":
+            raise UnsupportedSpaceError(f"{leaf.name} has the dtype {leaf.space['dtype']}: it must be of real numbers")
+    if np.isnan(layout.low).any() or np.isnan(layout.high).any():
+        raise UnsupportedSpaceError("a bound of the space is not a number")

@@ -92,9 +92,9 @@ def room(engine: Engine, max_environments: int | None) -> int:
     """
     device = engine.model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    fit = int(free // engine.bytes_per_environment)
     if max_environments is None:
-        return max(1, min(_MOST_ENVIRONMENTS, fit // 2))
+        return max(1, min(_MOST_ENVIRONMENTS, free // 2 // (engine.bytes_per_environment + engine.bytes_of_images)))
+    fit = free // engine.bytes_per_environment
     if max_environments > fit:
         each = engine.bytes_per_environment / 1e6
         raise ConfigError(f"{max_environments} environments of {each:,.1f} MB do not fit into memory: at most {fit} do")
@@ -125,9 +125,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot listen on port {port} of {host}: {one_line(error)}; choose another --port"
-        ) from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason.partition(" (while")[0]  # what follows says the same once more
+        advice = "choose another --port or --host"
+        raise ConfigError(f"cannot listen on port {port} of {host!r}: {reason}; {advice}") from error
 
 
 def _is_this_machine(host: str) -> bool:
