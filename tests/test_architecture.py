@@ -123,6 +123,7 @@ FAST = [
     "ldm_hf.quickstart",
     "ldm_hf.env_registry.registry",
     "ldm_hf.evaluation.report",
+    "ldm_hf.serving.client",
 ]
 FAST += ["ldm_hf.dataset_builder.format.reader", "ldm_hf.dataset_builder.build.pipeline"]
 FAST += [f"ldm_hf.dataset_builder.repository.{name}" for name in ("publish", "minari_reading", "minari_writing")]

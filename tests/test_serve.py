@@ -56,11 +56,11 @@ LONG = 60.0  # seconds until a condition that must come is given up
 
 
 @contextlib.contextmanager
-def serving(model, processor, **limits):
+def serving(model, processor, grace=30, **limits):
     """A server in a thread; its address."""
     listener = listen("127.0.0.1", 0)
     options = {"max_environments": FULL, "max_batch_delay": 0.002, **limits}
-    server = http_server(Application(Engine(model, processor), "toy", Limits(**options)))
+    server = http_server(Application(Engine(model, processor), "toy", Limits(**options)), grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -536,6 +536,16 @@ def test_clients_that_leave_in_the_middle(address, client):
     assert policy.act([1])[0] in range(4)  # an answer that was not read is given again
     assert policy.act([2], [0.0], [False], [False])[0] in range(4)
     policy.close()
+
+
+def test_half_a_request_does_not_keep_a_server_from_ending(model, processor):
+    with serving(model, processor, grace=1) as address:
+        connection = socket.create_connection(re.fullmatch(r"http://(.*):(\d+)", address).groups())
+        head = f"POST /sessions HTTP/1.1\r\nHost: x\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 9\r\n\r\n"
+        connection.sendall(head.encode() + b"half")
+    connection.close()
+    with Client(address) as client, pytest.raises(ServingError, match="no server listens"):
+        client.model()
 
 
 def test_a_token_is_asked_for(model, processor):

@@ -1,6 +1,7 @@
 """The process of ``ldm serve``: checks what can be checked, listens, loads the model, and answers until it is to end."""
 
 import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def serve(
         address = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
         each = engine.bytes_per_environment / 1e6
         say(f"{application.name} at {address}, for {limits.max_environments:,} environments of {each:,.1f} MB each")
+        allow_connections()
         # uvicorn raises the signals that ended it once more, when all is done.
         previous = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
@@ -66,8 +68,13 @@ def serve(
             signal.signal(signal.SIGTERM, previous)
 
 
-def http_server(application: Application) -> uvicorn.Server:
-    """The server of an application, which says nothing but errors."""
+def http_server(application: Application, grace: int = 30) -> uvicorn.Server:
+    """The server of an application, which says nothing but errors.
+
+    Args:
+        application: what it serves.
+        grace: seconds that it waits at its end for requests that have not wholly come, or that cannot be answered.
+    """
     config = uvicorn.Config(
         make_app(application),
         lifespan="on",
@@ -75,9 +82,16 @@ def http_server(application: Application) -> uvicorn.Server:
         log_level="error",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=grace,
         timeout_keep_alive=int(application.limits.session_timeout) + 60,
     )
     return uvicorn.Server(config)
+
+
+def allow_connections() -> None:
+    """Take as many connections as the system lets this process: by default often 1,024, which are fewer than sessions."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def room(engine: Engine, max_environments: int | None) -> int:
