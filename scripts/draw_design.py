@@ -14,6 +14,7 @@ PARTS = {
     "cli": "the ldm command",
     "experiments": "what is not LDM-v0",
     "demo": "a page to watch a model",
+    "serving": "a model for many clients",
     "gallery": "a page per environment",
     "export": "ONNX, the browser",
     "finetuning": "a model on a new task",

@@ -44,6 +44,7 @@ ALLOWED = {
     "evaluation": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("curves", "anchors", "format")},
     "export": ENVIRONMENTS | {f"{DATA}.{name}" for name in ("bank", "format", "reference")},
     "demo": ENVIRONMENTS | {"evaluation", f"{DATA}.bank", f"{DATA}.reference"},
+    "serving": BASE | {"env_registry.worker"},
     "gallery": ENVIRONMENTS | {"evaluation", "export.vendor", f"{DATA}.format"},
     "training": ENVIRONMENTS | {"executors", f"{DATA}.format", "evaluation.rollout", "evaluation.scores"},
     "finetuning": ENVIRONMENTS | {DATA, "evaluation", "training"},
@@ -122,6 +123,7 @@ FAST = [
     "ldm_hf.quickstart",
     "ldm_hf.env_registry.registry",
     "ldm_hf.evaluation.report",
+    "ldm_hf.serving.client",
 ]
 FAST += ["ldm_hf.dataset_builder.format.reader", "ldm_hf.dataset_builder.build.pipeline"]
 FAST += [f"ldm_hf.dataset_builder.repository.{name}" for name in ("publish", "minari_reading", "minari_writing")]

@@ -130,7 +130,7 @@ def recorded():
 
 
 def pack(answer):
-    return msgpack.packb(answer, default=protocol._encode_array, use_bin_type=True)
+    return msgpack.packb(answer, default=protocol.encode_array, use_bin_type=True)
 
 
 def mutated(body, chance):

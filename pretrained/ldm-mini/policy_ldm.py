@@ -139,6 +139,23 @@ class LDMPolicy:
         Raises:
             InvalidValueError: an observation cannot be read (not a number, outside its table).
         """
+        self.observe(observations, rewards, terminated, truncated)
+        return self._take(self._slots(self._choose(*self._forward())))
+
+    def observe(
+        self,
+        observations: Sequence[Any],
+        rewards: Sequence[float] | None = None,
+        terminated: Sequence[bool] | None = None,
+        truncated: Sequence[bool] | None = None,
+    ) -> None:
+        """Append a transition of every environment to the context: the first half of ``act``, whose arguments these are.
+
+        ``joint_ldm.JointStep`` is the second half, for several policies at once.
+
+        Raises:
+            InvalidValueError: an observation cannot be read; the context is as it was.
+        """
         outcome = self._remembered
         if rewards is not None and terminated is not None and truncated is not None:
             outcome = rewards, terminated, truncated
@@ -146,20 +163,16 @@ class LDMPolicy:
             raise ValueError("rewards, terminated and truncated belong to every call but the first")
         # Read all observations before anything is changed, so that a bad one leaves the rollout as it was.
         flat = [layout.flatten(value) for layout, value in zip(self._observation_layouts, observations, strict=True)]
-        if self._context.length == self.context_length:
+        if self.is_full:
             self._rebuild()
         self._context.append(flat, self._last_actions, outcome)
         self._remembered = None
         self._compare(rewards)
-        logits_BAK, bins_BA = self._forward()
-        temperatures_B = self._temperatures()
-        if temperatures_B.any():
-            bins_BA = self._drawn(logits_BAK, bins_BA, temperatures_B)
-        self._last_actions = self._slots(bins_BA.cpu())
-        return [
-            layout.unflatten(slots[: layout.num_slots])
-            for layout, slots in zip(self._action_layouts, self._last_actions, strict=True)
-        ]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next transition makes the older half of the context be forgotten, and the newer one read again."""
+        return self._context.length == self.context_length
 
     def remember(self, recorded: Transitions) -> None:
         """Begin with recorded transitions in the context of every environment, as if it had just seen them.
@@ -248,8 +261,7 @@ class LDMPolicy:
     @torch.inference_mode()
     def _forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the newest transition: logits (B, A, K) and the bins (B, A) that are chosen."""
-        length = self._context.length
-        inputs = self._context.inputs(length - 1, length)
+        length, inputs = self._context.length, self._context.newest()
         if not self._compile:
             return decode(self.model, inputs, self._every_row, self._cache)
         if self._compiled is None:
@@ -271,6 +283,25 @@ class LDMPolicy:
         exploring = self.temperature if self.exploration_temperature is None else self.exploration_temperature
         return np.where(self._rewards_differ, self.temperature, exploring)
 
+    def _choose(self, logits_BAK: torch.Tensor, bins_BA: torch.Tensor) -> torch.Tensor:
+        """The bins (B, A) to act by, given logits and the most likely bins: these, or drawn ones."""
+        temperatures_B = self._temperatures()
+        return self._drawn(logits_BAK, bins_BA, temperatures_B) if temperatures_B.any() else bins_BA
+
+    def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:
+        """The action slots that bins stand for, float32 of shape (B, A)."""
+        code = ActionCode.of(self.processor)
+        return code.decode(bins_BA.cpu(), self._action_kinds, self._action_bounds).numpy()
+
+    def _take(self, slots_BA: np.ndarray) -> list[Any]:
+        """Act by these slots: the actions, values of the action spaces, which the next transition says were taken."""
+        # Once more in the bounds' own precision: rounded to float32 they may lie outside themselves.
+        self._last_actions = np.clip(slots_BA, self._low, self._high).astype(np.float32)
+        return [
+            layout.unflatten(slots[: layout.num_slots])
+            for layout, slots in zip(self._action_layouts, self._last_actions, strict=True)
+        ]
+
     def _drawn(self, logits_BAK: torch.Tensor, bins_BA: torch.Tensor, temperatures_B: np.ndarray) -> torch.Tensor:
         """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none.
 
@@ -291,13 +322,6 @@ class LDMPolicy:
             self._noise_BAK = noise_BAK
         drawn_BA = (logits_BAK.float() / divisors_B[:, None, None] + noise_BAK).argmax(-1)
         return torch.where(draws_B[:, None], drawn_BA, bins_BA)
-
-    def _slots(self, bins_BA: torch.Tensor) -> np.ndarray:
-        """The action slots that bins stand for, float32 of shape (B, A)."""
-        code = ActionCode.of(self.processor)
-        slots_BA = code.decode(bins_BA, self._action_kinds, self._action_bounds).numpy()
-        # Once more in the bounds' own precision: rounded to float32 they may lie outside themselves.
-        return np.clip(slots_BA, self._low, self._high).astype(np.float32)
 
 
 class RolloutContext:
@@ -356,6 +380,10 @@ class RolloutContext:
             tensor[:, :kept] = tensor[:, self.length - kept : self.length].clone()
         self._numbers[:, 0, -1] = START
         self.length = kept
+
+    def newest(self) -> dict[str, Any]:
+        """The model's inputs for the newest transition of all rows."""
+        return self.inputs(self.length - 1, self.length)
 
     def inputs(self, first: int, stop: int, rows: slice = slice(None)) -> dict[str, Any]:
         """The model's inputs for some transitions of some rows."""
@@ -501,22 +529,38 @@ class PackedLinear(nn.Module):
 def packed(model: Any) -> Any:
     """A model for acting: it shares its parameters with ``model``, but the backbone's large layers are packed.
 
-    Packed weights are a copy, of what the model was when this was called. Where packing does not apply, on other devices
-    and processors, in other types than float32 and where weights are offloaded, the model itself is returned.
+    Packed weights are a copy, of what the model was when this was called. Where packing does not apply, on other devices and
+    processors, in other types than float32, where weights are offloaded and where no layer is large, the model itself is
+    returned.
     """
     on_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nobody has measured it
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        return model  # is packed
     if is_offloaded(model) or model.device.type != "cpu" or model.dtype != torch.float32 or not on_x86:
         return model
     # The operators are those of torch's own compiler, not of its public interface: a release may lack them.
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    acting = copy.deepcopy(model, shared)
+    if not any(map(_is_large, model.backbone.modules())):
+        return model
+    acting = sharing(model)
     for module in list(acting.backbone.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.numel() >= _LARGE:
+            if _is_large(child):
                 setattr(module, name, PackedLinear(child))
     return acting
+
+
+def _is_large(module: nn.Module) -> bool:
+    """Whether packing a layer is worth it."""
+    return type(module) is nn.Linear and module.weight.numel() >= _LARGE
+
+
+def sharing(model: Any) -> Any:
+    """A model of its own, with settings of its own, that shares its parameters and packed weights with ``model``."""
+    packed_layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    shared = (*model.parameters(), *model.buffers(), *packed_layers)
+    return copy.deepcopy(model, {id(each): each for each in shared})
 
 
 class CompiledStep:

@@ -14,12 +14,18 @@ __all__ = [
     "DatasetFormatError",
     "EnvironmentFailure",
     "HubError",
+    "InvalidRequestError",
     "InvalidValueError",
     "LDMError",
     "MissingDependencyError",
+    "ServerFullError",
+    "ServingError",
+    "SessionConflictError",
     "StorageError",
     "TrainingDivergedError",
+    "UnauthorizedError",
     "UnknownEnvironmentError",
+    "UnknownSessionError",
     "UnsupportedSpaceError",
     "failures_of",
     "one_line",
@@ -69,6 +75,30 @@ class StorageError(LDMError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class ServingError(LDMError, RuntimeError):
+    """A server of ``ldm serve`` that cannot be reached, or that fails; base of what such a server answers."""
+
+
+class InvalidRequestError(ServingError, ValueError):
+    """A request that a server cannot read: no msgpack map, a field that is missing or of another type, a body too large."""
+
+
+class UnauthorizedError(ServingError):
+    """A request without the token that the server was started with."""
+
+
+class UnknownSessionError(ServingError, LookupError):
+    """A session that is not open: it was closed, or dropped because no request came in time."""
+
+
+class ServerFullError(ServingError):
+    """A server whose sessions have as many environments as it takes."""
+
+
+class SessionConflictError(ServingError):
+    """A request out of order: of a step that is not the next one, or while another request of the session is answered."""
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:

@@ -21,6 +21,7 @@ from ldm_hf.cli.export import export
 from ldm_hf.cli.finetuning import finetune
 from ldm_hf.cli.gallery import gallery
 from ldm_hf.cli.publishing import publish
+from ldm_hf.cli.serve import serve
 from ldm_hf.cli.solve import solve
 from ldm_hf.cli.training import LAUNCH, launch, train
 from ldm_hf.errors import LDMError
@@ -48,6 +49,7 @@ _ORDER = (
         "coverage",
         "rollout",
         "demo",
+        "serve",
         "export",
         "publish",
     ),
@@ -94,6 +96,7 @@ app.command()(report)
 app.command()(coverage)
 app.command()(rollout)
 app.command()(demo)
+app.command()(serve)
 app.command()(gallery)
 app.command()(export)
 app.command()(publish)

@@ -61,7 +61,7 @@ class Channel:
         self.socket.setblocking(False)
         self._received = []  # pieces of messages, as they came
         self._leaving = None  # a message on its way out, and how many bytes of it each call has sent
-        self._packer = msgpack.Packer(default=_encode_array, use_bin_type=True)  # kept: making one allocates much
+        self._packer = msgpack.Packer(default=encode_array, use_bin_type=True)  # kept: making one allocates much
         self._rest, self._next_rest = 0, 1
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -163,7 +163,7 @@ class Channel:
         body = first[_LENGTH.size : end]
         pieces[:1] = [first[end:]] if len(first) > end else []
         try:
-            message = msgpack.unpackb(body, ext_hook=_decode_array, raw=False)
+            message = msgpack.unpackb(body, ext_hook=decode_array, raw=False)
         except Exception as error:
             raise ProtocolError(f"not a message: {type(error).__name__}: {error}") from error
         if not isinstance(message, dict):
@@ -227,7 +227,12 @@ class SharedBatch:
         self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _encode_array(value):
+def encode_array(value):
+    """What msgpack is to make of a value that it does not know: an array of numbers, by extension type 1.
+
+    Raises:
+        TypeError: the value is none.
+    """
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{type(value).__name__} is not plain data")
@@ -235,7 +240,12 @@ def _encode_array(value):
     return msgpack.ExtType(_ARRAY, header.encode() + array.tobytes())
 
 
-def _decode_array(code, data):
+def decode_array(code, data):
+    """The array that an extension type stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
     if code != _ARRAY:
         raise ValueError(f"unknown extension type {code}")
     end = data.index(b"\n") + 1

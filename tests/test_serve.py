@@ -1,0 +1,626 @@
+"""A server and its clients, on loopback: what it answers is what a policy would do alone, whatever the others do."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+
+from conftest import CARTPOLE, run_ldm_here
+from ldm_hf.errors import (
+    ConfigError,
+    InvalidRequestError,
+    InvalidValueError,
+    ServerFullError,
+    ServingError,
+    SessionConflictError,
+    UnauthorizedError,
+    UnknownSessionError,
+    UnsupportedSpaceError,
+)
+from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.rollout import Protocol, roll_out
+from ldm_hf.hub.pretrained import load_pretrained
+from ldm_hf.modeling import LDMPolicy
+from ldm_hf.serving import wire
+from ldm_hf.serving.app import Application, Limits
+from ldm_hf.serving.batching import Batcher
+from ldm_hf.serving.client import Client, RemotePolicy
+from ldm_hf.serving.engine import Engine
+from ldm_hf.serving.metrics import Metrics
+from ldm_hf.serving.server import check_access, http_server, listen, room
+from ldm_hf.serving.sessions import Sessions
+from sequences import CAMERA, CONTROL, GRID, Spaces
+
+MINI = Path(__file__).parents[1] / "pretrained/ldm-mini"
+FULL = 32  # environments that the tests' server takes
+LONG = 60.0  # seconds until a condition that must come is given up
+
+
+@contextlib.contextmanager
+def serving(model, processor, grace=30, **limits):
+    """A server in a thread; its address."""
+    listener = listen("127.0.0.1", 0)
+    options = {"max_environments": FULL, "max_batch_delay": 0.002, **limits}
+    server = http_server(Application(Engine(model, processor), "toy", Limits(**options)), grace)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(model, processor):
+    with serving(model, processor) as found:
+        yield found
+
+
+@pytest.fixture
+def client(address):
+    with Client(address) as made:
+        yield made
+
+
+def eventually(condition):
+    """Wait until something holds, and return what it is."""
+    deadline = time.monotonic() + LONG
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came to hold"
+    return found
+
+
+def stream(environments: list[Spaces], seed: int, steps: int):
+    """Arguments of ``act``, one call after another: random observations and outcomes."""
+    generator = np.random.default_rng(seed)
+    for number, environment in enumerate(environments):
+        environment.observation_space.seed(seed + number)
+    for step in range(steps):
+        seen = [environment.observation_space.sample() for environment in environments]
+        ended = generator.random((2, len(seen))) < 0.2
+        yield (seen, generator.normal(size=len(seen)), ended[0], ended[1] & ~ended[0]) if step else (seen,)
+
+
+def same(one: list, other: list) -> bool:
+    return all(np.array_equal(a, b) and type(a) is type(b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 7}, {"context_length": 6, "seed": 2}])
+def test_sessions_of_all_kinds_get_what_a_policy_alone_would_do(model, processor, address, options):
+    """Five clients act at once, for longer than the context of 16, each in other spaces."""
+    batches = [[CONTROL], [GRID], [CAMERA, GRID], [GRID, CONTROL, CAMERA], [CONTROL, CONTROL]]
+    recorded = [list(stream(envs, number, 40)) for number, envs in enumerate(batches)]
+
+    def act(number: int) -> list:
+        with Client(address) as client, client.policy(batches[number], **options) as policy:
+            return [policy.act(*step) for step in recorded[number]]
+
+    with ThreadPoolExecutor(len(batches)) as threads:
+        served = list(threads.map(act, range(len(batches))))
+    for envs, steps, answers in zip(batches, recorded, served, strict=True):
+        alone = LDMPolicy(model, processor, envs, **options)
+        for step, answer in zip(steps, answers, strict=True):
+            assert same(answer, alone.act(*step))
+            assert all(env.action_space.contains(action) for env, action in zip(envs, answer, strict=True))
+
+
+def test_a_pretrained_model_plays_as_in_this_process():
+    """Every action of two CartPoles, whose contexts of 128 are read again twice, and episodes' ends in between."""
+    model, processor = load_pretrained(MINI)
+
+    def play(policy) -> list:
+        envs = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+        seen, acted = (envs.reset(seed=3)[0],), []
+        for step in range(200):
+            acted.append(policy.act(*seen))
+            forced = [action if step % 50 else 1 - action for action in acted[-1]]  # so that poles fall
+            seen = envs.step(np.array(forced if step < 40 or step > 60 else [0, 0]))[:4]
+        return acted
+
+    with serving(model, processor) as address, Client(address) as client:
+        assert play(client.policy([gymnasium.make("CartPole-v1")] * 2)) == play(
+            LDMPolicy(model, processor, [gymnasium.make("CartPole-v1")] * 2)
+        )
+
+
+def test_an_evaluation_may_be_by_a_server(model, processor, client):
+    """Rows leave the batch as their rollouts end."""
+    protocol = Protocol(episodes=2, rollouts=3)
+    (expected,) = roll_out(ModelPlayer(model, processor), [CARTPOLE], protocol)
+    player = RemotePlayer(client)
+    (played,) = roll_out(player, [CARTPOLE], protocol)
+    player.policy.close()
+    assert played == expected and played.failure is None and len(set(map(sum, played.lengths))) > 1
+
+
+class RemotePlayer:
+    """Plays by a server."""
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def start(self, envs):
+        self.policy = self.client.policy(envs)
+        return self.policy
+
+    def check(self, env, observation):
+        """Nothing: the server does."""
+
+
+def test_different_environments_are_one_batch(model, processor):
+    """Nobody is waited for who has asked, and both are, however long the delay."""
+    with (
+        serving(model, processor, max_batch_delay=3600.0) as address,
+        Client(address) as one,
+        Client(address) as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        sessions = [one.session(CAMERA.observation_space, CAMERA.action_space)]
+        sessions.append(other.session(GRID.observation_space, GRID.action_space))
+        seen = CAMERA.observation_space.sample(), 7
+        actions = list(threads.map(lambda pair: pair[0].act(pair[1]), zip(sessions, seen, strict=True)))
+        metrics = one.metrics()
+    assert CAMERA.action_space.contains(actions[0]) and GRID.action_space.contains(actions[1])
+    assert (metrics["batches"], metrics["actions"], metrics["batch_size"]["largest"]) == (1, 2, 2)
+
+
+def test_requests_beyond_a_batch_wait_for_the_next(model, processor):
+    with serving(model, processor, max_batch_size=2, max_batch_delay=3600.0) as address:
+        clients = [Client(address) for _ in range(4)]
+        policies = [one.policy([GRID]) for one in clients]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda policy: policy.act([5]), policies))
+        metrics = clients[0].metrics()
+        assert (metrics["batches"], metrics["actions"], metrics["batch_size"]["largest"]) == (2, 4, 2)
+        assert len(clients[0].policy([GRID] * 3).act([1, 2, 3])) == 3  # more than a batch is a batch of its own
+        assert clients[0].metrics()["batch_size"]["largest"] == 3
+
+
+def test_the_model_is_described(client, model):
+    told = client.model()
+    assert told["context_length"] == 16 and told["spaces"]["max_action_slots"] == 4
+    assert told["max_environments"] == FULL and told["parameters"] == model.num_parameters()
+    assert json.load(urllib.request.urlopen(f"{client.address}/health")) == {"status": "ok"}
+
+
+def test_a_session_survives_what_it_cannot_read(client, model, processor):
+    alone = LDMPolicy(model, processor, [CONTROL])
+    with client.policy([CONTROL]) as policy:
+        good = np.array([0.1, 0.2, 0.3], np.float32)
+        assert same(policy.act([good]), alone.act([good]))
+        rest = [1.0], [False], [False]
+        for bad in ([np.zeros(2)], [[0.0, np.nan, 0.0]], ["text"], [None], [], [good, good], [{"a": 1}], [[[1], 2, 3]]):
+            with pytest.raises(InvalidValueError):
+                policy.act(bad, *rest)
+        for outcome in (([np.inf], [False], [False]), ([1.0, 2.0], [False], [False]), ([1.0], [False], [[False]])):
+            with pytest.raises(InvalidValueError):
+                policy.act([good], *outcome)
+        with pytest.raises(InvalidValueError, match="cannot be sent"):
+            policy.act([object()], *rest)
+        assert same(policy.act([good], *rest), alone.act([good], *rest))
+
+
+def test_what_does_not_fit_is_refused(client):
+    wide = gymnasium.spaces.Box(-1, 1, (200,))
+    with pytest.raises(UnsupportedSpaceError, match="takes 200 slots"):
+        client.session(wide, GRID.action_space)
+    box = {"type": "Box", "shape": [3], "dtype": "float32", "low": -1.0, "high": 1.0}
+    for changed in (
+        {"dtype": "object"},
+        {"dtype": "complex64"},
+        {"high": float("nan")},
+        {"shape": [-1]},
+        {"dtype": "x"},
+    ):
+        for spaces in (({**box, **changed}, GRID.action_space), (GRID.observation_space, {**box, **changed})):
+            with pytest.raises(UnsupportedSpaceError):
+                client.session(*spaces)
+    for space in ({"type": "Box"}, {"type": "Discrete", "n": "many", "start": 0}, {"kind": 1}, {"type": []}):
+        with pytest.raises((UnsupportedSpaceError, InvalidRequestError)):
+            client.session(space, GRID.action_space)
+    with pytest.raises(InvalidValueError, match="is the limit"):
+        client.session({"type": "Discrete", "n": 2, "start": 0, "more": "x" * 70_000}, GRID.action_space)
+    for options in ({"context_length": 17}, {"context_length": 1}, {"temperature": -1.0}, {"seed": -1}):
+        with pytest.raises(InvalidValueError):
+            client.session(GRID.observation_space, GRID.action_space, **options)
+    with pytest.raises(InvalidRequestError, match="'temperature' must be float"):
+        client.session(GRID.observation_space, GRID.action_space, temperature="hot")
+    with pytest.raises(InvalidValueError, match="at least one environment"):
+        client.policy([])
+    assert client.metrics()["sessions"]["environments"] == 0
+
+
+def test_a_full_server_says_so_and_has_room_again(client):
+    held = client.policy([GRID] * (FULL - 1))
+    with pytest.raises(ServerFullError, match="1 of 32 environments are free"):
+        client.policy([GRID] * 2)
+    with client.policy([GRID]), pytest.raises(ServerFullError):
+        client.policy([GRID])
+    held.select([3, 1])
+    with client.policy([GRID] * (FULL - 2)) as other:
+        assert len(other.act([1] * (FULL - 2))) == FULL - 2
+    held.close()
+    held.close()
+    with pytest.raises(UnknownSessionError, match="was closed"):
+        held.act([1, 1])
+    with pytest.raises(InvalidValueError, match="num_envs"):
+        client.policy([GRID] * (FULL + 1))
+
+
+def test_a_selection_continues(client, model, processor):
+    alone = LDMPolicy(model, processor, [CONTROL, GRID, GRID])
+    with client.policy([CONTROL, GRID, GRID]) as policy:
+        seen = [np.zeros(3, np.float32), 3, 4]
+        assert same(policy.act(seen), alone.act(seen))
+        for wrong in ([3], [-1], [1, 1], []):
+            with pytest.raises(InvalidValueError, match="rows must be"):
+                client.request("POST", f"{policy._path}/select", {"rows": wrong})
+        policy.select([2, 0])
+        alone.select([2, 0])
+        step = [9, np.ones(3, np.float32)], [1.0, 0.0], [False, True], [False, False]
+        assert same(policy.act(*step), alone.act(*step))
+
+
+def test_an_answer_that_was_lost_is_given_again(client, model, processor):
+    """A client that was interrupted asks once more; the observation is not taken for two."""
+    alone = LDMPolicy(model, processor, [GRID], temperature=1.0)
+    policy = client.policy([GRID], temperature=1.0)
+    for step, message in enumerate(stream([GRID], 0, 12)):
+        asked = dict(zip(("observations", "rewards", "terminated", "truncated"), message, strict=False), step=step)
+        answers = [client.request("POST", f"{policy._path}/act", asked)["actions"] for _ in range(2)]
+        assert answers[0] == answers[1] == alone.act(*message)
+    with client.policy([GRID]) as fresh, pytest.raises(SessionConflictError):
+        client.request("POST", f"{fresh._path}/act", {"step": -1, "observations": [1]})
+    for number in (step - 1, step + 2, -1):
+        with pytest.raises(SessionConflictError, match="next step of this session is 12"):
+            client.request("POST", f"{policy._path}/act", {**asked, "step": number})
+    policy.close()
+
+
+def test_sessions_that_are_not_used_are_dropped(model, processor):
+    with serving(model, processor, session_timeout=0.2) as address, Client(address) as client:
+        policy = client.policy([GRID] * FULL)
+        eventually(lambda: client.metrics()["sessions"]["expired"] == 1)
+        with pytest.raises(UnknownSessionError, match="without a request"):
+            policy.act([1] * FULL)
+        client.policy([GRID] * FULL).close()
+
+
+def test_what_a_session_took_is_free_when_it_ends(model, processor, monkeypatch):
+    """Nothing keeps a policy: its memory does not wait for the collector of cycles."""
+    made = []
+    add = Sessions.add
+
+    def watched(self, policy):
+        made.append(weakref.ref(policy))
+        return add(self, policy)
+
+    monkeypatch.setattr(Sessions, "add", watched)
+    with serving(model, processor, session_timeout=0.2) as address, Client(address) as client:
+        gc.disable()
+        try:
+            for end in (RemotePolicy.close, lambda _: None):
+                policy = client.policy([GRID])
+                policy.act([1])
+                end(policy)
+                eventually(lambda: made[-1]() is None)
+        finally:
+            gc.enable()
+    assert len(made) == 2
+
+
+def test_full_contexts_are_read_again_a_few_at_a_time():
+    """Seven rollouts of 10 environments, the first five with full contexts of 256: two of them are due in each batch."""
+
+    async def batches() -> list[list[int]]:
+        async def act(steps) -> None:
+            acted.append([step.name for step in steps])
+
+        acted: list[list[int]] = []
+        batcher = Batcher(act, 60, 0.0, lambda: 70, Metrics())
+        steps = [SimpleNamespace(name=n, policy=[None] * 10, num_reads=2048 * (n < 5), error=None) for n in range(7)]
+        running = asyncio.ensure_future(batcher.run())
+        await asyncio.gather(*map(batcher.put, steps))
+        running.cancel()
+        return acted
+
+    assert asyncio.run(batches()) == [[0, 1, 5, 6], [2, 3], [4]]
+
+
+CLIENT = """
+import sys
+from gymnasium.spaces import Discrete
+from ldm_hf.serving.client import Client
+
+class Environment:
+    observation_space, action_space = Discrete(48), Discrete(4)
+
+policy = Client(sys.argv[1]).policy([Environment] * 4)
+policy.act([0] * 4)
+print("acting", flush=True)
+while True:
+    policy.act([1] * 4, [0.0] * 4, [False] * 4, [False] * 4)
+"""
+
+
+def test_a_killed_client_disturbs_nobody(model, processor):
+    """It dies by SIGKILL amid its requests; another continues as if alone, and the places are free after the timeout."""
+    with serving(model, processor, session_timeout=5.0) as address, Client(address) as client:
+        alone, steps = LDMPolicy(model, processor, [CONTROL]), stream([CONTROL], 0, 100_000)
+        survivor = client.policy([CONTROL])
+
+        def continues() -> dict:
+            step = next(steps)
+            assert same(survivor.act(*step), alone.act(*step))
+            return client.metrics()["sessions"]
+
+        with subprocess.Popen([sys.executable, "-c", CLIENT, address], stdout=subprocess.PIPE) as victim:
+            eventually(lambda: continues()["environments"] == 5)
+            assert victim.stdout.readline() == b"acting\n"
+            for _ in range(5):
+                continues()
+            victim.kill()
+        eventually(lambda: continues()["environments"] == 1)
+        assert continues()["expired"] == 1
+
+
+def send(address: str, method: str, path: str, body: bytes | None, kind: str = wire.MEDIA_TYPE) -> tuple[int, bytes]:
+    request = urllib.request.Request(address + path, body, {"Content-Type": kind}, method=method)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def line(answer: bytes) -> str:
+    error = json.loads(answer)["error"]
+    assert set(error) == {"type", "message"} and error["message"] and "\n" not in error["message"]
+    return error["message"]
+
+
+MARKS = bytes([0x00, 0x7F, 0x80, 0x90, 0xA0, *range(0xC0, 0xE0), 0xFF])  # of msgpack: what follows, and how much
+
+
+def mutated(body: bytes, generator: random.Random) -> bytes:
+    """A body with bytes replaced, cut out or put in."""
+    changed = bytearray(body)
+    for _ in range(generator.randint(1, 4)):
+        place = generator.randrange(len(changed))
+        kind = generator.randrange(4)
+        if kind == 0:
+            changed[place] = generator.randrange(256)
+        elif kind == 1:
+            changed[place : place + generator.randint(1, 8)] = b""
+        elif kind == 2:
+            changed[place:place] = generator.randbytes(generator.randint(1, 8))
+        else:
+            changed[place] = generator.choice(
+                b"\x80\x90\xa0\xc0\xc1\xc2\xc4\xc7\xc9\xca\xcb\xcf\xd9\xdc\xde\xdf\xff\x7f\x00"
+            )
+        changed = changed or bytearray(b"\x00")
+    return bytes(changed)
+
+
+def test_mutated_bodies_get_a_line_and_the_server_lives(model, processor):
+    """What still says something is answered; anything else is the client's mistake, never the server's."""
+    generator, statuses = random.Random(0), set()
+    with serving(model, processor, max_environments=10_000) as address, Client(address) as client:
+        spaces = wire.pack(
+            {
+                "environments": [
+                    {"observation_space": _json(env.observation_space), "action_space": _json(env.action_space)}
+                    for env in (CAMERA, CONTROL, GRID)
+                ],
+                "temperature": 0.5,
+                "seed": 3,
+            }
+        )
+        for _ in range(200):
+            status, answer = send(address, "POST", "/sessions", mutated(spaces, generator))
+            statuses.add(status)
+            if status == 201:
+                send(address, "DELETE", "/sessions/" + wire.unpack(answer)["session"], None)
+            else:
+                assert 400 <= status < 500 and line(answer)
+        survivor, alone = client.policy([CONTROL]), LDMPolicy(model, processor, [CONTROL])
+        steps = stream([CONTROL], 0, 1000)
+        path, recorded = client.policy([CONTROL, GRID])._path + "/act", stream([CONTROL, GRID], 1, 300)
+        names = "observations", "rewards", "terminated", "truncated"
+        message = dict(zip(names, next(recorded), strict=False))
+        for _ in range(200):
+            refusal = line(send(address, "POST", path, wire.pack({"step": -1}))[1])
+            number = int(re.search(r"the next step of this session is (\d+)", refusal).group(1))
+            if number:
+                message = dict(zip(names, next(recorded), strict=True))
+            status, answer = send(address, "POST", path, mutated(wire.pack({"step": number, **message}), generator))
+            statuses.add(status)
+            if status == 200:
+                assert len(wire.unpack(answer)["actions"]) == 2
+            else:
+                assert 400 <= status < 500 and line(answer)
+            if generator.random() < 0.1:
+                step = next(steps)
+                assert same(survivor.act(*step), alone.act(*step))
+    assert statuses >= {200, 201, 400, 422}
+
+
+def _json(space):
+    from ldm_hf.modeling.spaces_ldm import space_to_json
+
+    return space_to_json(space)
+
+
+def test_other_requests_get_a_line(address, client):
+    path = client.policy([GRID])._path
+    body = wire.pack({"step": 0, "observations": [1]})
+    asked = {
+        ("POST", "/sessions/unknown/act", wire.MEDIA_TYPE): (404, "no session 'unknown' is open"),
+        ("POST", f"{path}/act", "application/json"): (415, "must be application/msgpack, got application/json"),
+        ("POST", f"{path}/act", "text/plain"): (415, "must be application/msgpack"),
+        ("GET", f"{path}/act", wire.MEDIA_TYPE): (405, "Method Not Allowed"),
+        ("POST", "/nothing", wire.MEDIA_TYPE): (404, "Not Found"),
+        ("GET", "/docs", wire.MEDIA_TYPE): (404, "Not Found"),
+        ("POST", "/sessions", wire.MEDIA_TYPE): (400, "unknown fields"),
+    }
+    for (method, where, kind), (status, message) in asked.items():
+        found = send(address, method, where, None if method == "GET" else body, kind)
+        assert found[0] == status and message in line(found[1])
+    for other in (b"", b"\x80", b"\x93\x01\x02\x03", b"\x01", b"\x91" * 5000, b"\xdf\xff\xff\xff\xff", b"{}"):
+        status, answer = send(address, "POST", f"{path}/act", other)
+        assert status == 400 and line(answer)
+    send(address, "DELETE", path, None)
+
+
+def test_large_bodies_are_refused(model, processor):
+    with (
+        serving(model, processor, max_body_bytes=10_000) as address,
+        Client(address) as client,
+        client.policy([GRID]) as policy,
+    ):
+        status, answer = send(address, "POST", f"{policy._path}/act", bytes(10_001))
+        assert status == 413 and "more than 10000 bytes" in line(answer)
+        with pytest.raises(InvalidRequestError, match="more than 10000 bytes"):
+            policy.act(["x" * 10_000])
+        with pytest.raises(ServingError):
+            policy.act(["x" * 50_000_000])  # of so much more than is allowed not all is read
+        assert len(policy.act([1])) == 1
+        pieces = iter([b"x" * 6000, b"x" * 6000])  # without a length
+        status, answer = send(address, "POST", f"{policy._path}/act", pieces)
+        assert status == 413 and "more than 10000 bytes" in line(answer)
+
+
+def test_clients_that_leave_in_the_middle(address, client):
+    """Half a request, or a request whose answer nobody reads: others are served, and the session continues."""
+    policy = client.policy([GRID])
+    body = wire.pack({"step": 0, "observations": [1]})
+    lines = (
+        f"POST {policy._path}/act HTTP/1.1",
+        "Host: x",
+        f"Content-Type: {wire.MEDIA_TYPE}",
+        f"Content-Length: {len(body)}",
+    )
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+    where = re.fullmatch(r"http://(.*):(\d+)", address).groups()
+    for sent in (
+        head[:30],
+        head,
+        head + body[:4],
+        head + body,
+        b"\x00\xff\r\n\r\n",
+    ):
+        with socket.create_connection(where) as connection:
+            connection.sendall(sent)
+    with client.policy([CONTROL]) as other:
+        assert CONTROL.action_space.contains(other.act([np.zeros(3, np.float32)])[0])
+    assert policy.act([1])[0] in range(4)  # an answer that was not read is given again
+    assert policy.act([2], [0.0], [False], [False])[0] in range(4)
+    policy.close()
+
+
+def test_half_a_request_does_not_keep_a_server_from_ending(model, processor):
+    with serving(model, processor, grace=1) as address:
+        connection = socket.create_connection(re.fullmatch(r"http://(.*):(\d+)", address).groups())
+        head = f"POST /sessions HTTP/1.1\r\nHost: x\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 9\r\n\r\n"
+        connection.sendall(head.encode() + b"half")
+    connection.close()
+    with Client(address) as client, pytest.raises(ServingError, match="no server listens"):
+        client.model()
+
+
+def test_a_token_is_asked_for(model, processor):
+    with serving(model, processor, token="secret") as address:
+        for token in (None, "", "secre", "secrets", "\N{GREEK SMALL LETTER ALPHA}"):
+            with Client(address, token) as client, pytest.raises((UnauthorizedError, UnicodeEncodeError)):
+                client.session(GRID.observation_space, GRID.action_space)
+        with Client(address, "secret") as client:
+            client.session(GRID.observation_space, GRID.action_space).close()
+        assert send(address, "GET", "/health", None)[0] == 200 and send(address, "GET", "/model", None)[0] == 401
+
+
+def test_other_machines_are_let_in_only_when_that_is_said():
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
+        with pytest.raises(ConfigError, match="set a token"):
+            check_access(host, None, unauthenticated=False)
+        check_access(host, "secret", unauthenticated=False)
+        check_access(host, None, unauthenticated=True)
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        check_access(host, None, unauthenticated=False)
+    with pytest.raises(ConfigError, match="printable"):
+        check_access("127.0.0.1", "", unauthenticated=False)
+
+
+def test_what_cannot_be_served_is_one_line(model, processor, tmp_path):
+    done = run_ldm_here("serve", tmp_path / "missing/model")
+    assert done.returncode == 1 and "no such folder" in done.stderr and done.stderr.count("\n") == 1
+    done = run_ldm_here("serve", MINI, "--host", "0.0.0.0")
+    assert done.returncode == 1 and "--unauthenticated" in done.stderr and done.stderr.count("\n") == 1
+    with listen("127.0.0.1", 0) as taken:
+        done = run_ldm_here("serve", MINI, "--port", taken.getsockname()[1])
+    assert done.returncode == 1 and "choose another --port" in done.stderr and done.stderr.count("\n") == 1
+    engine = Engine(model, processor)
+    assert room(engine, 5) == 5 and 1 <= room(engine, None) <= 4096
+    assert engine.bytes_per_environment == 2 * 2 * 32 * 16 * 4  # two layers, a hidden size of 32, a context of 16
+    with pytest.raises(ConfigError, match="do not fit into memory"):
+        room(engine, 10**12)
+
+
+def test_there_is_no_server():
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ServingError, match="no server listens at"):
+        Client(f"http://127.0.0.1:{port}").model()
+    with pytest.raises(InvalidRequestError, match="address must be like"):
+        Client("127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_server_that_is_ended_answers_first(model, processor, tmp_path, number):
+    """One of two sessions has asked, and waits for the other, when the signal comes."""
+    model.save_pretrained(tmp_path / "toy")
+    processor.save_pretrained(tmp_path / "toy")
+    command = [
+        sys.executable,
+        "-m",
+        "ldm_hf",
+        "serve",
+        str(tmp_path / "toy"),
+        "--port",
+        "0",
+        "--max-batch-delay",
+        "3000",
+    ]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "LDM_SERVE_TOKEN": "x"}
+    ) as server:
+        said = server.stderr.readline()
+        address = re.search(r"toy at (http://127\.0\.0\.1:\d+), for [\d,]+ environments of 0\.0 MB each", said).group(1)
+        with Client(address, "x") as client, Client(address, "x") as other, ThreadPoolExecutor(1) as thread:
+            policy, _ = client.policy([GRID]), other.policy([GRID])
+            answer = thread.submit(policy.act, [3])
+            eventually(lambda: answer.done() or other.metrics()["waiting"] == 1)
+            server.send_signal(number)
+            assert answer.result() == LDMPolicy(model, processor, [GRID]).act([3])
+            rest = server.stderr.read()
+        assert server.wait() == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
+    assert rest == ""
