@@ -17,7 +17,7 @@ from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .policy_ldm import LDMPolicy, RolloutCache, decode, sharing
-from .processing_ldm import rows_by_width
+from .processing_ldm import group_rows
 from .quantization_ldm import ActionCode
 
 ATTENTION = "ldm_joint"
@@ -106,7 +106,7 @@ def _joined_rows(policies: Sequence[LDMPolicy]) -> dict[str, Any]:
         name: _padded([each[name] for each in described], max(each[name].shape[1] for each in described))
         for name in ("observation_kinds", "action_kinds", "action_bounds")
     }
-    rows["row_groups"] = tuple(rows_by_width(rows[kinds]) for kinds in ("observation_kinds", "action_kinds"))
+    rows["row_groups"] = group_rows(rows["observation_kinds"], rows["action_kinds"])
     return rows
 
 
