@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import sys
+import types
 
 import pytest
 import typer
@@ -13,6 +15,7 @@ from ldm_hf.env_registry.library.add import AddRequest, add_library
 from ldm_hf.env_registry.library.manifest import Manifest, read_manifest
 from ldm_hf.env_registry.library.repair import diagnose_failure, diagnose_failures
 from ldm_hf.env_registry.library.report import EnvironmentReport
+from ldm_hf.env_registry.worker.compatibility import registering
 from ldm_hf.errors import EnvironmentFailure
 
 DATA = {"slug": "toy", "requirements": ["toy-env"], "python": "3.11", "modules": [], "packages": [], "licence": ""}
@@ -78,7 +81,7 @@ def adding(monkeypatch, tmp_path):
     """Add a library whose environments fail until requirements are there; gives the lines, and what was installed."""
     installed = []
 
-    def run(needed, reason, names=("Toy-v0", "Toy-v1"), fail=lambda name, mended: not mended):
+    def run(needed, reason, names=("Toy-v0", "Toy-v1"), fail=lambda name, mended: not mended, registers=()):
         class Installed:
             name = "venv"
 
@@ -87,7 +90,7 @@ def adding(monkeypatch, tmp_path):
 
         def install(draft, pythons, provider_class):
             installed.append(draft.requirements)
-            return Installed(draft), {"version": "1", "python": "3.11", "environments": []}
+            return Installed(draft), {"version": "1", "python": "3.11", "environments": [], "registers": registers}
 
         def validate_all(provider, found, **options):
             mended = set(needed) <= set(provider.manifest.requirements)
@@ -163,6 +166,32 @@ def test_what_can_be_mended_is_not_tried_with_every_python(monkeypatch):
         with pytest.raises(EnvironmentFailure, match=reason.replace(".", r"\.")):
             add.install(TOY, ("3.11", "3.10"), object)
         assert tried == pythons
+
+
+def test_a_library_that_registers_when_asked_is_asked(adding, monkeypatch):
+    run, _ = adding
+    seen = []
+
+    def validate_all(provider, found, **options):
+        seen.append(provider.manifest.register)
+        return [EnvironmentReport("Toy-v0")] if provider.manifest.register else []
+
+    lines = run([], "", registers=["toy:register_envs", "toy:register_more"])
+    monkeypatch.setattr(add, "validate_all", validate_all)
+    assert "toy: its import registers nothing; trying again: call its function by --register toy:register_envs" in list(
+        lines
+    )
+    assert seen == [(), ("toy:register_envs",)]
+
+
+def test_functions_that_register_need_no_argument(monkeypatch):
+    toy = types.ModuleType("toy")
+    toy.register_envs = lambda backend="gymnasium", *more, **options: None
+    toy.register = lambda name: None
+    toy.make = lambda: None
+    toy.registered = True
+    monkeypatch.setitem(sys.modules, "toy", toy)
+    assert registering(["toy"]) == ["toy:register_envs"]
 
 
 def test_arguments_are_json_objects():

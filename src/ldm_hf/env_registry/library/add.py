@@ -14,7 +14,13 @@ from typing import Any
 from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
 from ldm_hf.env_registry.library.own_code import name_of, own_code
-from ldm_hf.env_registry.library.repair import MOST_REPAIRS, Diagnosis, diagnose_failure, diagnose_failures
+from ldm_hf.env_registry.library.repair import (
+    MOST_REPAIRS,
+    Diagnosis,
+    diagnose_failure,
+    diagnose_failures,
+    diagnose_none,
+)
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.library.validation import validate
 from ldm_hf.env_registry.providers.base import IsolatedProvider, Limits
@@ -158,6 +164,8 @@ def _attempt(
 
 def _mendable(attempt: _Attempt, draft: Manifest) -> Diagnosis | None:
     """What most failures come from, where it can be mended and enough environments fail to validate all once more."""
+    if not attempt.reports:
+        return diagnose_none(attempt.found.get("registers", []), draft)
     if len(attempt.failures) < MENDED_SHARE * len(attempt.reports):
         return None
     return diagnose_failures(attempt.failures, draft)

@@ -67,6 +67,14 @@ def diagnose_failures(reasons: Sequence[str], manifest: Manifest) -> Diagnosis |
     return next((one for one in found if one is not None and one.cause == cause), None)
 
 
+def diagnose_none(registers: Sequence[str], manifest: Manifest) -> Diagnosis | None:
+    """The diagnosis of a library whose import registers nothing; ``registers`` are its functions that may do it."""
+    if not registers or manifest.register:
+        return None
+    repaired = replace(manifest, register=tuple(registers[:1]))
+    return Diagnosis("its import registers nothing", f"call its function by --register {registers[0]}", repaired)
+
+
 def _with_requirement(cause: str, requirement: str, manifest: Manifest) -> Diagnosis:
     name = re.match(r"[\w.-]+", requirement)
     has = any(re.match(rf"{re.escape(name[0])}\b", one) for one in manifest.requirements[1:]) if name else False
