@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import sys
+import types
 
 import pytest
 import typer
@@ -10,9 +12,10 @@ from conftest import run_ldm_here
 from ldm_hf.cli.env import _json_object
 from ldm_hf.env_registry.library import add
 from ldm_hf.env_registry.library.add import AddRequest, add_library
-from ldm_hf.env_registry.library.manifest import Manifest
+from ldm_hf.env_registry.library.manifest import Manifest, read_manifest
 from ldm_hf.env_registry.library.repair import diagnose_failure, diagnose_failures
 from ldm_hf.env_registry.library.report import EnvironmentReport
+from ldm_hf.env_registry.worker.compatibility import registering
 from ldm_hf.errors import EnvironmentFailure
 
 DATA = {"slug": "toy", "requirements": ["toy-env"], "python": "3.11", "modules": [], "packages": [], "licence": ""}
@@ -24,6 +27,7 @@ MENDED = [
     ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
     ("step failed: ValueError: not enough values to unpack (expected 5, got 4)", "gym<0.26"),
     ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
+    ("ModuleNotFoundError: No module named 'packaging.version'", "packaging"),
     ('DependencyNotInstalled: Box2D is not installed, run `pip install "gymnasium[box2d]"`', "gymnasium[box2d]"),
     ("ImportError: run pip install toy-env[render] to draw", "toy-env[render]"),
 ]
@@ -46,6 +50,9 @@ ADVISED = [
     ("run pip install other-package[all]", "other-package[all]"),
     ("ImportError: libGLU.so.1: cannot open shared object file", "--system-package"),
     ("took 31 of 1000 random steps in the time allowed", "--timeout"),
+    ("step failed: ValueError: too many values to unpack (expected 5)", "--only"),
+    ("Failed to build. hint: `nle` (v0.9.1) was included because `minihack` (v1.0.2) depends on it", "'nle>0.9.1'"),
+    ("make failed: URLError: <urlopen error [Errno -2] Name or service not known>", "where the network reaches"),
     ("FileNotFoundError: [Errno 2] No such file or directory: 'data.csv'", "its documentation says"),
 ]
 
@@ -59,6 +66,7 @@ def test_what_cannot_be_mended_by_itself_says_what_to_do(reason, advice):
 def test_a_display_is_replaced_by_a_renderer_without_one():
     repaired = diagnose_failure("GLEW could not be initialized", TOY).repaired
     assert repaired.environment["MUJOCO_GL"] == "egl" and repaired.requirements == TOY.requirements
+    assert diagnose_failure('NoSuchDisplayException: Cannot connect to "None"', TOY).repaired == repaired
     assert diagnose_failure("GLEW could not be initialized", repaired).repaired is None
 
 
@@ -73,7 +81,7 @@ def adding(monkeypatch, tmp_path):
     """Add a library whose environments fail until requirements are there; gives the lines, and what was installed."""
     installed = []
 
-    def run(needed, reason, names=("Toy-v0", "Toy-v1")):
+    def run(needed, reason, names=("Toy-v0", "Toy-v1"), fail=lambda name, mended: not mended, registers=()):
         class Installed:
             name = "venv"
 
@@ -82,11 +90,11 @@ def adding(monkeypatch, tmp_path):
 
         def install(draft, pythons, provider_class):
             installed.append(draft.requirements)
-            return Installed(draft), {"version": "1", "python": "3.11", "environments": []}
+            return Installed(draft), {"version": "1", "python": "3.11", "environments": [], "registers": registers}
 
         def validate_all(provider, found, **options):
-            fails = not set(needed) <= set(provider.manifest.requirements)
-            return [EnvironmentReport(name, failure=reason if fails else None) for name in names]
+            mended = set(needed) <= set(provider.manifest.requirements)
+            return [EnvironmentReport(name, failure=reason if fail(name, mended) else None) for name in names]
 
         for name, function in (("install", install), ("validate_all", validate_all)):
             monkeypatch.setattr(add, name, function)
@@ -106,6 +114,28 @@ def test_a_library_is_mended_and_tried_again(adding, tmp_path):
         "toy: 2 environments validated, 0 failed",
         f"written: {tmp_path}/toy.toml, {tmp_path}/toy.json",
     ]
+
+
+TEN = [f"Toy-v{number}" for number in range(10)]
+
+
+def test_a_part_that_fails_is_mended_where_it_is_a_tenth(adding):
+    run, installed = adding
+    reason = MENDED[0][0]
+    lines = list(run(["numpy<2"], reason, TEN, lambda name, mended: name == "Toy-v3" and not mended))
+    assert installed == [("toy-env",), ("toy-env", "numpy<2")]
+    assert "toy: 10 environments validated, 0 failed" in lines
+    installed.clear()
+    lines = list(run(["numpy<2"], reason, [*TEN, "Toy-v10"], lambda name, mended: name == "Toy-v3" and not mended))
+    assert installed == [("toy-env",)] and "toy: 10 environments validated, 1 failed" in lines
+
+
+def test_a_repair_that_makes_it_worse_is_taken_back(adding, tmp_path):
+    run, installed = adding
+    lines = list(run(["numpy<2"], MENDED[0][0], TEN, lambda name, mended: mended or name == "Toy-v3"))
+    assert len(installed) == 2 and "toy: that did not help, and is taken back" in lines
+    assert "toy: 9 environments validated, 1 failed" in lines
+    assert read_manifest(tmp_path / "toy.toml").requirements == ("toy-env",)
 
 
 def test_what_stays_broken_ends_with_the_reason_and_what_to_do(adding):
@@ -136,6 +166,32 @@ def test_what_can_be_mended_is_not_tried_with_every_python(monkeypatch):
         with pytest.raises(EnvironmentFailure, match=reason.replace(".", r"\.")):
             add.install(TOY, ("3.11", "3.10"), object)
         assert tried == pythons
+
+
+def test_a_library_that_registers_when_asked_is_asked(adding, monkeypatch):
+    run, _ = adding
+    seen = []
+
+    def validate_all(provider, found, **options):
+        seen.append(provider.manifest.register)
+        return [EnvironmentReport("Toy-v0")] if provider.manifest.register else []
+
+    lines = run([], "", registers=["toy:register_envs", "toy:register_more"])
+    monkeypatch.setattr(add, "validate_all", validate_all)
+    assert "toy: its import registers nothing; trying again: call its function by --register toy:register_envs" in list(
+        lines
+    )
+    assert seen == [(), ("toy:register_envs",)]
+
+
+def test_functions_that_register_need_no_argument(monkeypatch):
+    toy = types.ModuleType("toy")
+    toy.register_envs = lambda backend="gymnasium", *more, **options: None
+    toy.register = lambda name: None
+    toy.make = lambda: None
+    toy.registered = True
+    monkeypatch.setitem(sys.modules, "toy", toy)
+    assert registering(["toy"]) == ["toy:register_envs"]
 
 
 def test_arguments_are_json_objects():

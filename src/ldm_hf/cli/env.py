@@ -104,8 +104,8 @@ def add(
 ) -> None:
     """Add a library: install it by itself, find its environments, validate each, write its manifest and report.
 
-    Interrupted, the same command continues where it was. An environment that fails is listed with its reason. Where all do,
-    what mends it is tried if the reason says it; exit status 1 if none could be validated.
+    Interrupted, the same command continues where it was. An environment that fails is listed with its reason. Where a
+    tenth do, what mends it is tried if the reason says it; exit status 1 if none could be validated.
     """
     from ldm_hf.env_registry.library.add import AddRequest, add_library
     from ldm_hf.env_registry.library.manifest import library_folders

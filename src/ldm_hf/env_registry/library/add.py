@@ -14,7 +14,13 @@ from typing import Any
 from ldm_hf.env_registry.library.distribution import find_distribution, lock_of, normal_name
 from ldm_hf.env_registry.library.manifest import Manifest, load_manifests, tomllib
 from ldm_hf.env_registry.library.own_code import name_of, own_code
-from ldm_hf.env_registry.library.repair import MOST_REPAIRS, diagnose_failure, diagnose_failures
+from ldm_hf.env_registry.library.repair import (
+    MOST_REPAIRS,
+    Diagnosis,
+    diagnose_failure,
+    diagnose_failures,
+    diagnose_none,
+)
 from ldm_hf.env_registry.library.report import EnvironmentReport, Report, load_report
 from ldm_hf.env_registry.library.validation import validate
 from ldm_hf.env_registry.providers.base import IsolatedProvider, Limits
@@ -31,6 +37,9 @@ PYTHONS = ("3.11", "3.10", "3.12", "3.9", "3.8", "3.13", "3.7")
 
 OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
 """Tools that still take what packages of old Gym's time say of themselves."""
+
+MENDED_SHARE = 0.1
+"""Share of a library's environments that must fail for a repair: all of them are validated once more after it."""
 
 _HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co")
 _ARCHIVES = (".zip", ".tar.gz", ".whl")
@@ -72,8 +81,8 @@ class AddRequest:
 def add_library(request: AddRequest) -> Iterator[str]:
     """Install a library, validate its environments, write its manifest and report; yields lines that say what came out.
 
-    Where it cannot be imported, or all of its environments fail, and the failure says what mends it, that is done and it is
-    tried again, three times at most.
+    Where it cannot be imported, or at least a tenth of its environments fail, and the failure says what mends it, that is
+    done and it is tried again, three times at most. A repair after which fewer are validated is taken back.
 
     Raises:
         ConfigError: the request names no library, or a key that no manifest has.
@@ -83,23 +92,31 @@ def add_library(request: AddRequest) -> Iterator[str]:
     draft = _draft(request)
     pythons = (request.python,) if request.python else (draft.python,) if draft.python else PYTHONS
     work_file = request.output / f"{draft.slug}.validation.jsonl"
+    best: _Attempt | None = None
     for repairs in range(MOST_REPAIRS + 1):
+        validated = best.validated if best else 0
         try:
-            provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
-            reports = yield from _validated(request, provider, found, work_file)
-            failures = [report.failure for report in reports if report.failure]
-            if not failures or len(failures) < len(reports):
-                break
-            diagnosis = diagnose_failures(failures, draft)
+            attempt = yield from _attempt(request, draft, pythons, work_file)
         except EnvironmentFailure as failure:
             diagnosis = diagnose_failure(str(failure), draft)
+            if validated:
+                yield f"{draft.slug}: that did not help, and is taken back: {failure}"
+                break
             if diagnosis is None or diagnosis.repaired is None or repairs == MOST_REPAIRS:
                 advice = "" if diagnosis is None else f"; {diagnosis.cause}: {diagnosis.advice}"
                 raise EnvironmentFailure(f"{failure}{advice}") from failure
+        else:
+            if attempt.validated < validated:
+                yield f"{draft.slug}: that did not help, and is taken back"
+                break
+            best = attempt
+            diagnosis = _mendable(attempt, draft)
         if diagnosis is None or diagnosis.repaired is None or repairs == MOST_REPAIRS:
             break
         draft = diagnosis.repaired
         yield f"{draft.slug}: {diagnosis.cause}; trying again: {diagnosis.advice}"
+    assert best is not None
+    provider, found, reports = best.provider, best.found, best.reports
     paths = write_library(request.output, provider, found, reports)
     remove(work_file)
     failed = [report for report in reports if report.failure]
@@ -110,12 +127,30 @@ def add_library(request: AddRequest) -> Iterator[str]:
         raise EnvironmentFailure(f"no environment of {draft.slug} could be validated: {_next_step(reports, draft)}")
 
 
-def _validated(
-    request: AddRequest, provider: IsolatedProvider, found: dict[str, Any], work_file: Path
-) -> Generator[str, None, list[EnvironmentReport]]:
+@dataclass(frozen=True)
+class _Attempt:
+    """An installation of a library, what it registers, and what validation said of that."""
+
+    provider: IsolatedProvider
+    found: dict[str, Any]
+    reports: list[EnvironmentReport]
+
+    @property
+    def failures(self) -> list[str]:
+        return [report.failure for report in self.reports if report.failure]
+
+    @property
+    def validated(self) -> int:
+        return len(self.reports) - len(self.failures)
+
+
+def _attempt(
+    request: AddRequest, draft: Manifest, pythons: Sequence[str], work_file: Path
+) -> Generator[str, None, _Attempt]:
+    provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
     environments = environments_of(provider.manifest, found)
     yield f"{provider.manifest.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
-    return validate_all(
+    reports = validate_all(
         provider,
         environments,
         work_file=work_file,
@@ -124,6 +159,16 @@ def _validated(
         limits=Limits(memory=request.memory),
         only=request.only,
     )
+    return _Attempt(provider, found, reports)
+
+
+def _mendable(attempt: _Attempt, draft: Manifest) -> Diagnosis | None:
+    """What most failures come from, where it can be mended and enough environments fail to validate all once more."""
+    if not attempt.reports:
+        return diagnose_none(attempt.found.get("registers", []), draft)
+    if len(attempt.failures) < MENDED_SHARE * len(attempt.reports):
+        return None
+    return diagnose_failures(attempt.failures, draft)
 
 
 def _next_step(reports: Sequence[EnvironmentReport], draft: Manifest) -> str:

@@ -10,17 +10,25 @@ from ldm_hf.env_registry.library.manifest import Manifest
 MOST_REPAIRS = 3
 """How many repairs of one library are tried, one after another."""
 
-_HEADLESS = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+_HEADLESS = {
+    "MUJOCO_GL": "egl",
+    "PYOPENGL_PLATFORM": "egl",
+    "PYGLET_HEADLESS": "True",
+    "SDL_VIDEODRIVER": "dummy",
+    "SDL_AUDIODRIVER": "dummy",
+}
+_SAME_NAME = (
+    "gym gymnasium imageio matplotlib mujoco networkx numba packaging pandas pybullet pygame pytz requests scipy "
+    "seaborn six torch tqdm"
+)
 PACKAGES = {
-    "cv2": "opencv-python-headless",
     "PIL": "pillow",
-    "yaml": "pyyaml",
-    "sklearn": "scikit-learn",
+    "ale_py": "ale-py",
+    "cv2": "opencv-python-headless",
     "skimage": "scikit-image",
-    **{
-        name: name
-        for name in ("gym", "gymnasium", "matplotlib", "numba", "pandas", "pygame", "requests", "scipy", "torch")
-    },
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    **{name: name for name in _SAME_NAME.split()},
 }
 """Packages of modules that are often forgotten. Others are only named: anybody may own a module's name on an index."""
 
@@ -57,6 +65,14 @@ def diagnose_failures(reasons: Sequence[str], manifest: Manifest) -> Diagnosis |
     counts = Counter(None if one is None else one.cause for one in found)
     cause = counts.most_common(1)[0][0] if counts else None
     return next((one for one in found if one is not None and one.cause == cause), None)
+
+
+def diagnose_none(registers: Sequence[str], manifest: Manifest) -> Diagnosis | None:
+    """The diagnosis of a library whose import registers nothing; ``registers`` are its functions that may do it."""
+    if not registers or manifest.register:
+        return None
+    repaired = replace(manifest, register=tuple(registers[:1]))
+    return Diagnosis("its import registers nothing", f"call its function by --register {registers[0]}", repaired)
 
 
 def _with_requirement(cause: str, requirement: str, manifest: Manifest) -> Diagnosis:
@@ -98,6 +114,20 @@ def _display(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return Diagnosis("it draws, and there is no screen", "set MUJOCO_GL=egl and the like by --environment", repaired)
 
 
+def _six_values(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return Diagnosis(
+        "its steps give six values, which Gymnasium's own wrappers refuse",
+        "add those of its ids that step as Gymnasium does (--only PATTERN), or its class: --entry-point NAME=module:Class",
+    )
+
+
+def _compiled(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return Diagnosis(
+        f"{match[1]} {match[2]}, which it requires, has to be compiled, and that fails",
+        f"ask for one that needs no compiling: add '{match[1]}>{match[2]}' to what is installed",
+    )
+
+
 def _shared_library(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return Diagnosis(
         f"the system lacks {match[1]}", f"install the Debian package of {match[1]}, or name it by --system-package"
@@ -112,6 +142,13 @@ def _arguments(match: re.Match[str], manifest: Manifest) -> Diagnosis:
 
 def _slow(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return Diagnosis("it is slow", "give it more time: --timeout 1800")
+
+
+def _no_download(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return Diagnosis(
+        "it downloads what it needs, and that cannot be reached from here",
+        "add it where the network reaches that, or bring the files by hand: its documentation says which",
+    )
 
 
 def _no_file(match: re.Match[str], manifest: Manifest) -> Diagnosis:
@@ -135,10 +172,16 @@ _RULES: list[tuple[str, Rule]] = [
         _numpy,
     ),
     (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
+    (r"too many values to unpack \(expected 5\)", _six_values),
+    (r"`([\w.-]+)` \(v([\w.]+)\) was included because", _compiled),
     (r"pip install [\"'`]?([\w.-]+\[[\w,.-]+\])", _extra),
     (r"No module named '([\w.]+)'", _module),
-    (r"(?:GLEW|EGL|OpenGL|GLX|DISPLAY|video device|No available video|cannot connect to (?:X|display))", _display),
+    (
+        r"(?:GLEW|EGL|OpenGL|GLX|DISPLAY|NoSuchDisplay|video device|No available video|cannot connect to (?:X|display))",
+        _display,
+    ),
     (r"(lib[\w+.-]+\.so[\w.]*): cannot open shared object", _shared_library),
     (r"took \d+ of \d+ random steps in the time allowed|gave no answer within", _slow),
+    (r"URLError|ConnectionError|Max retries exceeded|Name or service not known|LocalEntryNotFoundError", _no_download),
     (r"FileNotFoundError|FileDoesNotExist|No such file or directory", _no_file),
 ]

@@ -182,7 +182,8 @@ def discover(provider: IsolatedProvider, *, start_timeout: float = START_TIMEOUT
 
     Returns:
         ``environments``: maps of id, registry ("gymnasium" or "gym"), entry_point, max_episode_steps, reward_threshold and
-        nondeterministic; ``python``: its version.
+        nondeterministic; ``registers``: functions of the library, ``module:name``, that may register more; ``python``: its
+        version.
 
     Raises:
         EnvironmentFailure: the library cannot be imported.

@@ -72,6 +72,21 @@ def registries():
     return found
 
 
+def registering(modules):
+    """Functions of imported modules, as ``module:name``, whose name says that they register and that need no argument."""
+    found = []
+    for module in modules:
+        for name, function in sorted(vars(sys.modules[module]).items()):
+            if name.startswith("register") and inspect.isfunction(function):
+                parameters = inspect.signature(function).parameters.values()
+                if all(
+                    one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+                    for one in parameters
+                ):
+                    found.append("{}:{}".format(module, name))
+    return found
+
+
 def construct(recipe):
     """Make an environment: by its own entry point if the recipe names one, otherwise as the libraries' registry does."""
     kwargs = evaluate(recipe.get("kwargs", {}))

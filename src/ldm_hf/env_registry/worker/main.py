@@ -35,6 +35,7 @@ class Server:
         """Serve over a channel."""
         self.channel = channel
         self.batch = None
+        self.modules = []
         self.spin = 0.0
 
     def serve(self):
@@ -61,13 +62,14 @@ class Server:
 
     def do_load(self, modules, register):
         """Import the library, so that it registers its environments."""
+        self.modules = modules
         for module in modules:
             importlib.import_module(module)
         for function in register:
             compatibility.resolve(function)()
 
     def do_discover(self):
-        """Every id that is registered now."""
+        """Every id that is registered now, and the library's functions that may register more."""
         found = []
         for registry, specs in compatibility.registries():
             for name, spec in list(specs.items()):
@@ -87,7 +89,8 @@ class Server:
                         "nondeterministic": bool(getattr(spec, "nondeterministic", False)),
                     }
                 )
-        return {"environments": found, "python": sys.version.split()[0]}
+        registers = compatibility.registering(self.modules)
+        return {"environments": found, "registers": registers, "python": sys.version.split()[0]}
 
     def do_installed(self):
         """Every package with its version, and what it says of itself."""
