@@ -333,6 +333,7 @@ def test_children_end_with_their_owner(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # races are given processor time, in which less is learned beside other work
 def test_the_whole_quickstart_reaches_80_percent(tmp_path):
     """As a newcomer runs it, killed on the way, within its time and memory."""
     command = [sys.executable, "-m", "ldm_hf", "quickstart", "--output", str(tmp_path)]

@@ -611,7 +611,12 @@ def test_a_server_that_is_ended_answers_first(model, processor, tmp_path, number
         "3000",
     ]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "LDM_SERVE_TOKEN": "x"}
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LDM_SERVE_TOKEN": "x"},
+        # Shells have what they start in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as server:
         said = server.stderr.readline()
         address = re.search(r"toy at (http://127\.0\.0\.1:\d+), for [\d,]+ environments of 0\.0 MB each", said).group(1)

@@ -276,7 +276,7 @@ def _shift(array: np.ndarray, first: int) -> np.ndarray:
 
 
 RowsByWidth = list[tuple[int, torch.Tensor]]
-"""Numbers of slots, each with the rows of a batch that have so many, int64 of shape (R,)."""
+"""Numbers of slots, each with the rows of a batch that have that many, int64 of shape (R,)."""
 
 
 class SlotRows(NamedTuple):
@@ -292,7 +292,7 @@ class RowGroups(NamedTuple):
 
     Attributes:
         rows: those of all groups, one group after the other, int64 of shape (N,).
-        observations, actions: numbers of slots, each with the number of rows that have so many.
+        observations, actions: numbers of slots, each with the number of rows that have that many.
         slots: action slots and kinds, each with the number of rows where the slot is of that kind.
     """
 

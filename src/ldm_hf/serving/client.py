@@ -72,7 +72,7 @@ class Client:
 
         Raises:
             UnsupportedSpaceError: an environment does not fit the model.
-            ServerFullError: the server has no room for so many environments.
+            ServerFullError: the server has no room for that many environments.
             ServingError: there is no server, or it refuses.
         """
         spaces = [(_described(env.observation_space), _described(env.action_space)) for env in environments]

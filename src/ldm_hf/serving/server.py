@@ -102,7 +102,7 @@ def room(engine: Engine, max_environments: int | None) -> int:
         max_environments: how many are wanted; None: as many as half of the free memory holds, at most 4,096.
 
     Raises:
-        ConfigError: the contexts of so many do not fit into the free memory.
+        ConfigError: the contexts of that many do not fit into the free memory.
     """
     device = engine.model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
