@@ -20,7 +20,7 @@ test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole q
 	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest -m "slow and alone"
 
-test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`
+test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`, repetitions
 	$(BIN)/python -m pytest -m long
 
 test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes

@@ -309,11 +309,11 @@ def test_programs_that_stream_end_well(workspace, name):
     streamed(workspace, name, ONE_THREAD)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("preamble", ["", ONE_THREAD])
 @pytest.mark.parametrize("name", STREAMING)
 def test_programs_that_stream_always_end_well(workspace, name, preamble):
-    for _ in range(5):
+    for _ in range(20):
         streamed(workspace, name, preamble)
 
 

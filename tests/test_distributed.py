@@ -186,8 +186,9 @@ def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
         torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_compiled_layers_train_the_same(alone, data, tmp_path, processes):
     changes = {"torch_compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}
     run = trained(made_settings(tmp_path, data, max_steps=4, **changes), processes)

@@ -164,7 +164,7 @@ def test_what_the_backbone_saw_can_be_asked_for(model, batch):
     [
         {"return_dict": False, "output_hidden_states": True},
         {"attn_implementation": "eager"},
-        pytest.param({"attn_implementation": "flex_attention"}, marks=pytest.mark.slow),  # which compiles
+        pytest.param({"attn_implementation": "flex_attention"}, marks=pytest.mark.long),  # which compiles
     ],
     ids=lambda settings: next(iter(settings.values())),
 )
