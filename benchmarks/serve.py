@@ -54,7 +54,7 @@ KINDS = [
 
 
 def environments(number: int) -> list[Environment]:
-    """So many, of all kinds in turn."""
+    """That many, of all kinds in turn."""
     made = [Environment(*kind) for kind in KINDS]
     return [made[index % len(made)] for index in range(number)]
 
