@@ -8,6 +8,7 @@ libraries=(
     panda-gym gymnasium-robotics pybullet-envs-gymnasium popgym nasim or-gym building-energy-storage-simulation gym-trading-env
     gym-anytrading gym-electric-motor jsbgym gymnasium-search-race highway-env minatar dm-control gymnax gym-pusht gym-xarm metaworld
     gym-simpletetris slimevolleygym vizdoom evogym jumanji pyflyt gl-gym simglucose procgen memory-gym ale-py crafter
+    seals neurogym gym-algorithmic gym-classics2 bluesky-gym envpack flappy-bird-gymnasium gym-anm miniworld
 )
 for library in "${@:-${libraries[@]}}"; do
     mapfile -t environments < <(grep "^$library/" recipes/bank/environments.txt | grep -v " expert$")
