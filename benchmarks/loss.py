@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.modeling.loss_ldm import _Targets, action_loss
-from ldm_hf.modeling.processing_ldm import SlotRows, group_rows
+from ldm_hf.modeling.packing_ldm import SlotRows, group_rows
 from ldm_hf.modeling.spaces_ldm import CONTINUOUS
 
 WAYS = ("fused", "recomputed", "kept")

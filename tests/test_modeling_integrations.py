@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
-from ldm_hf.modeling.processing_ldm import group_rows
+from ldm_hf.modeling.packing_ldm import group_rows
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
 
 PLACES = (CONTROL, GRID, CAMERA)

@@ -98,9 +98,11 @@ MIXED = [CAMERA, CONTROL, GRID, CAMERA]
 
 
 @pytest.mark.parametrize("at_once", [4096, 6, 1], ids=["all rows at once", "two rows at once", "row by row"])
-def test_cached_rollout_equals_recomputation_at_every_step(model, processor, monkeypatch, at_once):
-    """The context of 7 is rebuilt six times."""
+@pytest.mark.parametrize("ahead", [64, 8, 1], ids=["when it is full", "two transitions at a time", "one at a time"])
+def test_cached_rollout_equals_recomputation_at_every_step(model, processor, monkeypatch, at_once, ahead):
+    """The older half of the context of 7 is forgotten six times."""
     monkeypatch.setattr("ldm_hf.modeling.policy_ldm._TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._READ_AHEAD", ahead)
     policy = LDMPolicy(model, processor, MIXED, context_length=7)
     assert largest_error(model, policy, MIXED, 30) < 1e-4
 
@@ -192,9 +194,23 @@ def test_packed_weights_say_the_same_and_are_the_policy_s_own(model, processor, 
     assert largest_error(model, policy, MIXED, 16) < 1e-4
 
 
-def test_finished_rows_leave_without_a_trace(model, processor):
-    together = LDMPolicy(model, processor, [GRID, CAMERA, CONTROL])
-    alone = LDMPolicy(model, processor, [CONTROL])
+def test_no_step_waits_for_half_a_context(model, processor, monkeypatch):
+    """In two environments, four transitions are read again every second step, from the sixth to the tenth."""
+    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._READ_AHEAD", 4)
+    policy, reads = LDMPolicy(model, processor, [CONTROL, GRID], context_length=10), []
+    observations, outcome = [np.zeros(3, np.float32), 5], ([0.0, 0.0], [False, False], [False, False])
+    for step in range(21):
+        reads.append(policy.num_reads)
+        policy.act(observations, *(outcome if step else ()))
+    # Five are kept of ten: two by two, and the tenth when there is room for no more.
+    assert reads == [0] * 7 + [4, 0, 4, 2] + [0, 4, 0, 4, 2] + [0, 4, 0, 4, 2]
+
+
+@pytest.mark.parametrize("ahead", [64, 1])
+def test_finished_rows_leave_without_a_trace(model, processor, monkeypatch, ahead):
+    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._READ_AHEAD", ahead)
+    together = LDMPolicy(model, processor, [GRID, CAMERA, CONTROL], context_length=7)
+    alone = LDMPolicy(model, processor, [CONTROL], context_length=7)
     for environment in (CONTROL, CAMERA):
         environment.observation_space.seed(1)
     rewards = ()
@@ -222,7 +238,7 @@ def test_a_bad_observation_leaves_the_rollout_as_it_was(model, processor):
 
 
 def test_a_rollout_takes_its_memory_once(model, processor):
-    """Steps and rebuilds write into the same memory; the attention sees what is filled."""
+    """All steps write into the same memory; the attention sees what is filled."""
     policy = LDMPolicy(model, processor, [CONTROL, GRID], context_length=8)
     observations = [np.zeros(3, np.float32), 5]
     policy.act(observations)

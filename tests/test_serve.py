@@ -580,7 +580,7 @@ def test_what_cannot_be_served_is_one_line(model, processor, tmp_path):
     assert done.returncode == 1 and "choose another --port" in done.stderr and done.stderr.count("\n") == 1
     engine = Engine(model, processor)
     assert room(engine, 5) == 5 and 1 <= room(engine, None) <= 4096
-    assert engine.bytes_per_environment == 2 * 2 * 32 * 16 * 4  # two layers, a hidden size of 32, a context of 16
+    assert engine.bytes_per_environment == 2 * 2 * 32 * (16 + 8) * 4  # two layers, a hidden size of 32, a context of 16
     with pytest.raises(ConfigError, match="do not fit into memory"):
         room(engine, 10**12)
 

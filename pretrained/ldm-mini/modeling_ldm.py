@@ -24,8 +24,9 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ldm import LDMConfig
 from .experts_ldm import LDMBackbone
 from .loss_ldm import action_loss, mask_bins
+from .packing_ldm import Packing, RowGroups, RowsByWidth, group_rows
 from .policy_ldm import CACHE, LDMPolicy
-from .processing_ldm import START, LDMProcessor, RowGroups, RowsByWidth, group_rows
+from .processing_ldm import START, LDMProcessor
 from .quantization_ldm import ActionCode, mu_law_encode
 from .spaces_ldm import ABSENT, CONTINUOUS
 
@@ -252,6 +253,7 @@ class LDMModel(LDMPreTrainedModel):
         logits_to_keep: int = 0,
         num_items_in_batch: float | None = None,
         row_groups: RowGroups | None = None,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LDMOutput:
         """Predict actions, or the loss against reference actions.
@@ -279,6 +281,9 @@ class LDMModel(LDMPreTrainedModel):
             row_groups: ``group_rows`` of both kinds, if it is known: to find it out, a device has to be waited for. A
                 compiled or exported graph without it embeds all rows as wide as the widest, and computes the loss of every
                 slot of every row.
+            packing: ``pack_rows`` of the batch, where it is worth it: backbone and loss then leave out padding, whose
+                ``last_hidden_state`` is zero. It takes the place of ``attention_mask`` and ``position_ids``; what each
+                layer makes of the tokens is returned as packed.
             **kwargs: of the backbone, such as ``output_hidden_states`` and ``output_attentions``.
         """
         if row_groups is None and not torch.compiler.is_compiling():  # a graph cannot depend on which rows are how wide
@@ -294,6 +299,9 @@ class LDMModel(LDMPreTrainedModel):
             image_rows,
             row_groups,
         )
+        if packing is not None:
+            shape, tokens = tokens.shape[:2], packing.pack(tokens)
+            attention_mask, position_ids = None, packing.position_ids
         outputs = self.backbone(
             inputs_embeds=tokens,
             attention_mask=attention_mask,
@@ -304,10 +312,14 @@ class LDMModel(LDMPreTrainedModel):
             **kwargs,
         )
         hidden_BTH = outputs.last_hidden_state
+        if packing is not None:
+            hidden_BTH = packing.unpack(hidden_BTH, shape)
         loss = logits_BTAK = None
         if labels is not None:
-            head = self._head_weights(action_kinds.shape[1])
-            total = action_loss(head, hidden_BTH, labels, action_kinds, action_bounds, row_groups, self.config)
+            batch = hidden_BTH, labels, action_kinds, action_bounds
+            if packing is not None:
+                batch, row_groups = packing.single_transitions(*batch), packing.slots
+            total = action_loss(self._head_weights(action_kinds.shape[1]), *batch, row_groups, self.config)
             labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
             loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:

@@ -10,7 +10,7 @@ reference action for the observation at t. ``LDMProcessor.align`` is the one pla
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from transformers import BatchFeature, ProcessorMixin
 from .configuration_ldm import LDMConfig
 from .quantization_ldm import MU_LAW, ActionCode
 from .spaces_ldm import (
-    ABSENT,
     CONTINUOUS,
     DISCRETE,
     IMAGE_SIZE,
@@ -273,62 +272,6 @@ def _shift(array: np.ndarray, first: int) -> np.ndarray:
     shifted[0] = first
     shifted[1:] = array[:-1]
     return shifted
-
-
-RowsByWidth = list[tuple[int, torch.Tensor]]
-"""Numbers of slots, each with the rows of a batch that have that many, int64 of shape (R,)."""
-
-
-class SlotRows(NamedTuple):
-    """The rows of a batch whose action slot ``slot`` is of a kind, int64 of shape (R,)."""
-
-    slot: int
-    kind: int
-    rows: torch.Tensor
-
-
-class RowGroups(NamedTuple):
-    """Which rows of a batch are computed together. All but ``rows`` is the host's, so that no device is waited for.
-
-    Attributes:
-        rows: those of all groups, one group after the other, int64 of shape (N,).
-        observations, actions: numbers of slots, each with the number of rows that have that many.
-        slots: action slots and kinds, each with the number of rows where the slot is of that kind.
-    """
-
-    rows: torch.Tensor
-    observations: tuple[tuple[int, int], ...]
-    actions: tuple[tuple[int, int], ...]
-    slots: tuple[tuple[int, int, int], ...]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowGroups":
-        """The same with the rows on a device."""
-        return self._replace(rows=self.rows.to(device, non_blocking=non_blocking))
-
-    def split(self) -> tuple[RowsByWidth, RowsByWidth, list[SlotRows]]:
-        """The groups by observation slots, by action slots, and by each action slot's kind."""
-        sizes = [group[-1] for groups in self[1:] for group in groups]
-        parts = iter(self.rows.split(sizes))
-        observations, actions = (
-            [(width, next(parts)) for width, _ in each] for each in (self.observations, self.actions)
-        )
-        return observations, actions, [SlotRows(slot, kind, next(parts)) for slot, kind, _ in self.slots]
-
-
-def group_rows(observation_kinds: torch.Tensor, action_kinds: torch.Tensor) -> RowGroups:
-    """Group the rows of a batch by what they have; where kinds (B, S) and (B, A) are a device's, it is waited for."""
-    parts, groups = [], []
-    for kinds_BS in (observation_kinds.cpu(), action_kinds.cpu()):
-        widths_B = (kinds_BS != ABSENT).sum(1)
-        found = [(width, (widths_B == width).nonzero().squeeze(1)) for width in widths_B.unique().tolist()]
-        groups.append(tuple((width, len(rows)) for width, rows in found))
-        parts += [rows for _, rows in found]
-    slots = []
-    for slot, kinds_B in enumerate(action_kinds.cpu().unbind(1)):
-        for kind in kinds_B[kinds_B != ABSENT].unique().tolist():
-            parts.append((kinds_B == kind).nonzero().squeeze(1))
-            slots.append((slot, kind, len(parts[-1])))
-    return RowGroups(torch.cat(parts).to(action_kinds.device), groups[0], groups[1], tuple(slots))
 
 
 def _checked_labels(sequence: TokenSequence) -> np.ndarray:

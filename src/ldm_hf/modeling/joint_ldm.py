@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .packing_ldm import group_rows
 from .policy_ldm import LDMPolicy, RolloutCache, decode, sharing
-from .processing_ldm import group_rows
 from .quantization_ldm import ActionCode
 
 ATTENTION = "ldm_joint"

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_ldm import LDMConfig
-from .processing_ldm import RowGroups, SlotRows
+from .packing_ldm import RowGroups, SlotRows
 from .quantization_ldm import ActionCode
 from .spaces_ldm import ABSENT, CONTINUOUS, DISCRETE
 

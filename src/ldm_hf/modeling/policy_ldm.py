@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten
 from transformers import Cache, LlamaModel, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor, group_rows
+from .packing_ldm import group_rows
+from .processing_ldm import NOT_DONE, START, TERMINATED, TRUNCATED, LDMProcessor
 from .quantization_ldm import ActionCode
 from .spaces_ldm import CONTINUOUS, SlotLayout, Transitions
 
@@ -33,6 +34,10 @@ CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters e
 _TOKENS_AT_ONCE = 4096
 """Transitions that are read at a time when a context is rebuilt: what is in between takes memory for so many."""
 
+
+_READ_AHEAD = 64
+"""Transitions of the newer half of a context that are read at a time, before it takes over: a pass of fewer takes nearly as
+long where weights have to be read from memory, and one of more holds up the step before which it comes."""
 
 _LARGE = 2**18
 """Weights of a layer that is packed, at least. oneDNN shares out even the smallest product among all threads, and where
@@ -45,8 +50,10 @@ _REPEATED = 0.5
 class LDMPolicy:
     """Acts in a batch of environments, which may be of different kinds, one transition per step.
 
-    The context starts empty and is kept across episodes. A key-value cache makes a step cost one token; when the context
-    is full, its newer half is read again from the raw transitions and the rollout continues from there.
+    The context starts empty and is kept across episodes. A key-value cache makes a step cost one token. When the context is
+    full, its older half is forgotten, and the rollout continues as if it had begun with the newer one. That half is read a
+    second time, from the raw transitions and while it is being filled, so that no step has to wait for all of it; how it
+    is divided changes only the order of sums.
 
     The weights are those of the moment: a policy does not notice that its model is trained further.
 
@@ -108,7 +115,10 @@ class LDMPolicy:
         layouts = self._observation_layouts, self._action_layouts
         self._context = RolloutContext(*layouts, self.context_length, processor.image_size, device)
         devices = [acting_device(layer) for layer in model.backbone.layers]
-        self._cache = RolloutCache.allocate(model.config, len(self), self.context_length, model.dtype, devices)
+        self._cache, self._next_cache = (
+            RolloutCache.allocate(model.config, len(self), capacity, model.dtype, devices)
+            for capacity in (self.context_length, self.context_length // 2)
+        )
         self._last_actions = np.zeros((len(self), max(layout.num_slots for layout in layouts[1])), np.float32)
         self._first_rewards: np.ndarray | None = None
         self._rewards_differ = np.zeros(len(self), bool)
@@ -163,16 +173,21 @@ class LDMPolicy:
             raise ValueError("rewards, terminated and truncated belong to every call but the first")
         # Read all observations before anything is changed, so that a bad one leaves the rollout as it was.
         flat = [layout.flatten(value) for layout, value in zip(self._observation_layouts, observations, strict=True)]
-        if self.is_full:
-            self._rebuild()
+        if self.num_reads:
+            self._read_ahead()
+        if self._context.length == self.context_length:
+            self._forget()
         self._context.append(flat, self._last_actions, outcome)
         self._remembered = None
         self._compare(rewards)
 
     @property
-    def is_full(self) -> bool:
-        """Whether the next transition makes the older half of the context be forgotten, and the newer one read again."""
-        return self._context.length == self.context_length
+    def num_reads(self) -> int:
+        """Transitions, of all environments, that are read a second time before the next one."""
+        half = self.context_length // 2
+        waiting = self._context.length - (self.context_length - half) - self._next_cache.get_seq_length()
+        is_due = waiting * len(self) >= _READ_AHEAD or self._context.length == self.context_length
+        return waiting * len(self) if waiting > 0 and is_due else 0
 
     def remember(self, recorded: Transitions) -> None:
         """Begin with recorded transitions in the context of every environment, as if it had just seen them.
@@ -208,14 +223,15 @@ class LDMPolicy:
             ends = (recorded.rewards[step], recorded.terminated[step], recorded.truncated[step])
             self._remembered = tuple([value] * rows for value in ends)  # type: ignore[assignment]
             self._compare([float(recorded.rewards[step])] * rows)
-        self._read(len(recorded))
+        self._read(self._cache, 0, len(recorded))
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these environments only, in this order."""
         self._observation_layouts = [self._observation_layouts[row] for row in rows]
         self._action_layouts = [self._action_layouts[row] for row in rows]
         self._context.select(rows, self._observation_layouts, self._action_layouts)
-        self._cache = self._cache.select(torch.as_tensor(rows, dtype=torch.int64, device=self._device))
+        chosen = torch.as_tensor(rows, dtype=torch.int64, device=self._device)
+        self._cache, self._next_cache = self._cache.select(chosen), self._next_cache.select(chosen)
         self._describe()
         self._last_actions = self._last_actions[list(rows), : self._low.shape[1]]
         self._rewards_differ, self._noise_BAK = self._rewards_differ[list(rows)], None
@@ -242,21 +258,29 @@ class LDMPolicy:
         inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self._device) if images else None
         return inputs
 
-    def _rebuild(self) -> None:
-        """Forget the older half of the context and read the newer half again, a few rows at a time."""
+    def _read_ahead(self) -> None:
+        """Read what there is of the newer half into the cache that takes over."""
+        half = self.context_length - self.context_length // 2
+        self._read(self._next_cache, half + self._next_cache.get_seq_length(), self._context.length)
+
+    def _forget(self) -> None:
+        """Forget the older half of a full context; the newer one has been read."""
         self._context.forget_older_half()
-        self._cache.show(0)
-        self._read(self._context.length)
+        self._cache.take(self._next_cache)
 
     @torch.inference_mode()
-    def _read(self, length: int) -> None:
-        """Fill the cache with the first ``length`` transitions."""
+    def _read(self, cache: "RolloutCache", first: int, stop: int) -> None:
+        """Append transitions of the context to a cache; what an empty one begins with has nothing before it."""
+        before, count = cache.get_seq_length(), stop - first
         # Experts make a feed-forward layer, and what is in between, so many times wider.
-        rows_at_once = max(1, _TOKENS_AT_ONCE // (length * (1 + self.model.config.num_experts)))
+        rows_at_once = max(1, _TOKENS_AT_ONCE // (count * (1 + self.model.config.num_experts)))
         for start in range(0, len(self), rows_at_once):
             rows = slice(start, start + rows_at_once)
-            decode(self.model, self._context.inputs(0, length, rows), self._row_inputs(rows), self._cache.part(rows))
-        self._cache.show(length)
+            inputs = self._context.inputs(first, stop, rows)
+            if not before:
+                inputs["previous_dones"][:, 0] = START
+            decode(self.model, inputs, self._row_inputs(rows), cache.part(rows))
+        cache.show(before + count)
 
     @torch.inference_mode()
     def _forward(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -443,6 +467,15 @@ class RolloutCache(Cache):
         """Hold the first ``length`` tokens in memory."""
         for layer in self.rollout_layers:
             layer.show(length)
+
+    def take(self, other: "RolloutCache") -> None:
+        """Hold the tokens of another cache instead, which is empty then; its memory may be smaller."""
+        length = other.get_seq_length()
+        for mine, theirs in zip(self.memory, other.memory, strict=True):
+            for to, what in zip(mine, theirs, strict=True):
+                to[:, :, :length] = what[:, :, :length]
+        self.show(length)
+        other.show(0)
 
     def part(self, rows: slice) -> "RolloutCache":
         """A cache of some rows, in the same memory."""

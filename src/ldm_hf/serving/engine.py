@@ -47,8 +47,8 @@ class Step:
 
     @property
     def num_reads(self) -> int:
-        """Transitions that the model has to read again before it can act, because the context is full."""
-        return len(self.policy) * (self.policy.context_length // 2) if self.policy.is_full else 0
+        """Transitions that the model reads a second time before it can act."""
+        return self.policy.num_reads
 
 
 class Engine:
@@ -66,11 +66,14 @@ class Engine:
 
     @property
     def bytes_per_environment(self) -> int:
-        """Memory for keys and values of an environment's whole context, which is most of what it takes without images."""
+        """Memory for keys and values of an environment's whole context, and of its newer half once more.
+
+        That is most of what it takes without images.
+        """
         config = self.model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * size * config.max_position_embeddings
-        return numbers * self.model.dtype.itemsize
+        return numbers * self.model.dtype.itemsize * 3 // 2
 
     @property
     def bytes_of_images(self) -> int:

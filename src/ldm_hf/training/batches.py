@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm_hf.errors import InvalidValueError, LDMError
 from ldm_hf.modeling import LDMProcessor
-from ldm_hf.modeling.processing_ldm import TokenSequence, group_rows
+from ldm_hf.modeling.packing_ldm import group_rows, pack_rows
+from ldm_hf.modeling.processing_ldm import TokenSequence
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 from ldm_hf.training.parallel import ignore_termination
@@ -73,9 +74,10 @@ def _collate(processor: LDMProcessor, sequences: Sequence[tuple[TokenSequence, F
 def model_inputs(processor: LDMProcessor, sequences: Sequence[TokenSequence]) -> Inputs:
     """A batch that no device has to be asked about: what depends on its values is found out here, on the host."""
     batch = dict(processor.collate(sequences))
-    return {**batch, "row_groups": group_rows(batch["observation_kinds"], batch["action_kinds"])}
+    groups = group_rows(batch["observation_kinds"], batch["action_kinds"])
+    return {**batch, "row_groups": groups, "packing": pack_rows([len(sequence) for sequence in sequences], groups)}
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """A batch on a device, without waiting for it where the batch is in pinned memory."""
-    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+    return {name: None if value is None else value.to(device, non_blocking=True) for name, value in inputs.items()}
