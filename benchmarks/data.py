@@ -38,6 +38,7 @@ from ldm_hf.executors.local import LocalExecutor
 from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMProcessor
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions, space_to_json
+from ldm_hf.training.chunk_cache import ChunkCache
 from ldm_hf.training.mixture import Mixture
 
 OBSERVATIONS, ACTIONS, EPISODE = 17, 6, 1000
@@ -104,10 +105,14 @@ def reading(rounds: int, seconds: float, folder: Path, lerobot: Path | None, siz
         kind = "image" if images else "vector"
         transitions = size * 2 // 5 if images else size
         dataset = dataset_of_noise(folder / kind, transitions, images)
+        kept = Path(tempfile.mkdtemp(dir=folder))
         contenders: dict[str, Callable[[float], float]] = {
             "ldm_context_256": lambda limit, data=dataset: _batches(data, 256, 32, 32, limit),
             "ldm_context_2048": lambda limit, data=dataset: _batches(data, 2048, 4, 8, limit),
             "ldm_context_256_random": lambda limit, data=dataset: _batches(data, 256, 1, 16, limit),
+            "ldm_context_256_random_cached": lambda limit, data=dataset, cache=kept: _batches(
+                data, 256, 1, 16, limit, cache
+            ),
             "minari_hdf5": _peer("minari_reader.py", sys.executable, folder, transitions, images, "--raw"),
             "minari_arrow": _peer(
                 "minari_reader.py", sys.executable, folder, transitions, images, "--raw", "--format", "arrow"
@@ -174,8 +179,8 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
         rewards = generator.standard_normal(EPISODE, dtype=np.float32)
         ends = np.arange(EPISODE) == EPISODE - 1
         slots = np.empty((EPISODE, 0), np.float32) if vectors is None else vectors[:EPISODE]
-        images = None if seen is None else seen[:EPISODE]
-        episodes.append(Transitions(slots, images, actions, rewards, np.zeros(EPISODE, bool), ends, actions))
+        shown = None if seen is None else seen[:EPISODE]
+        episodes.append(Transitions(slots, shown, actions, rewards, np.zeros(EPISODE, bool), ends, actions))
     whole = Transitions(
         **{
             name: None if value is None else np.concatenate([getattr(one, name) for one in episodes])
@@ -210,10 +215,14 @@ def dataset_of_noise(folder: Path, transitions: int, images: bool) -> Environmen
     return open_dataset(folder)
 
 
-def _batches(dataset: EnvironmentDataset, context: int, per_chunk: int, batch: int, seconds: float) -> float:
+def _batches(
+    dataset: EnvironmentDataset, context: int, per_chunk: int, batch: int, seconds: float, cache: Path | None = None
+) -> float:
     processor = LDMProcessor()
-    # Nothing stays in memory: every chunk is read and decoded whenever it is visited.
-    mixture = Mixture([dataset], processor, context_length=context, sequences_per_chunk=per_chunk, cache_bytes=1)
+    # Without a cache every chunk is read and decoded whenever it is visited.
+    mixture = Mixture([dataset], processor, context_length=context, sequences_per_chunk=per_chunk)
+    if cache is not None:
+        mixture.cache = ChunkCache(cache, 2**40)
     number = 0
 
     def one() -> int:

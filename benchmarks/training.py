@@ -114,7 +114,7 @@ def main() -> None:
     processor = LDMProcessor.for_config(config)
     with tempfile.TemporaryDirectory() as folder:
         dataset = dataset_of_noise(Path(folder) / "vector", 100_000, False)
-        mixture = Mixture([dataset], processor, context_length=options.context, cache_bytes=2**20)
+        mixture = Mixture([dataset], processor, context_length=options.context)
         whole = dict(processor.collate([mixture[index] for index in range(options.batch)]))
         model = partial(LDMModel, config)
         parameters = LDMModel(config).num_parameters()

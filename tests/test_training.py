@@ -158,7 +158,7 @@ def test_loader_workers_change_nothing(data, processor):
     numbers = SequenceNumbers(range(3, 6), 4, 1, 0, 1)
 
     def batches(workers: int):
-        mixture = Mixture(open_datasets(data), processor, context_length=16, cache_bytes=10_000)
+        mixture = Mixture(open_datasets(data), processor, context_length=16)
         return list(DataLoader(mixture, batch_sampler=numbers, collate_fn=processor.collate, num_workers=workers))
 
     for alone, shared in zip(batches(0), batches(2), strict=True):

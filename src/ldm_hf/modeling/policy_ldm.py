@@ -35,7 +35,7 @@ _TOKENS_AT_ONCE = 4096
 """Transitions that are read at a time when a context is rebuilt: what is in between takes memory for so many."""
 
 
-_READ_AHEAD = 64
+_READ_AHEAD = 256
 """Transitions of the newer half of a context that are read at a time, before it takes over: a pass of fewer takes nearly as
 long where weights have to be read from memory, and one of more holds up the step before which it comes."""
 

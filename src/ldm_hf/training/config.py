@@ -159,9 +159,12 @@ class TrainingConfig:
     dataloader_num_workers: Annotated[
         int, Ge(0), Doc("Loader processes of each training process; any number gives the same batches.")
     ] = 0
-    cache_gib: Annotated[float, Ge(0), Lt(math.inf), Doc("Decoded chunks that each loader process keeps, in GiB.")] = (
-        0.5
-    )
+    cache_gib: Annotated[
+        float,
+        Ge(0),
+        Lt(math.inf),
+        Doc("Decoded chunks that are kept for all processes of a node, in GiB of the temporary folder (TMPDIR)."),
+    ] = 2.0
     logging_steps: Annotated[int, Ge(1), Doc("Steps between two entries of the log.")] = 10
     save_steps: Annotated[int, Ge(1), Doc("Steps between two checkpoints.")] = 500
     save_total_limit: Annotated[int, Ge(1), Doc("Checkpoints that are kept.")] = 2

@@ -18,6 +18,7 @@ from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
 from ldm_hf.modeling import LDMModel, LDMProcessor
 from ldm_hf.training.batches import Batch, Failure, Inputs, make_batches, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
+from ldm_hf.training.chunk_cache import node_cache
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import described, training_datasets
 from ldm_hf.training.divergence import RECORD, divergence
@@ -129,6 +130,7 @@ def _run(
     termination = Termination()
     model.train()
     with (
+        node_cache(accelerator, int(config.cache_gib * 2**30)) as mixture.cache,
         contextlib.closing(make_batches(mixture, processor, config, accelerator, start)) as batches,
         contextlib.closing(TrainingLog(accelerator, config, start, progress)) as log,
         termination.heard(),
@@ -260,7 +262,6 @@ def make_mixture(
         sequences_per_chunk=config.sequences_per_chunk,
         augmentation=config.augmentation,
         seed=config.seed,
-        cache_bytes=int(config.cache_gib * 2**30),
     )
 
 

@@ -4,8 +4,7 @@ Sequence number i of a run is decided by the seed and by i only, so a run contin
 number of loader workers, and another number of processes continues where the last one stopped.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from ldm_hf.errors import ConfigError
 from ldm_hf.modeling.processing_ldm import LDMProcessor, TokenSequence
 from ldm_hf.modeling.spaces_ldm import SlotLayout, Transitions
 from ldm_hf.training.augmentation import augment
+from ldm_hf.training.chunk_cache import ChunkCache
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
 _SCHEDULE, _CHUNKS, _OFFSET, _AUGMENTATION = range(4)  # separate random streams
@@ -53,7 +53,9 @@ class Mixture(Dataset[TokenSequence]):
             is long enough. More than 1 saves reading where the data do not fit into the cache.
         augmentation: share of the sequences that are shown as another task would be, see ``augment``.
         seed: of every choice.
-        cache_bytes: decoded chunks that are kept in memory.
+
+    Attributes:
+        cache: of decoded chunks; at first of the newest one only.
     """
 
     def __init__(
@@ -66,7 +68,6 @@ class Mixture(Dataset[TokenSequence]):
         sequences_per_chunk: int = 1,
         augmentation: float = 0.0,
         seed: int = 0,
-        cache_bytes: int = 2**29,
     ):
         self._datasets = list(datasets)
         self._processor = processor
@@ -80,7 +81,7 @@ class Mixture(Dataset[TokenSequence]):
         ]
         self._checks = [ValueChecks(*layouts) for layouts in self._layouts]
         self._turns = _turns_of_a_round(_weights(self._datasets, weights))
-        self._cache = _ChunkCache(cache_bytes)
+        self.cache = ChunkCache()
         self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -96,7 +97,8 @@ class Mixture(Dataset[TokenSequence]):
 
     def __getitem__(self, number: int) -> TokenSequence:
         environment, chunk, start = self.locate(number)
-        transitions = self._cache.get((environment, chunk), self._read)[start : start + self._context_length]
+        window = slice(start, start + self._context_length)
+        transitions = self.cache.read(f"{environment}-{chunk}", window, lambda: self._read(environment, chunk))
         observed, acted = self._layouts[environment]
         random = self._random(_AUGMENTATION, number)
         if random.random() < self._augmentation:
@@ -137,9 +139,8 @@ class Mixture(Dataset[TokenSequence]):
         environment, _, chunk = self._visit(number)
         return min(self._context_length, int(self._datasets[environment].chunk_lengths[chunk]))
 
-    def _read(self, key: tuple[int, int]) -> Transitions:
+    def _read(self, environment: int, chunk: int) -> Transitions:
         """A chunk by environment and number; raises ``DatasetFormatError`` if a value in it cannot be right."""
-        environment, chunk = key
         data = self._datasets[environment]
         transitions = data.chunk(chunk)
         where = f"{data.environment}: {data.file(chunk)}"
@@ -208,28 +209,6 @@ class SequenceNumbers(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self._steps) * len(self._starts)
-
-
-class _ChunkCache:
-    """The chunks that were used last, up to a number of bytes."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._used = 0
-        self._chunks: OrderedDict[tuple[int, int], tuple[Transitions, int]] = OrderedDict()
-
-    def get(self, key: tuple[int, int], read: Callable[[tuple[int, int]], Transitions]) -> Transitions:
-        if key in self._chunks:
-            self._chunks.move_to_end(key)
-            return self._chunks[key][0]
-        transitions = read(key)
-        size = sum(part.nbytes for part in vars(transitions).values() if part is not None)
-        self._chunks[key] = (transitions, size)
-        self._used += size
-        while self._used > self._limit and len(self._chunks) > 1:
-            _, (_, dropped) = self._chunks.popitem(last=False)
-            self._used -= dropped
-        return transitions
 
 
 def _weights(datasets: Sequence[EnvironmentDataset], weights: str | Mapping[str, float]) -> np.ndarray:

@@ -190,7 +190,7 @@ def _memory(config: ExpertsConfig, backbone: LDMModel) -> int:
         config.context_length or shape.max_position_embeddings
     )
     kept = tokens * shape.num_hidden_layers * (32 * shape.intermediate_size + 64 * shape.hidden_size)
-    return _OVERHEAD + 4 * (backbone.num_parameters() + 4 * expert) + kept + int(config.cache_gib * 2**30)
+    return _OVERHEAD + 4 * (backbone.num_parameters() + 4 * expert) + kept
 
 
 def _run(jobs: Sequence[ExpertJob], waiting: list[ExpertJob], make_executor: Callable[[int], Executor]) -> bool:
