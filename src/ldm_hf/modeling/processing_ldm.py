@@ -8,6 +8,7 @@ sequence has none: its done signal is ``START`` and its action and reward contri
 reference action for the observation at t. ``LDMProcessor.align`` is the one place where this shift happens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,10 +262,24 @@ class LDMProcessor(ProcessorMixin):
         rows = [row for row, sequence in enumerate(sequences) if sequence.images is not None]
         if not rows:
             return {}
-        images = np.zeros((len(rows), length, self.image_size, self.image_size, 3), np.uint8)
-        for index, row in enumerate(rows):
-            images[index, : len(sequences[row])] = np.asarray(sequences[row].images)
-        return {"images": torch.from_numpy(images).permute(0, 1, 4, 2, 3), "image_rows": torch.tensor(rows)}
+        images = _empty_images(len(rows), length, self.image_size)
+        for image, row in zip(images.numpy(), rows, strict=True):
+            image[: len(sequences[row])] = sequences[row].images
+            image[len(sequences[row]) :] = 0
+        return {"images": images.permute(0, 1, 4, 2, 3), "image_rows": torch.tensor(rows)}
+
+
+def _empty_images(rows: int, length: int, size: int) -> torch.Tensor:
+    """Memory for images, uint8 of shape (rows, length, size, size, 3).
+
+    A loader process takes it where the others can read it, as torch's own collation does: images would be copied there, and
+    they are most of a batch.
+    """
+    shape = (rows, length, size, size, 3)
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 def _shift(array: np.ndarray, first: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Decoded chunks of a training run, in files that all processes of a node read: each chunk is decoded once on a node.
 
-A file holds a chunk's arrays as safetensors, mapped into memory, so that a sequence copies its own transitions and nothing
-else; the memory is the system's page cache. Chunks are kept as they come until there is no more room. None makes room for
-another: where the data do not fit, any chunk that is kept is as likely to be wanted as any other.
+A file holds a chunk as one numpy array with a record for each transition. It is mapped into memory, the system's page
+cache, so a sequence is where it is, until it is copied into its batch. Chunks are kept as they come until there is no
+more room. None makes room for another: where the data do not fit, any chunk that is kept is as likely to be wanted as
+any other.
 """
 
 import contextlib
@@ -17,8 +18,6 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ldm_hf.modeling.spaces_ldm import Transitions
 
@@ -55,25 +54,30 @@ class ChunkCache:
     def _kept(self, name: str, window: slice) -> Transitions | None:
         if self._folder is None:
             return None
-        with contextlib.suppress(FileNotFoundError), safe_open(self._folder / name, "numpy") as file:
-            columns = {each: file.get_slice(each) for each in file.keys()}  # noqa: SIM118 # it is no mapping
-            within = slice(*window.indices(columns["rewards"].get_shape()[0]))  # it refuses to cut off what is too much
-            found = {each: column[within] for each, column in columns.items()}
-            return Transitions(**{**_OPTIONAL, **found})
-        return None
+        try:
+            records = np.load(self._folder / name, mmap_mode="r")[window]
+        except FileNotFoundError:
+            return None
+        return Transitions(**{**_OPTIONAL, **{field: records[field] for field in records.dtype.names}})
 
     def _keep(self, name: str, transitions: Transitions) -> None:
         """Write a chunk where all read it, if there is room."""
         if self._folder is None:
             return
-        arrays = {each: np.ascontiguousarray(value) for each, value in vars(transitions).items() if value is not None}
+        columns = {field: column for field, column in vars(transitions).items() if column is not None}
+        described = [(field, column.dtype, column.shape[1:]) for field, column in columns.items()]
+        record = np.dtype(described, align=True)
         partial = self._folder / f"{name}.{os.getpid()}"
         try:
-            if not self._take(self._folder / _USED, sum(value.nbytes for value in arrays.values())):
+            if not self._take(self._folder / _USED, record.itemsize * len(transitions)):
                 return
-            save_file(arrays, partial)
+            records = np.empty(len(transitions), record)
+            for field, column in columns.items():
+                records[field] = column
+            with partial.open("wb") as file:
+                np.save(file, records, allow_pickle=False)
             partial.replace(self._folder / name)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             _log.warning(
                 f"decoded chunks are not kept any more: {error}; set cache_gib to what {self._folder} has room for"
             )
