@@ -25,6 +25,7 @@ MENDED = [
     ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "numpy<2"),
     ("AttributeError: module 'numpy' has no attribute 'bool8'", "numpy<2"),
     ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
+    ("TypeError: only 0-dimensional arrays can be converted to Python scalars", "numpy<2"),
     ("step failed: ValueError: not enough values to unpack (expected 5, got 4)", "gym<0.26"),
     ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
     ("ModuleNotFoundError: No module named 'packaging.version'", "packaging"),
@@ -45,6 +46,11 @@ ADVISED = [
     (
         "TypeError: Grid.__init__() missing 2 required positional arguments: 'n' and 'size'",
         '\'{"n": ..., "size": ...}\'',
+    ),
+    (
+        "TypeError: Track.__init__() missing 1 required positional argument: 'rules' was raised from the environment creator "
+        "for track-v0 with kwargs ({'map_name': 'maze'})",
+        '\'{"rules": ...}\'',
     ),
     ("ModuleNotFoundError: No module named 'secret_module.part'", "the package that has secret_module"),
     ("run pip install other-package[all]", "other-package[all]"),

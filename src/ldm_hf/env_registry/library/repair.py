@@ -135,7 +135,7 @@ def _shared_library(match: re.Match[str], manifest: Manifest) -> Diagnosis:
 
 
 def _arguments(match: re.Match[str], manifest: Manifest) -> Diagnosis:
-    names = re.findall(r"'(\w+)'", match[1])
+    names = re.findall(r"'(\w+)'", match[1].partition(" was raised from")[0])  # Gymnasium adds the arguments it has
     example = ", ".join(f'"{name}": ...' for name in names)
     return Diagnosis("it requires arguments", f"give them: --kwargs '{{{example}}}'")
 
@@ -168,7 +168,8 @@ def lacks_arguments(reason: str) -> bool:
 _RULES: list[tuple[str, Rule]] = [
     (_LACKING, _arguments),
     (
-        r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1",
+        r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1"
+        r"|only 0-dimensional arrays can be converted to Python scalars",  # float(np.ones(1)): a warning until NumPy 2.4
         _numpy,
     ),
     (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
