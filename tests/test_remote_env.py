@@ -47,6 +47,7 @@ ODD = Manifest(
     entry_points=(
         *(EntryPoint(kind, "odd_environments:Counting", (kind,)) for kind in KINDS),
         EntryPoint("deaf", "odd_environments:Deaf"),
+        EntryPoint("around", "odd_environments:Around"),
         EntryPoint("nested", "odd_environments:Nested"),
         EntryPoint("meeting", "odd_environments:Meeting"),
         EntryPoint("speaking", "odd_environments:Speaking"),
@@ -213,6 +214,14 @@ def test_seeds_count_where_reset_ignores_them():
     np.testing.assert_array_equal(other.reset(seed=[9, 8])[0], first[0][::-1])
     for one in (envs, other):
         one.close()
+
+
+def test_a_method_seed_that_fails_leaves_the_seed_to_reset():
+    env = remote("around")
+    first = env.reset(seed=5)[0]
+    assert first.any() and not np.array_equal(env.reset(seed=6)[0], first)
+    np.testing.assert_array_equal(env.reset(seed=5)[0], first)
+    env.close()
 
 
 def test_old_environments_are_seeded_and_calls_in_arguments_made():

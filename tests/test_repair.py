@@ -27,6 +27,7 @@ MENDED = [
     ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
     ("TypeError: only 0-dimensional arrays can be converted to Python scalars", "numpy<2"),
     ("step failed: ValueError: not enough values to unpack (expected 5, got 4)", "gym<0.26"),
+    ("AttributeError: 'numpy.random._generator.Generator' object has no attribute 'randint'", "gym<0.26"),
     ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
     ("ModuleNotFoundError: No module named 'packaging.version'", "packaging"),
     ('DependencyNotInstalled: Box2D is not installed, run `pip install "gymnasium[box2d]"`', "gymnasium[box2d]"),
@@ -48,9 +49,9 @@ ADVISED = [
         '\'{"n": ..., "size": ...}\'',
     ),
     (
-        "TypeError: Track.__init__() missing 1 required positional argument: 'rules' was raised from the environment creator "
-        "for track-v0 with kwargs ({'map_name': 'maze'})",
-        '\'{"rules": ...}\'',
+        "Track.__init__() missing 1 required positional argument: 'rules' was raised from the environment creator for "
+        "track-v0 with kwargs ({'map_name': 'maze'})",
+        "'{\"rules\": ...}'",
     ),
     ("ModuleNotFoundError: No module named 'secret_module.part'", "the package that has secret_module"),
     ("run pip install other-package[all]", "other-package[all]"),

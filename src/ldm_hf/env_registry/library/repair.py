@@ -108,6 +108,10 @@ def _old_steps(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return _with_requirement("its steps give four values, as before Gym 0.26", "gym<0.26", manifest)
 
 
+def _old_random_numbers(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return _with_requirement("it draws random numbers as before Gym 0.26", "gym<0.26", manifest)
+
+
 def _display(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     missing = {key: value for key, value in _HEADLESS.items() if key not in manifest.environment}
     repaired = replace(manifest, environment={**manifest.environment, **missing}) if missing else None
@@ -173,6 +177,7 @@ _RULES: list[tuple[str, Rule]] = [
         _numpy,
     ),
     (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
+    (r"Generator' object has no attribute '(?:rand|randn|randint|random_sample)'", _old_random_numbers),
     (r"too many values to unpack \(expected 5\)", _six_values),
     (r"`([\w.-]+)` \(v([\w.]+)\) was included because", _compiled),
     (r"pip install [\"'`]?([\w.-]+\[[\w,.-]+\])", _extra),
