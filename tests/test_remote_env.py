@@ -1,6 +1,7 @@
 """Workers and their clients, without an installation of their own: this interpreter runs the worker."""
 
 import ast
+import dataclasses
 import gc
 import os
 import pickle
@@ -27,6 +28,7 @@ from ldm_hf.env_registry.providers.venv import VenvProvider
 from ldm_hf.env_registry.remote.infos import row_info, vector_info
 from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
+from ldm_hf.env_registry.remote.worker_process import discover
 from ldm_hf.env_registry.worker import compatibility, protocol
 from ldm_hf.env_registry.worker.space_tree import describe
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
@@ -214,6 +216,13 @@ def test_seeds_count_where_reset_ignores_them():
     np.testing.assert_array_equal(other.reset(seed=[9, 8])[0], first[0][::-1])
     for one in (envs, other):
         one.close()
+
+
+def test_what_early_gym_registers_is_found():
+    found = discover(Here(dataclasses.replace(ODD, modules=("old_gym",))))["environments"]
+    old = next(one for one in found if one["registry"] == "gym")
+    assert (old["id"], old["entry_point"]) == ("Counting-v0", "odd_environments:Counting")
+    assert old["max_episode_steps"] == 50
 
 
 def test_a_method_seed_that_fails_leaves_the_seed_to_reset():
