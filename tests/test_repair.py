@@ -54,6 +54,7 @@ ADVISED = [
         "'{\"rules\": ...}'",
     ),
     ("ModuleNotFoundError: No module named 'secret_module.part'", "the package that has secret_module"),
+    ("ImportError: cannot import name 'Mapping' from 'collections' (collections/__init__.py)", "--python 3.9"),
     ("run pip install other-package[all]", "other-package[all]"),
     ("ImportError: libGLU.so.1: cannot open shared object file", "--system-package"),
     ("took 31 of 1000 random steps in the time allowed", "--timeout"),

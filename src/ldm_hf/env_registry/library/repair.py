@@ -112,6 +112,10 @@ def _old_random_numbers(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return _with_requirement("it draws random numbers as before Gym 0.26", "gym<0.26", manifest)
 
 
+def _old_python(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return Diagnosis("it, or what it requires, was written for Python 3.9 or older", "ask for that: --python 3.9")
+
+
 def _display(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     missing = {key: value for key, value in _HEADLESS.items() if key not in manifest.environment}
     repaired = replace(manifest, environment={**manifest.environment, **missing}) if missing else None
@@ -178,6 +182,7 @@ _RULES: list[tuple[str, Rule]] = [
     ),
     (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
     (r"Generator' object has no attribute '(?:rand|randn|randint|random_sample)'", _old_random_numbers),
+    (r"cannot import name '\w+' from 'collections'|module 'collections' has no attribute", _old_python),
     (r"too many values to unpack \(expected 5\)", _six_values),
     (r"`([\w.-]+)` \(v([\w.]+)\) was included because", _compiled),
     (r"pip install [\"'`]?([\w.-]+\[[\w,.-]+\])", _extra),
