@@ -92,6 +92,25 @@ class Deaf(gymnasium.Env):
         return np.zeros(2, np.float32), 0.0, True, False, {}
 
 
+class Around(gymnasium.Env):
+    """Hands everything on to the environment in it, its seed also by a method that this one does not have."""
+
+    observation_space = BOX
+    action_space = spaces.Discrete(3)
+
+    def __init__(self):
+        self.inner = gymnasium.make("CartPole-v1").unwrapped
+
+    def seed(self, seed):
+        self.inner.seed(seed)
+
+    def reset(self, **kwargs):
+        return self.inner.reset(**kwargs)[0][:2], {}
+
+    def step(self, action):
+        return self.inner.step(action % 2)[0][:2], 0.0, True, False, {}
+
+
 class Nested(gymnasium.Env):
     """Observes and takes values of every kind of space."""
 

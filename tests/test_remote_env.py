@@ -1,6 +1,7 @@
 """Workers and their clients, without an installation of their own: this interpreter runs the worker."""
 
 import ast
+import dataclasses
 import gc
 import os
 import pickle
@@ -27,6 +28,7 @@ from ldm_hf.env_registry.providers.venv import VenvProvider
 from ldm_hf.env_registry.remote.infos import row_info, vector_info
 from ldm_hf.env_registry.remote.vector_env import RemoteEnv, RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
+from ldm_hf.env_registry.remote.worker_process import discover
 from ldm_hf.env_registry.worker import compatibility, protocol
 from ldm_hf.env_registry.worker.space_tree import describe
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
@@ -47,6 +49,7 @@ ODD = Manifest(
     entry_points=(
         *(EntryPoint(kind, "odd_environments:Counting", (kind,)) for kind in KINDS),
         EntryPoint("deaf", "odd_environments:Deaf"),
+        EntryPoint("around", "odd_environments:Around"),
         EntryPoint("nested", "odd_environments:Nested"),
         EntryPoint("meeting", "odd_environments:Meeting"),
         EntryPoint("speaking", "odd_environments:Speaking"),
@@ -213,6 +216,21 @@ def test_seeds_count_where_reset_ignores_them():
     np.testing.assert_array_equal(other.reset(seed=[9, 8])[0], first[0][::-1])
     for one in (envs, other):
         one.close()
+
+
+def test_what_early_gym_registers_is_found():
+    found = discover(Here(dataclasses.replace(ODD, modules=("old_gym",))))["environments"]
+    old = next(one for one in found if one["registry"] == "gym")
+    assert (old["id"], old["entry_point"]) == ("Counting-v0", "odd_environments:Counting")
+    assert old["max_episode_steps"] == 50
+
+
+def test_a_method_seed_that_fails_leaves_the_seed_to_reset():
+    env = remote("around")
+    first = env.reset(seed=5)[0]
+    assert first.any() and not np.array_equal(env.reset(seed=6)[0], first)
+    np.testing.assert_array_equal(env.reset(seed=5)[0], first)
+    env.close()
 
 
 def test_old_environments_are_seeded_and_calls_in_arguments_made():

@@ -25,7 +25,9 @@ MENDED = [
     ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "numpy<2"),
     ("AttributeError: module 'numpy' has no attribute 'bool8'", "numpy<2"),
     ("ModuleNotFoundError: No module named 'pkg_resources'", "setuptools<81"),
+    ("TypeError: only 0-dimensional arrays can be converted to Python scalars", "numpy<2"),
     ("step failed: ValueError: not enough values to unpack (expected 5, got 4)", "gym<0.26"),
+    ("AttributeError: 'numpy.random._generator.Generator' object has no attribute 'randint'", "gym<0.26"),
     ("ModuleNotFoundError: No module named 'cv2'", "opencv-python-headless"),
     ("ModuleNotFoundError: No module named 'packaging.version'", "packaging"),
     ('DependencyNotInstalled: Box2D is not installed, run `pip install "gymnasium[box2d]"`', "gymnasium[box2d]"),
@@ -46,7 +48,13 @@ ADVISED = [
         "TypeError: Grid.__init__() missing 2 required positional arguments: 'n' and 'size'",
         '\'{"n": ..., "size": ...}\'',
     ),
+    (
+        "Track.__init__() missing 1 required positional argument: 'rules' was raised from the environment creator for "
+        "track-v0 with kwargs ({'map_name': 'maze'})",
+        "'{\"rules\": ...}'",
+    ),
     ("ModuleNotFoundError: No module named 'secret_module.part'", "the package that has secret_module"),
+    ("ImportError: cannot import name 'Mapping' from 'collections' (collections/__init__.py)", "--python 3.9"),
     ("run pip install other-package[all]", "other-package[all]"),
     ("ImportError: libGLU.so.1: cannot open shared object file", "--system-package"),
     ("took 31 of 1000 random steps in the time allowed", "--timeout"),

@@ -108,6 +108,14 @@ def _old_steps(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     return _with_requirement("its steps give four values, as before Gym 0.26", "gym<0.26", manifest)
 
 
+def _old_random_numbers(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return _with_requirement("it draws random numbers as before Gym 0.26", "gym<0.26", manifest)
+
+
+def _old_python(match: re.Match[str], manifest: Manifest) -> Diagnosis:
+    return Diagnosis("it, or what it requires, was written for Python 3.9 or older", "ask for that: --python 3.9")
+
+
 def _display(match: re.Match[str], manifest: Manifest) -> Diagnosis:
     missing = {key: value for key, value in _HEADLESS.items() if key not in manifest.environment}
     repaired = replace(manifest, environment={**manifest.environment, **missing}) if missing else None
@@ -135,7 +143,7 @@ def _shared_library(match: re.Match[str], manifest: Manifest) -> Diagnosis:
 
 
 def _arguments(match: re.Match[str], manifest: Manifest) -> Diagnosis:
-    names = re.findall(r"'(\w+)'", match[1])
+    names = re.findall(r"'(\w+)'", match[1].partition(" was raised from")[0])  # Gymnasium adds the arguments it has
     example = ", ".join(f'"{name}": ...' for name in names)
     return Diagnosis("it requires arguments", f"give them: --kwargs '{{{example}}}'")
 
@@ -168,10 +176,13 @@ def lacks_arguments(reason: str) -> bool:
 _RULES: list[tuple[str, Rule]] = [
     (_LACKING, _arguments),
     (
-        r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1",
+        r"`np\.\w+` was removed|module 'numpy' has no attribute '\w+'|numpy\.dtype size changed|compiled using NumPy 1"
+        r"|only 0-dimensional arrays can be converted to Python scalars",  # float(np.ones(1)): a warning until NumPy 2.4
         _numpy,
     ),
     (r"not enough values to unpack \(expected 5, got 4\)", _old_steps),
+    (r"Generator' object has no attribute '(?:rand|randn|randint|random_sample)'", _old_random_numbers),
+    (r"cannot import name '\w+' from 'collections'|module 'collections' has no attribute", _old_python),
     (r"too many values to unpack \(expected 5\)", _six_values),
     (r"`([\w.-]+)` \(v([\w.]+)\) was included because", _compiled),
     (r"pip install [\"'`]?([\w.-]+\[[\w,.-]+\])", _extra),

@@ -286,7 +286,9 @@ class Environment:
         if (self._seeds_by_method or not self._takes_seed) and hasattr(seeded, "seed"):
             try:
                 seeded.seed(seed)
-            except TypeError:  # procgen's takes no seed: it cannot be seeded here, which validation finds out.
+            except (TypeError, AttributeError):
+                # procgen's takes no seed, OCAtari's hands it to a method that Gymnasium no longer has: what that comes to is
+                # found out by validation.
                 pass
 
     def _ignored(self, seed):

@@ -73,7 +73,8 @@ class Server:
         found = []
         for registry, specs in compatibility.registries():
             for name, spec in list(specs.items()):
-                entry_point = getattr(spec, "entry_point", None)
+                # Early versions of Gym keep it under the second name.
+                entry_point = getattr(spec, "entry_point", getattr(spec, "_entry_point", None))
                 entry_point = getattr(entry_point, "func", entry_point)  # of a functools.partial
                 if not isinstance(entry_point, str):
                     entry_point = "{}:{}".format(
