@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 from conftest import CARTPOLE
 from ldm_hf.utils import processes
@@ -109,3 +111,41 @@ def test_processes_of_a_launch_say_a_line_once(tmp_path, monkeypatch):
     assert processes.is_first_to_say("same") and processes.is_first_to_say("same")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(Path("/nowhere/at/all/error.json")))
     assert processes.is_first_to_say("same")
+
+
+@pytest.mark.long
+def test_an_elastic_run_survives_a_node_that_is_killed(data, tmp_path):
+    """Two launchers on one machine are two nodes: the second is killed and launched again, and the weights are the same."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def node(rank: int, settings: Path, *elastic: str) -> subprocess.Popen:
+        options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(rank), *elastic]
+        options += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), *OPTIONS[2:6]]
+        command = [sys.executable, "-m", "ldm_hf", "launch", *options, "-m", "ldm_hf", "train", "--config", settings]
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        return subprocess.Popen(list(map(str, command)), env=variables, start_new_session=True)
+
+    changes = {"max_steps": 400, "save_steps": 20}
+    whole, broken = (
+        write_settings(tmp_path / f"{name}.yaml", toy_settings(data, tmp_path / name, **changes))
+        for name in ("whole", "broken")
+    )
+    alone = [node(rank, whole) for rank in (0, 1)]
+    assert [one.wait(300) for one in alone] == [0, 0]
+    # By their names both are the first node, so each is told whether it holds the meeting place.
+    elastic = [
+        ("--rdzv_backend", "c10d", "--max_restarts", "5", "--rdzv_conf", f"is_host={host}")
+        for host in ("true", "false")
+    ]
+    first, second = (node(rank, broken, *elastic[rank]) for rank in (0, 1))
+    while not any((tmp_path / "broken").glob("**/checkpoint-*")):
+        assert first.poll() is None and time.sleep(0.05) is None
+    for process in [second, *psutil.Process(second.pid).children(recursive=True)]:
+        os.kill(process.pid, signal.SIGKILL)
+    second.wait()
+    again = node(1, broken, *elastic[1])
+    assert (first.wait(300), again.wait(300)) == (0, 0)
+    expected, found = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
+    for name, weights in expected.items():
+        np.testing.assert_array_equal(found[name], weights, err_msg=name)

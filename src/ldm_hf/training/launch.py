@@ -5,6 +5,7 @@ it starts cannot prevent that. This is the same launcher, called as a library, a
 """
 
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from subprocess import CalledProcessError
@@ -23,6 +24,8 @@ def launch(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # Elastic: a node that comes back would wait for an address that the others, who know it, do not give again.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     chosen = launch_command_parser().parse_args(list(arguments))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # What it says, we do.
     signal.signal(signal.SIGTERM, _pass_on)
