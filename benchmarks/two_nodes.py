@@ -161,7 +161,7 @@ def killed(nodes: Nodes, folder: Path, data: Path) -> float:
 
 
 def projection(parameters: int, tflops: float) -> list[list[str]]:
-    """A step of 308m on two nodes of 8 GPUs that reach so many TFLOP/s, by what the counted bytes say a step sends.
+    """A step of 308m on two nodes of 8 GPUs, each at ``tflops``, by what the counted bytes say a step sends.
 
     Gradients are float32, gathered weights bfloat16. DDP reduces once a step, while the last of 8 passes goes backward;
     FSDP2 gathers weights twice a pass. Rings cross the link between the nodes once in each direction.

@@ -184,8 +184,7 @@ class LDMPolicy:
     @property
     def num_reads(self) -> int:
         """Transitions, of all environments, that are read a second time before the next one."""
-        half = self.context_length // 2
-        waiting = self._context.length - (self.context_length - half) - self._next_cache.get_seq_length()
+        waiting = self._context.length - self._read_so_far
         is_due = waiting * len(self) >= _READ_AHEAD or self._context.length == self.context_length
         return waiting * len(self) if waiting > 0 and is_due else 0
 
@@ -258,10 +257,14 @@ class LDMPolicy:
         inputs["image_rows"] = torch.tensor(images, dtype=torch.int64, device=self._device) if images else None
         return inputs
 
+    @property
+    def _read_so_far(self) -> int:
+        """Where in the context the second reading continues: it begins with the newer half."""
+        return self.context_length - self.context_length // 2 + self._next_cache.get_seq_length()
+
     def _read_ahead(self) -> None:
         """Read what there is of the newer half into the cache that takes over."""
-        half = self.context_length - self.context_length // 2
-        self._read(self._next_cache, half + self._next_cache.get_seq_length(), self._context.length)
+        self._read(self._next_cache, self._read_so_far, self._context.length)
 
     def _forget(self) -> None:
         """Forget the older half of a full context; the newer one has been read."""

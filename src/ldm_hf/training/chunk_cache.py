@@ -85,7 +85,7 @@ class ChunkCache:
             partial.unlink(missing_ok=True)
 
     def _take(self, account: Path, size: int) -> bool:
-        """Whether there is room for so many bytes, which then are taken."""
+        """Whether there is room for ``size`` bytes, which then are taken."""
         if size > self._limit:
             return False
         with account.open("a+b") as file:
