@@ -34,6 +34,12 @@ from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.mixture import Mixture, SequenceNumbers
 
+OTHERS: dict[str, Any] = {
+    "gato": Gato,
+    "jat": partial(Jat, backbone=llama),
+    "jat_gpt_neo": partial(Jat, backbone=gpt_neo),
+}
+
 
 class Trainer:
     """Forward and backward passes of a module, which is made again for each measurement: one is in memory at a time."""
@@ -102,6 +108,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="Processes that load the dataset.")
+    parser.add_argument(
+        "--others", nargs="*", choices=OTHERS, default=list(OTHERS), help="To compare with; default: all."
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--peak-tflops", type=float, help="Of the device, to state the utilisation.")
@@ -122,11 +131,8 @@ def main() -> None:
             "ldm": Trainer(model, itertools.repeat(whole), options),
             "ldm_from_disk": Trainer(model, from_disk(mixture, processor, options), options),
         }
-        for name, build in {
-            "gato": partial(Gato, config),
-            "jat": partial(Jat, config, backbone=llama),
-            "jat_gpt_neo": partial(Jat, config, backbone=gpt_neo),
-        }.items():
+        for name in options.others:
+            build = partial(OTHERS[name], config)
             other = partial(with_parameters, build, parameters)
             # About as many tokens a pass as ours: more would not fit.
             sequences = max(1, options.batch // build.func.tokens)
@@ -135,7 +141,7 @@ def main() -> None:
         contenders = {name: trainer.measure for name, trainer in trainers.items()}
         rates = take_turns(contenders, options.rounds, options.seconds)
     figures = {f"{name}_transitions_per_second": float(np.median(found)) for name, found in rates.items()}
-    for name, other in [("ldm", "gato"), ("ldm", "jat"), ("ldm", "jat_gpt_neo"), ("ldm_from_disk", "ldm")]:
+    for name, other in [*(("ldm", other) for other in options.others), ("ldm_from_disk", "ldm")]:
         figures[f"{name}_over_{other}"] = ratio(rates, name, other)[1]
     figures["flops_per_transition"] = flops(config)
     if options.peak_tflops:
