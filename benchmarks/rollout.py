@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy, LDMProcessor
-from ldm_hf.modeling.policy_ldm import decode
+from ldm_hf.modeling.steps_ldm import decode
 
 OBSERVATIONS, ACTIONS = 17, 6
 

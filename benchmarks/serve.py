@@ -177,7 +177,7 @@ def _figures(found: list[tuple[int, list[float]]], seconds: float, metrics: dict
 def in_process(total: int, seconds: float, rows: int) -> dict[str, float]:
     """The same environments and the same model in this process, as policies of ``rows`` environments."""
     from ldm_hf.hub.pretrained import load_pretrained
-    from ldm_hf.modeling.policy_ldm import packed
+    from ldm_hf.modeling.steps_ldm import packed
 
     model, processor = load_pretrained(MODEL)
     acting, envs = packed(model.eval()), environments(total)

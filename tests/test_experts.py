@@ -28,8 +28,8 @@ from ldm_hf.experiments.m3dt.grouping import _points, even_clusters, gradient_gr
 from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, is_router, load_stage, put_expert
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
 from ldm_hf.modeling.experts_ldm import LDMExperts
-from ldm_hf.modeling.policy_ldm import PackedLinear
 from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.modeling.steps_ldm import PackedLinear
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.loop import train
 from sequences import CAMERA, CONTROL, GRID, tokens, without_labels
@@ -116,7 +116,7 @@ def test_settings_that_mean_nothing_are_refused():
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
 def test_rollouts_with_experts_equal_recomputation(mixture_model, processor, compiled, monkeypatch):
-    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._LARGE", 32 * 64)
+    monkeypatch.setattr("ldm_hf.modeling.steps_ldm._LARGE", 32 * 64)
     policy = LDMPolicy(mixture_model, processor, MIXED, context_length=7, compile=compiled)
     packed = [module for module in policy.model.modules() if isinstance(module, PackedLinear)]
     assert len(packed) in (0, 6 * mixture_model.config.num_hidden_layers)  # of the layer and of its experts; on x86

@@ -6,7 +6,7 @@ import torch
 
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.modeling.joint_ldm import JointStep
-from ldm_hf.modeling.policy_ldm import packed
+from ldm_hf.modeling.steps_ldm import packed
 from sequences import CAMERA, CONTROL, GRID, Spaces
 
 ROLLOUTS = [[CONTROL], [CAMERA, GRID], [GRID], [CONTROL, CONTROL, CAMERA], [GRID]]
@@ -83,7 +83,7 @@ def test_on_a_gpu(model, processor):
 
 
 def test_a_packed_model_is_packed_once(model, processor, monkeypatch):
-    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._LARGE", 1)
+    monkeypatch.setattr("ldm_hf.modeling.steps_ldm._LARGE", 1)
     acting = packed(model)
     assert packed(acting) is acting
     policies = [LDMPolicy(acting, processor, [GRID]) for _ in range(2)]

@@ -9,9 +9,9 @@ import torch
 from gymnasium import spaces
 
 from ldm_hf.modeling import LDMPolicy
-from ldm_hf.modeling.policy_ldm import PackedLinear
 from ldm_hf.modeling.processing_ldm import TokenSequence
 from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.modeling.steps_ldm import PackedLinear
 from sequences import CAMERA, CONTROL, GRID, Spaces
 
 ACCELERATORS = [
@@ -185,7 +185,7 @@ def test_a_narrow_environment_beside_a_wide_one_acts_as_alone_and_costs_what_it_
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="packing is for x86")
 def test_packed_weights_say_the_same_and_are_the_policy_s_own(model, processor, monkeypatch):
-    monkeypatch.setattr("ldm_hf.modeling.policy_ldm._LARGE", 32 * 64)
+    monkeypatch.setattr("ldm_hf.modeling.steps_ldm._LARGE", 32 * 64)
     policy = LDMPolicy(model, processor, MIXED, context_length=7)
     packed = [module for module in policy.model.modules() if isinstance(module, PackedLinear)]
     assert len(packed) == 3 * model.config.num_hidden_layers  # of 32 x 64; those of 32 x 32 stay as they are

@@ -20,8 +20,8 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from ldm_hf.export.int8 import store_as_integers, with_int8_weights
-from ldm_hf.modeling.policy_ldm import CACHE
 from ldm_hf.modeling.processing_ldm import START
+from ldm_hf.modeling.steps_ldm import CACHE
 from ldm_hf.utils.files import replacing
 
 if TYPE_CHECKING:

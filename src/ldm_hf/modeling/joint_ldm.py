@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .memory_ldm import RolloutCache
 from .packing_ldm import group_rows
-from .policy_ldm import LDMPolicy, RolloutCache, decode, sharing
+from .policy_ldm import LDMPolicy
 from .quantization_ldm import ActionCode
+from .steps_ldm import decode, sharing
 
 ATTENTION = "ldm_joint"
 """Name of the attention, as transformers knows it."""

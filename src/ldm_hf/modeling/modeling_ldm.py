@@ -25,10 +25,11 @@ from .configuration_ldm import LDMConfig
 from .experts_ldm import LDMBackbone
 from .loss_ldm import action_loss, mask_bins
 from .packing_ldm import Packing, RowGroups, RowsByWidth, group_rows
-from .policy_ldm import CACHE, LDMPolicy
+from .policy_ldm import LDMPolicy
 from .processing_ldm import START, LDMProcessor
 from .quantization_ldm import ActionCode, mu_law_encode
 from .spaces_ldm import ABSENT, CONTINUOUS
+from .steps_ldm import CACHE
 
 
 @dataclass

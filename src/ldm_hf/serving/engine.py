@@ -10,7 +10,7 @@ import numpy as np
 from ldm_hf.errors import InvalidValueError, LDMError, ServingError, UnsupportedSpaceError, one_line
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.modeling.joint_ldm import JointStep
-from ldm_hf.modeling.policy_ldm import packed
+from ldm_hf.modeling.steps_ldm import packed
 
 if TYPE_CHECKING:
     from ldm_hf.modeling import LDMModel, LDMProcessor
