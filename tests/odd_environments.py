@@ -165,6 +165,34 @@ class Meeting(gymnasium.Env):
         return np.zeros(2, np.float32), 1.0, self.count == 3, False, {}
 
 
+class Gated(gymnasium.Env):
+    """Counts its steps. Until a file exists, it holds steps with the action 1, and later episodes' resets if asked to."""
+
+    observation_space = BOX
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, file, length=99, holds_resets=False):
+        self.file, self.length, self.holds_resets = pathlib.Path(file), length, holds_resets
+        self.episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episodes, self.count = self.episodes + 1, 0
+        if self.holds_resets and self.episodes > 1:
+            self._wait()
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        if action == 1:
+            self._wait()
+        self.count += 1
+        return np.full(2, self.count / 100, np.float32), float(self.count), self.count == self.length, False, {}
+
+    def _wait(self):
+        while not self.file.exists():
+            time.sleep(0.01)
+
+
 class Speaking(gymnasium.Env):
     """Says what to do, in other words at every step."""
 

@@ -48,6 +48,7 @@ class Interrupt:
 CALLS = {
     "step": lambda envs: envs.step(ZEROS),
     "step_wait": lambda envs: (envs.step_async(ZEROS), envs.step_wait()),
+    "send": lambda envs: (envs.send(ZEROS), envs.recv(2)),
     "reset": lambda envs: envs.reset(),
     "call": lambda envs: envs.call("truth"),
     "render": lambda envs: envs.render(),
@@ -71,7 +72,9 @@ def go_on(envs):
         try:
             observations, info = envs.reset()
         except AlreadyPendingCallError:
-            envs.step_wait()
+            for take in (envs.step_wait, lambda: envs.recv(2)):
+                with contextlib.suppress(*REFUSED):
+                    take()
         except EnvironmentFailure:
             pass
         else:

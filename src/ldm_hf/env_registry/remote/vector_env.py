@@ -13,8 +13,9 @@ from gymnasium.vector.utils import batch_space
 
 from ldm_hf.env_registry.experts import checked_actions
 from ldm_hf.env_registry.remote.infos import row_info, vector_info
-from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
-from ldm_hf.env_registry.remote.worker_pool import Step, WorkerPool
+from ldm_hf.env_registry.remote.step import Step
+from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch
+from ldm_hf.env_registry.remote.worker_pool import WorkerPool
 from ldm_hf.env_registry.spec import gymnasium_spec
 from ldm_hf.env_registry.worker.space_tree import join, split
 from ldm_hf.errors import ConfigError
@@ -74,6 +75,31 @@ class RemoteEnv(gymnasium.Env):
             NoAsyncCallError: there is no step to wait for.
         """
         return self._result(self._pool.receive_step())
+
+    def reset_async(self, *, seed: int | None = None) -> None:
+        """Start an episode without waiting.
+
+        Raises:
+            AlreadyPendingCallError: the step or reset before was not waited for.
+            EnvironmentFailure: as ``reset``.
+        """
+        super().reset(seed=seed)
+        self._pool.send_reset([seed])
+
+    def reset_wait(self) -> tuple[Any, dict[str, Any]]:
+        """What the episode begins with.
+
+        Raises:
+            EnvironmentFailure: as ``reset``.
+            NoAsyncCallError: there is no reset to wait for.
+        """
+        step = self._pool.receive_reset()
+        return self._observation(step), row_info(step.infos[0][0], 0)
+
+    @property
+    def awaited(self) -> WorkerBatch | None:
+        """What ``wait_for_workers`` waits for after ``step_async`` or ``reset_async``."""
+        return self._pool.awaited(0)
 
     def render(self) -> Any:
         """The frame as uint8 of shape (height, width, 3), a list of frames or a text, as the render mode says; or None."""
@@ -237,6 +263,41 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
         """What each environment renders, see ``RemoteEnv.render``."""
         return tuple(self._pool.render())
 
+    def send(self, actions: Any, env_ids: Sequence[int] | np.ndarray | None = None) -> None:
+        """Have some environments take their actions without waiting; ``recv`` hands over those that are ready.
+
+        As EnvPool's ``send`` and ``recv``: slow environments do not hold fast ones. Those of one worker step together, so
+        give each environment a worker (``num_workers=num_envs``) where they differ.
+
+        Args:
+            actions: a batch, of as many environments as there are ids.
+            env_ids: which, all of those of a worker one after another, as ``recv`` gives them; by default all.
+
+        Raises:
+            ConfigError: the ids are not those of whole workers, or of one that is still stepping.
+            InvalidValueError: the actions do not have the shape of the action space.
+            AlreadyPendingCallError: a ``step_async`` was not waited for.
+        """
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
+        self._pool.send_rows(ids, split(self._pool.description["action_space"], actions))
+
+    def recv(self, batch_size: int = 1) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Wait until at least ``batch_size`` of the environments that were sent actions are ready.
+
+        Until all have been received, ``step``, ``reset`` and everything else is refused.
+
+        Returns:
+            As ``step``, of those that are ready; ``info["env_id"]`` says which these are.
+
+        Raises:
+            EnvironmentFailure: a worker failed, or an environment raised an exception. The others can still be received;
+                after that ``reset`` replaces it.
+            NoAsyncCallError: no environment was sent an action.
+        """
+        env_ids, step = self._pool.receive_rows(batch_size)
+        observation, rewards, terminated, truncated, info = self._result(step)
+        return observation, rewards, terminated, truncated, {**info, "env_id": env_ids}
+
     def has_attr(self, name: str) -> bool:
         """Whether every environment, or what its wrappers wrap, has an attribute."""
         return "nothing" not in self._pool.ask("has", name=name)
@@ -300,7 +361,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
 
     def _final_info(self, step: Step) -> dict[str, Any]:
         ended = step.ends.any(axis=0)
-        observations = np.full(self.num_envs, None, object)
+        observations = np.full(len(ended), None, object)
         for index in np.flatnonzero(ended):
             parts = iter([part[index] for part in step.final_observations])
             observations[index] = join(self._pool.description["observation_space"], parts)

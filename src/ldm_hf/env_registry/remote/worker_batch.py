@@ -120,9 +120,19 @@ class WorkerBatch:
         mask: Sequence[bool] | None = None,
     ) -> dict[str, Any]:
         """Reset the environments of the mask, or all; the observations are in ``shared``."""
+        self.send_reset(seeds, options, mask)
+        return self.receive("reset")
+
+    def send_reset(
+        self,
+        seeds: Sequence[int | None],
+        options: Sequence[dict[str, Any] | None],
+        mask: Sequence[bool] | None = None,
+    ) -> None:
+        """The same without waiting."""
         flags = None if mask is None else [bool(flag) for flag in mask]
         request = {"seeds": list(seeds), "options": list(options), "mask": flags}
-        return self._worker.ask(self.settings.step_timeout, do="reset", **request)
+        self._worker.send(self.settings.step_timeout, do="reset", **request)
 
     def write_actions(self, actions: Sequence[Any]) -> list[list[Any]] | None:
         """Write actions, one batched array a leaf of the action space, where the worker reads them.
@@ -161,6 +171,15 @@ class WorkerBatch:
             self._worker.send(self.settings.step_timeout, do="step", actions=inline)
 
     @property
+    def deadline(self) -> float:
+        """When what was sent has to end, of ``time.monotonic``."""
+        return self._worker.deadline
+
+    def fileno(self) -> int:
+        """Of what becomes readable when that has ended."""
+        return self._worker.fileno()
+
+    @property
     def ended(self) -> bool:
         """Whether the worker is gone."""
         return self._worker.ended
@@ -170,9 +189,9 @@ class WorkerBatch:
         if self.shared.number[0] != self._worker.number:
             raise ValueError(f"its numbers are those of request {self.shared.number[0]}, not {self._worker.number}")
 
-    def receive_step(self) -> dict[str, Any]:
-        """Wait for the step's end; its numbers are in ``shared``, infos in what is returned."""
-        return self._worker.receive(self.settings.step_timeout, "step", spin=self._spin)
+    def receive(self, doing: str) -> dict[str, Any]:
+        """Wait for the end of what was sent, a step or a reset; numbers are in ``shared``, infos in what is returned."""
+        return self._worker.receive(self.settings.step_timeout, doing, spin=self._spin)
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Send any other request and wait for its answer."""

@@ -1,18 +1,20 @@
 """Several workers as one batch of environments, and what happens when one of them fails."""
 
+import copy
 import enum
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 
 from ldm_hf.env_registry.remote.infos import Columns, check
-from ldm_hf.env_registry.remote.worker_batch import RemoteSettings, WorkerBatch
+from ldm_hf.env_registry.remote.ready import wait_for_workers
+from ldm_hf.env_registry.remote.step import Step
+from ldm_hf.env_registry.remote.worker_batch import CLIENT_SPIN, RemoteSettings, WorkerBatch
 from ldm_hf.env_registry.worker.decoding import decode
 from ldm_hf.env_registry.worker.space_tree import array_format, leaves
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
@@ -31,29 +33,10 @@ class State(enum.Enum):
 
     READY = enum.auto()
     STEPPING = enum.auto()  # a step was sent, and its end is not awaited yet
+    RESETTING = enum.auto()  # the same of a reset
+    SENT = enum.auto()  # the same of a step of some workers
     INTERRUPTED = enum.auto()  # an exception ended a step or a reset before its answers were taken
     CLOSED = enum.auto()
-
-
-@dataclass
-class Step:
-    """What a step or a reset gave, copied out of the shared memory.
-
-    Attributes:
-        observations: a leaf of the space each: an array of shape (num_envs, ...), or a list where values have no fixed size.
-        final_observations: the same, of those environments whose episode ended in a step that already reset them; empty
-            if there is none.
-        rewards: float64 of shape (num_envs,).
-        ends: terminated and truncated, bool of shape (2, num_envs).
-        infos, final_infos: of each worker: infos by key, number of environments.
-    """
-
-    observations: list[Any]
-    final_observations: list[Any]
-    rewards: np.ndarray
-    ends: np.ndarray
-    infos: list[tuple[Columns | None, int]]
-    final_infos: list[tuple[Columns | None, int]]
 
 
 class WorkerPool:
@@ -80,11 +63,13 @@ class WorkerPool:
         self._state = State.READY
         bounds = [num_envs * worker // num_workers for worker in range(num_workers + 1)]
         self.slices = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self._sizes = [part.stop - part.start for part in self.slices]
         self._spin = num_workers < len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
         self._failures = [0] * num_workers
         self._failed: list[EnvironmentFailure | None] = [None] * num_workers
         self.workers: list[WorkerBatch | None] = [None] * num_workers
         self._last: list[Any] = []
+        self._sent: set[int] = set()  # workers whose step was sent by `send_rows` and not received
         try:
             with ThreadPoolExecutor(min(num_workers, 8)) as pool:
                 list(pool.map(self._start, range(num_workers)))
@@ -102,23 +87,36 @@ class WorkerPool:
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any] | None], mask: np.ndarray | None
     ) -> Step:
         """Reset the environments of the mask, or all; failed workers are replaced first."""
-        self._refuse_while_stepping("reset")
         if mask is not None and self._state is State.INTERRUPTED:
             raise EnvironmentFailure(f"{self.settings.id}: the last call was interrupted; reset all environments")
-        for index, worker in enumerate(self.workers):
-            if worker is None or worker.ended:
-                self._start(index)
+        self._prepare_reset()
 
         def ask(index: int) -> dict[str, Any]:
             part = self.slices[index]
             return self._worker(index).reset(seeds[part], options[part], None if mask is None else mask[part].tolist())
 
-        return self._gather(ask)
+        return self._gather(ask, self._indices())
+
+    def send_reset(self, seeds: Sequence[int | None]) -> None:
+        """Reset all environments without waiting; ``receive_reset`` must follow."""
+        self._prepare_reset()
+        self._state = State.INTERRUPTED
+        for index, part in enumerate(self.slices):
+            self._failed[index] = None
+            self._worker(index).send_reset(seeds[part], [None] * self._sizes[index])
+        self._state = State.RESETTING
+
+    def receive_reset(self) -> Step:
+        """Wait until the environments that were sent to reset have."""
+        self._refuse_when_closed()
+        if self._state is not State.RESETTING:
+            raise NoAsyncCallError("Calling `reset_wait` without any prior call to `reset_async`.", "reset")
+        return self._gather(lambda index: self._worker(index).receive("reset"), self._indices())
 
     def step(self, actions: Sequence[Any]) -> Step:
         """Have every environment take its action; ``actions`` are the leaves of a batch of the action space."""
         self._send_step(actions)
-        return self._gather(self._receive)
+        return self._gather(self._receive, self._indices())
 
     def send_step(self, actions: Sequence[Any]) -> None:
         """Have every environment take its action without waiting; ``receive_step`` must follow."""
@@ -130,7 +128,44 @@ class WorkerPool:
         self._refuse_when_closed()
         if self._state is not State.STEPPING:
             raise NoAsyncCallError("Calling `step_wait` without any prior call to `step_async`.", "step")
-        return self._gather(self._receive)
+        return self._gather(self._receive, self._indices())
+
+    def send_rows(self, rows: np.ndarray, actions: Sequence[Any]) -> None:
+        """Have all environments of some workers take their actions without waiting; ``receive_rows`` must follow.
+
+        Args:
+            rows: numbers of environments, those of a worker one after another.
+            actions: leaves of a batch of the action space, of as many environments.
+        """
+        if self._state is not State.SENT:
+            self._refuse_unless_ready("send")
+        workers = self._workers_of(rows)
+        self._check_number(actions, len(rows))
+        stops = np.cumsum([self._sizes[index] for index in workers])
+        parts = [slice(first, last) for first, last in itertools.pairwise([0, *stops])]
+        self._send(workers, [[values[part] for values in actions] for part in parts])
+        self._sent.update(workers)
+        self._state = State.SENT
+
+    def receive_rows(self, least: int) -> tuple[np.ndarray, Step]:
+        """Wait until at least so many environments that were sent actions are ready, or all: which, and their step."""
+        self._refuse_when_closed()
+        if self._state is not State.SENT:
+            raise NoAsyncCallError("Calling `recv` without any prior call to `send`.", "step")
+        sent = sorted(self._sent)
+        workers = [self.awaited(index) for index in sent]
+        enough = -(-least // min(self._sizes[index] for index in sent))
+        found = wait_for_workers(workers, max(1, enough), spin=CLIENT_SPIN if self._spin else 0.0)
+        ready = [sent[place] for place in found]
+        self._state = State.INTERRUPTED
+        self._sent.difference_update(ready)
+        step = self._gather(self._receive, ready)
+        rows = np.concatenate([self._rows(index) for index in ready])
+        return rows, step.part(rows, ready)
+
+    def awaited(self, index: int) -> WorkerBatch | None:
+        """A worker that was sent a step or a reset; None where that has failed."""
+        return None if self._failed[index] else self.workers[index]
 
     def ask(self, do: str, key: str = "values", **request: Any) -> list[Any]:
         """What a request gives for each environment: a value each, under ``key`` of the answers."""
@@ -196,34 +231,63 @@ class WorkerPool:
 
     def _refuse_while_stepping(self, name: str) -> None:
         self._refuse_when_closed()
-        if self._state is State.STEPPING:
+        wait = {State.STEPPING: "step_wait", State.RESETTING: "reset_wait", State.SENT: "recv"}.get(self._state)
+        if wait is not None:
             raise AlreadyPendingCallError(
-                f"Calling `{name}` while waiting for a pending call to `step` to complete; call `step_wait` first",
-                "step",
+                f"Calling `{name}` while waiting for a pending call to `step` to complete; call `{wait}` first", "step"
             )
 
-    def _send_step(self, actions: Sequence[Any]) -> None:
+    def _prepare_reset(self) -> None:
+        self._refuse_while_stepping("reset")
+        self._sent.clear()
+        for index, worker in enumerate(self.workers):
+            if worker is None or worker.ended:
+                self._start(index)
+
+    def _refuse_unless_ready(self, name: str) -> None:
         if self._state is not State.READY:
-            self._refuse_while_stepping("step_async")
+            self._refuse_while_stepping(name)
             raise EnvironmentFailure(f"{self.settings.id}: the last call was interrupted; call reset()")
-        for values in actions:
-            if len(values) != self.num_envs:
-                raise InvalidValueError(
-                    f"{self.settings.id}: actions have shape {np.shape(values)}, but there are {self.num_envs} environments"
-                )
+
+    def _send_step(self, actions: Sequence[Any]) -> None:
+        self._refuse_unless_ready("step_async")
+        self._check_number(actions, self.num_envs)
+        self._send(self._indices(), [[values[part] for values in actions] for part in self.slices])
+
+    def _send(self, workers: Sequence[int], parts: Sequence[Sequence[Any]]) -> None:
+        """Have the environments of some workers take their actions."""
         # All actions are checked before any environment steps.
-        inline = [
-            worker.write_actions([values[part] for values in actions])
-            for part, worker in zip(self.slices, map(self._worker, self._indices()), strict=True)
-        ]
+        inline = [self._worker(index).write_actions(part) for index, part in zip(workers, parts, strict=True)]
         self._state = State.INTERRUPTED  # until the answers are taken
-        for index in self._indices():
+        for index, values in zip(workers, inline, strict=True):
             # A failure here is kept until the answers are read, when the other workers have finished.
             self._failed[index] = None
             try:
-                self._worker(index).send_step(inline[index])
+                self._worker(index).send_step(values)
             except EnvironmentFailure as failure:
                 self._failed[index] = failure
+
+    def _check_number(self, actions: Sequence[Any], number: int) -> None:
+        for values in actions:
+            if len(values) != number:
+                raise InvalidValueError(
+                    f"{self.settings.id}: actions have shape {np.shape(values)}, but there are {number} environments"
+                )
+
+    def _workers_of(self, rows: np.ndarray) -> list[int]:
+        """The workers whose environments these are, in their order; refused if one has others too, or is stepping."""
+        workers: list[int] = []
+        if not len(rows):
+            raise ConfigError("env_ids must be those of one worker at least, got none")
+        while (done := sum(self._sizes[index] for index in workers)) < len(rows):
+            starts = [index for index in self._indices() if self.slices[index].start == rows[done]]
+            whole = [index for index in starts if np.array_equal(rows[done:][: self._sizes[index]], self._rows(index))]
+            if not whole or whole[0] in workers or whole[0] in self._sent:
+                raise ConfigError(
+                    f"env_ids must be those of whole workers that are not stepping, as recv gives them, got {rows.tolist()}"
+                )
+            workers += whole
+        return workers
 
     def _listed(self, index: int, answer: dict[str, Any], key: str, size: int) -> list[Any]:
         with self._worker(index).trust():
@@ -235,10 +299,14 @@ class WorkerPool:
         failure = self._failed[index]
         if failure is not None:
             raise failure
-        return self._worker(index).receive_step()
+        return self._worker(index).receive("step")
 
     def _indices(self) -> range:
         return range(len(self.slices))
+
+    def _rows(self, index: int) -> np.ndarray:
+        """Numbers of a worker's environments."""
+        return np.arange(self.slices[index].start, self.slices[index].stop)
 
     def _start(self, index: int) -> None:
         part = self.slices[index]
@@ -270,25 +338,38 @@ class WorkerPool:
         self._failures[index] = 0
         return None
 
-    def _gather(self, ask: Callable[[int], dict[str, Any]]) -> Step:
-        """Take the answers in turn, each copied while later workers are still busy."""
+    def _gather(self, ask: Callable[[int], dict[str, Any]], workers: Sequence[int]) -> Step:
+        """Take the answers of workers in turn, each copied while later ones are still busy."""
         self._state = State.INTERRUPTED
         none: list[tuple[Columns | None, int]] = [(None, part.stop - part.start) for part in self.slices]
         step = Step(self._room(), [], np.empty(self.num_envs), np.empty((2, self.num_envs), bool), none, list(none))
         failures = {}
-        for index in self._indices():
+        for index in workers:
             failure = self._attempt(index, ask, step)
             if failure is not None:
                 failures[index] = failure
         for index, failure in failures.items():
             if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
-                self._state = State.READY  # for a reset, as the worker has ended
+                self._state = self._next_state()  # for a reset, as the worker has ended
                 raise failure
         for index, failure in failures.items():
             self._replace(index, str(failure), step)
-        self._last = step.observations
-        self._state = State.READY
+        self._keep_last(step, workers)
+        self._state = self._next_state()
         return step
+
+    def _next_state(self) -> State:
+        return State.SENT if self._sent else State.READY
+
+    def _keep_last(self, step: Step, workers: Sequence[int]) -> None:
+        """Keep the observations with which episodes end whose worker fails."""
+        if len(workers) == len(self.slices):
+            self._last = step.observations
+        elif self.settings.restart and self._last:
+            self._last = [copy.copy(values) for values in self._last]  # they were handed out
+            for values, new in zip(self._last, step.observations, strict=True):
+                for index in workers:
+                    values[self.slices[index]] = new[self.slices[index]]
 
     def _room(self) -> list[Any]:
         """Space for the observations of all environments."""

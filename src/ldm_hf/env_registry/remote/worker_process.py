@@ -38,6 +38,7 @@ _WORKER_FILES = (
     "space_tree.py",
 )
 _LIFELINE_TIMEOUT = 2.0  # seconds within which the supervisor tells how its child ended
+_GRACE = 1.0  # seconds that are always left: this process itself may have been stopped since it sent the request
 _FOLDER_PREFIX = "ldm-worker-"
 
 
@@ -66,6 +67,7 @@ class WorkerProcess:
         provider: where it runs.
         subject: what it runs, for messages: an environment's id or a library's slug.
         number: of the request that was sent last; they count from 1.
+        deadline: when it has to be answered, of ``time.monotonic``.
         ended: whether the process was ended from here, or its end was noticed.
     """
 
@@ -77,6 +79,7 @@ class WorkerProcess:
         """
         self.provider, self.subject = provider, subject
         self.number = self._answered = 0
+        self.deadline = 0.0
         self.ended = False
         self._resources = _start(provider, subject, limits, start_timeout)
         # Closing the lifeline ends the worker; this does so even when nobody calls `close`.
@@ -97,6 +100,7 @@ class WorkerProcess:
     def send(self, timeout: float, **request: Any) -> None:
         """Send a request; its answer is had from ``receive``."""
         self.number += 1
+        self.deadline = time.monotonic() + timeout
         request["number"] = self.number
         try:
             self._resources.channel.send(request, timeout)
@@ -108,7 +112,7 @@ class WorkerProcess:
             raise EnvironmentFailure(f"{self.subject}: {request['do']} takes plain data only: {error}") from error
 
     def receive(self, timeout: float, doing: str, *, spin: float = 0.0) -> dict[str, Any]:
-        """Wait for the answer to the request that was sent last.
+        """Wait for the answer to the request that was sent last, until ``timeout`` seconds after it was sent.
 
         Answers to earlier ones, for which their senders did not wait because an exception came between, are dropped.
         """
@@ -128,13 +132,18 @@ class WorkerProcess:
 
     def _next_answer(self, timeout: float, doing: str, spin: float) -> dict[str, Any]:
         try:
-            return self._resources.channel.receive(timeout, spin)
+            left = max(self.deadline - time.monotonic(), min(timeout, _GRACE))
+            return self._resources.channel.receive(left, spin)
         except protocol.ChannelClosed:
             raise self._end(doing) from None
         except protocol.ChannelTimeout:
             raise self._give_up(f"{doing} gave no answer within {timeout:g} s") from None
         except protocol.ProtocolError as error:
             raise self._give_up(f"{doing} was answered by garbage ({error})") from None
+
+    def fileno(self) -> int:
+        """Of the socket through which answers come."""
+        return self._resources.channel.socket.fileno()
 
     def share(self, batch: protocol.SharedBatch) -> None:
         """Map memory for a batch, here and in the worker.
