@@ -10,7 +10,7 @@ from gymnasium import spaces
 from PIL import Image
 
 import ldm_hf.evaluation.players as players_module
-import ldm_hf.evaluation.rollout as rollout_module
+import ldm_hf.evaluation.trial as trial_module
 import odd_environments
 from conftest import CARTPOLE, CLIFF, PENDULUM
 from ldm_hf.dataset_builder.format.reader import open_datasets
@@ -18,11 +18,13 @@ from ldm_hf.env_registry import registry
 from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
 from ldm_hf.evaluation import evaluate as evaluate_module
 from ldm_hf.evaluation import showcase
+from ldm_hf.evaluation.asynchronous import roll_out_as_ready
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.protocol import EVALUATION_SEED, Protocol
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import SEEN_SEED, judge
-from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, evaluate_environment, roll_out
+from ldm_hf.evaluation.rollout import evaluate_environment, roll_out
 from test_remote_env import remote
 
 SHORT = Protocol(episodes=2, rollouts=2)
@@ -55,8 +57,8 @@ class Diary(gymnasium.Env):
 def make_from(monkeypatch, made):
     """Have rollouts use these environments: lists of them by id, each taken once."""
     waiting = {name: list(envs) for name, envs in made.items()}
-    monkeypatch.setattr(rollout_module, "make", lambda environment, **options: waiting[environment].pop(0))
-    monkeypatch.setattr(rollout_module, "is_isolated", lambda environment: False)
+    monkeypatch.setattr(trial_module, "make", lambda environment, **options: waiting[environment].pop(0))
+    monkeypatch.setattr(trial_module, "is_isolated", lambda environment: False)
 
 
 @pytest.fixture
@@ -164,8 +166,8 @@ def test_a_crash_and_a_hang_of_isolated_environments(model, processor, monkeypat
             return registry.make(environment)
         return remote(environment.partition("/")[2], step_timeout=step_timeout)
 
-    monkeypatch.setattr(rollout_module, "make", make)
-    monkeypatch.setattr(rollout_module, "is_isolated", lambda environment: environment != CARTPOLE)
+    monkeypatch.setattr(trial_module, "make", make)
+    monkeypatch.setattr(trial_module, "is_isolated", lambda environment: environment != CARTPOLE)
     protocol = Protocol(episodes=1, rollouts=1, step_timeout=1.0)
     crash, hang, fine = roll_out(ModelPlayer(model, processor), [crashing, hanging, CARTPOLE], protocol)
     assert isinstance(crash.failure, EnvironmentFailure) and "killed by signal 11" in str(crash.failure)
@@ -176,11 +178,69 @@ def test_a_crash_and_a_hang_of_isolated_environments(model, processor, monkeypat
 def test_isolated_environments_take_their_steps_at_the_same_time(model, processor, monkeypatch, tmp_path):
     """Each waits for the other's step: one after the other, the first would never end its own."""
     monkeypatch.setattr(
-        rollout_module, "make", lambda name, **_: remote("meeting", kwargs={"folder": str(tmp_path)}, step_timeout=30)
+        trial_module, "make", lambda name, **_: remote("meeting", kwargs={"folder": str(tmp_path)}, step_timeout=30)
     )
-    monkeypatch.setattr(rollout_module, "is_isolated", lambda name: True)
+    monkeypatch.setattr(trial_module, "is_isolated", lambda name: True)
     (result,) = roll_out(ModelPlayer(model, processor), ["odd/meeting"], Protocol(episodes=1, rollouts=2))
     assert result.failure is None and result.lengths == [[3], [3]]
+
+
+def test_environments_that_act_as_they_are_ready_are_played_as_in_batches(model, processor):
+    player, names, told = ModelPlayer(model, processor), [CLIFF, CARTPOLE, PENDULUM], []
+    batch = roll_out(player, names, SHORT)
+    ready = roll_out_as_ready(player, names, SHORT, at_once=2, progress=lambda *each: told.append(each))
+    assert [result.lengths for result in ready] == [result.lengths for result in batch]
+    for one, other in zip(ready, batch, strict=True):
+        np.testing.assert_allclose(one.returns, other.returns, rtol=1e-4)
+    assert sorted(told) == sorted((name, done) for name in names for done in range(1, 5))
+
+
+@pytest.mark.parametrize("holds_resets", [False, True])
+def test_a_slow_environment_holds_no_other(model, processor, monkeypatch, tmp_path, holds_resets):
+    """The slow one is let act only when all others, of which one begins where another ended, are finished."""
+    gate, finished = tmp_path / "open", []
+
+    def make(environment, **options):
+        if environment != "odd/gated":
+            return remote("old")
+        return remote("gated", kwargs={"file": str(gate), "length": 2, "holds_resets": holds_resets}, step_timeout=60)
+
+    def end(environment, result):
+        assert result.failure is None
+        finished.append(environment)
+        if len(finished) == 3:
+            gate.touch()
+
+    monkeypatch.setattr(trial_module, "make", make)
+    monkeypatch.setattr(trial_module, "is_isolated", lambda environment: True)
+    if not holds_resets:  # then its first step
+        act = players_module.LDMPolicy._take
+        monkeypatch.setattr(
+            players_module.LDMPolicy, "_take", lambda self, slots: [1 + 0 * a for a in act(self, slots)]
+        )
+    names = ["odd/gated", "odd/a", "odd/b", "odd/c"]
+    results = roll_out_as_ready(ModelPlayer(model, processor), names, SHORT, at_once=2, finished=end)
+    assert finished == ["odd/a", "odd/b", "odd/c", "odd/gated"]
+    assert [result.lengths for result in results] == [[[2, 2], [2, 2]], *[[[3, 3], [3, 3]]] * 3]
+
+
+def test_what_breaks_leaves_and_the_next_begins(model, processor, monkeypatch):
+    made = {
+        "test/Blind-v0": [Blind([9, 9]), Blind([9, 9])],
+        "test/Broken-v0": [Broken([1]), Broken([1])],
+        "test/Diary-v0": [Diary([2, 3]), Diary([2, 2])],
+        "test/Rich-v0": [Rich([1, 1]), Rich([1, 1])],
+    }
+    make_from(monkeypatch, made)
+    finished = {}
+    player = ModelPlayer(model, processor)
+    results = roll_out_as_ready(player, list(made), SHORT, at_once=2, finished=finished.__setitem__)
+    blind, broken, diary, rich = results
+    assert finished == dict(zip(made, results, strict=True))
+    assert isinstance(blind.failure, InvalidValueError) and "simulation exploded" in str(broken.failure)
+    assert "reward of inf" in str(rich.failure)
+    assert diary.failure is None and diary.returns == [[2, 6], [2, 4]]
+    assert all(env.closed for envs in made.values() for env in envs)
 
 
 def test_an_environment_that_breaks_is_named(model, processor, monkeypatch):
@@ -265,7 +325,7 @@ def test_the_verdict_on_a_context(folder, data, tmp_path, kept, cleared, verdict
 
 def test_an_interrupted_evaluation_continues(folder, data, tmp_path, monkeypatch):
     references = open_datasets(data, [CARTPOLE, CLIFF])
-    real, asked = rollout_module.make, []
+    real, asked = trial_module.make, []
 
     def make(environment, **options):
         asked.append(environment)
@@ -273,12 +333,12 @@ def test_an_interrupted_evaluation_continues(folder, data, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(environment, **options)
 
-    monkeypatch.setattr(rollout_module, "make", make)
+    monkeypatch.setattr(trial_module, "make", make)
     # One environment a batch: the one of longer episodes comes first, and is finished when the other is stopped.
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, references, tmp_path, Protocol(1, 1), batch_rows=1)
     assert asked[0] == CLIFF and asked[-1] == CARTPOLE and not (tmp_path / "report.json").exists()
-    monkeypatch.setattr(rollout_module, "make", real)
+    monkeypatch.setattr(trial_module, "make", real)
     ended = []
     evaluate(folder, references, tmp_path, Protocol(1, 1), progress=lambda name, done: ended.append((name, done)))
     assert ended[0] == (CLIFF, 1) and json.loads((tmp_path / "report.json").read_text())["format"] == 1
@@ -304,7 +364,7 @@ def test_a_failure_is_a_row_and_is_tried_again(folder, data, tmp_path, monkeypat
         asked.append(environment)
         return remote("Hostile/exit-v0") if environment in broken else registry.make(environment)
 
-    monkeypatch.setattr(rollout_module, "make", make)
+    monkeypatch.setattr(trial_module, "make", make)
     report = evaluate(folder, references, tmp_path, SHORT)
     fine, failed = report.environments
     assert fine.failure is None and fine.normalized_score is not None

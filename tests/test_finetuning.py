@@ -25,8 +25,8 @@ from ldm_hf.dataset_builder.format.writer import Terminals
 from ldm_hf.errors import ConfigError, LDMError, MissingDependencyError, UnknownEnvironmentError, UnsupportedSpaceError
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import training_data
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.evaluation.results import NO_IMPROVEMENT, SEEN_SEED, TRAINED
-from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.finetuning.choosing import LAST
 from ldm_hf.finetuning.collecting import collect
 from ldm_hf.finetuning.episodes import (

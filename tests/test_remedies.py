@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL
-from ldm_hf.evaluation.rollout import Protocol
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.experiments.worth import remedies, remedies_page
 from ldm_hf.experiments.worth.page import Scale
 from ldm_hf.experiments.worth.tasks import HELD_OUT

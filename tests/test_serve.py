@@ -37,7 +37,8 @@ from ldm_hf.errors import (
     UnsupportedSpaceError,
 )
 from ldm_hf.evaluation.players import ModelPlayer
-from ldm_hf.evaluation.rollout import Protocol, roll_out
+from ldm_hf.evaluation.protocol import Protocol
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMPolicy
 from ldm_hf.serving import wire

@@ -16,8 +16,9 @@ from ldm_hf.dataset_builder.anchors.success import EpisodeSuccess
 from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.evaluation.known_references import ReferenceOfReport
 from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.protocol import Protocol, RolloutResult
 from ldm_hf.evaluation.results import judge
-from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
+from ldm_hf.evaluation.rollout import roll_out
 from test_scores import run_info
 
 RANDOM = Sample(-10.0, 1.0, 20)

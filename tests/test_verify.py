@@ -11,8 +11,8 @@ from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.errors import ConfigError, EnvironmentFailure
 from ldm_hf.evaluation.evaluate import evaluate
 from ldm_hf.evaluation.lineage import published_references
+from ldm_hf.evaluation.protocol import Protocol, RolloutResult
 from ldm_hf.evaluation.results import judge
-from ldm_hf.evaluation.rollout import Protocol, RolloutResult
 from ldm_hf.evaluation.verify import AGREES, DIFFERS, FAILED, NOT_PLAYED, compare, verify
 from test_scores import run_info
 

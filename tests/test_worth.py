@@ -9,7 +9,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from conftest import CARTPOLE
-from ldm_hf.evaluation.rollout import Protocol
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.experiments.worth import tasks
 from ldm_hf.experiments.worth.cloning import Cloner
 from ldm_hf.experiments.worth.page import Scale, Score, compare, draw, page, read_scales, read_scores

@@ -48,6 +48,13 @@ def evaluate(
         bool,
         typer.Option("--cleared", help="Play as many episodes again with an empty context: what a context is worth."),
     ] = False,
+    asynchronous: Annotated[
+        bool,
+        typer.Option(
+            "--asynchronous",
+            help="Let each environment act as soon as it is ready, instead of in batches that wait for their slowest.",
+        ),
+    ] = False,
 ) -> None:
     """Score a model by the paper's protocol; writes report.json, tables, images, report.html and a model card.
 
@@ -72,7 +79,7 @@ def evaluate(
         references = chosen(open_datasets(data or training_data(folder)), names)
     # These import torch: only when there is something to evaluate.
     from ldm_hf.evaluation.evaluate import evaluate as run
-    from ldm_hf.evaluation.rollout import Protocol
+    from ldm_hf.evaluation.protocol import Protocol
 
     protocol = Protocol(episodes, rollouts, seed, step_timeout)
     with progress_bar("evaluating", len(references) * episodes * rollouts, "episode") as bar:
@@ -93,6 +100,7 @@ def evaluate(
                 batch_rows=batch_size,
                 videos=videos,
                 cleared=cleared,
+                asynchronous=asynchronous,
                 progress=progress,
             )
         except KeyboardInterrupt:

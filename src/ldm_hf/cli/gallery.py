@@ -27,8 +27,8 @@ def gallery(
     """
     require("`ldm gallery`", "evaluate", *(["video"] if videos else []))
     from ldm_hf.evaluation.coverage import read_records
+    from ldm_hf.evaluation.protocol import Protocol
     from ldm_hf.evaluation.report import Report
-    from ldm_hf.evaluation.rollout import Protocol
     from ldm_hf.evaluation.showcase import record_videos
     from ldm_hf.gallery.exhibits import collect
     from ldm_hf.gallery.samples import draw_samples

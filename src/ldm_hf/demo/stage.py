@@ -14,7 +14,7 @@ from ldm_hf.env_registry.doctor import diagnose
 from ldm_hf.env_registry.spec import EnvironmentSpec
 from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.players import ModelPlayer, Player, RandomPlayer
-from ldm_hf.evaluation.rollout import Protocol
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.evaluation.video import RENDER_MODE, shown_frame
 from ldm_hf.hub.pretrained import load_pretrained
 

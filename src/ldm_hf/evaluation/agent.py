@@ -5,7 +5,8 @@ from typing import Any
 
 import gymnasium
 
-from ldm_hf.evaluation.rollout import RolloutResult, evaluate_environment
+from ldm_hf.evaluation.protocol import RolloutResult
+from ldm_hf.evaluation.rollout import evaluate_environment
 from ldm_hf.evaluation.video import recording_video
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor

@@ -3,18 +3,21 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.evaluation.asynchronous import roll_out_as_ready
 from ldm_hf.evaluation.batches import batches
 from ldm_hf.evaluation.known_references import Reference, known_references
 from ldm_hf.evaluation.lineage import relation, training_settings
 from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.protocol import Protocol, RolloutResult
 from ldm_hf.evaluation.render import write_all
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import EnvironmentResult
-from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import package_versions
 from ldm_hf.hub.model_card import kept_metadata, model_name, weights_hash
@@ -40,6 +43,7 @@ def evaluate(
     batch_rows: int = BATCH_ROWS,
     videos: int = 0,
     cleared: bool = False,
+    asynchronous: bool = False,
     progress: Progress = lambda environment, done: None,
 ) -> Report:
     """Evaluate a model folder and write ``report.json``, and what ``render.write_all`` makes of it, to ``output``.
@@ -57,6 +61,8 @@ def evaluate(
         videos: how many environments to record, see ``record_videos``.
         cleared: whether to play as many episodes again, each of which begins with an empty context: what a context of
             earlier episodes is worth.
+        asynchronous: whether environments act as they are ready (``roll_out_as_ready``) instead of in batches that wait for
+            their slowest, and last as long as their longest.
         progress: told of every episode.
 
     Raises:
@@ -85,10 +91,10 @@ def evaluate(
             results[environment] = replace(done, training=relation(environment, trained))
             progress(environment, protocol.episodes * protocol.rollouts)
     player = ModelPlayer(model, processor)
-    for batch in batches(waiting, max(1, batch_rows // protocol.rollouts)):
-        roll_out(player, batch, protocol, progress=progress, finished=finished)
+    play = partial(_roll_out, player, batch_rows=batch_rows, asynchronous=asynchronous)
+    play(waiting, protocol, progress=progress, finished=finished)
     if cleared:
-        _play_cleared(player, results, protocol, store, by_id, batch_rows)
+        _play_cleared(play, results, protocol, store, by_id)
     report = Report(
         [results[environment] for environment in sorted(results)],
         _described(protocol),
@@ -110,13 +116,33 @@ def evaluate(
     return report
 
 
-def _play_cleared(
+def _roll_out(
     player: ModelPlayer,
+    references: Sequence[Reference],
+    protocol: Protocol,
+    *,
+    batch_rows: int,
+    asynchronous: bool,
+    progress: Progress = lambda environment, done: None,
+    finished: Callable[[str, RolloutResult], None],
+) -> None:
+    """Roll out in the environments of references, ``batch_rows`` rollouts at a time, the longest episodes first."""
+    at_once = max(1, batch_rows // protocol.rollouts)
+    ordered = list(batches(references, at_once))
+    if asynchronous:
+        every = [environment for batch in ordered for environment in batch]
+        roll_out_as_ready(player, every, protocol, at_once=at_once, progress=progress, finished=finished)
+        return
+    for batch in ordered:
+        roll_out(player, batch, protocol, progress=progress, finished=finished)
+
+
+def _play_cleared(
+    play: Callable[..., None],
     results: dict[str, EnvironmentResult],
     protocol: Protocol,
     store: "_Store",
     references: dict[str, Reference],
-    batch_rows: int,
 ) -> None:
     """Play as many episodes of each environment, all of them rollouts of their own, unless that is done."""
     single = replace(protocol, episodes=1, rollouts=protocol.episodes * protocol.rollouts)
@@ -128,8 +154,7 @@ def _play_cleared(
             results[environment] = replace(results[environment], cleared_returns=returns)
             store.write(references[environment], results[environment])
 
-    for batch in batches([references[name] for name in missing], max(1, batch_rows // single.rollouts)):
-        roll_out(player, batch, single, finished=finished)
+    play([references[name] for name in missing], single, finished=finished)
 
 
 class _Store:

@@ -13,7 +13,7 @@ from ldm_hf.modeling.spaces_ldm import SlotLayout
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
     from ldm_hf.dataset_builder.format.schema import RunInfo
-    from ldm_hf.evaluation.rollout import Protocol, RolloutResult
+    from ldm_hf.evaluation.protocol import Protocol, RolloutResult
 
 
 class ReferenceOfData:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import gymnasium
 
 from ldm_hf.modeling import LDMModel, LDMPolicy, LDMProcessor
+from ldm_hf.modeling.joint_ldm import JointStep
+from ldm_hf.modeling.steps_ldm import packed
 
 
 class Policy(Protocol):
@@ -32,10 +34,19 @@ class ModelPlayer:
     """A model, acting by masked argmax with the history of its rollout; options are those of ``LDMPolicy``."""
 
     def __init__(self, model: LDMModel, processor: LDMProcessor, **options: Any):
-        self._model, self._processor, self._options = model, processor, options
+        # Packed once, for all policies; a graph cannot hold packed weights.
+        self._model = model.eval() if options.get("compile") else packed(model.eval())
+        self._processor, self._options = processor, options
+        self._joint: JointStep | None = None
 
-    def start(self, envs: Sequence[gymnasium.Env]) -> Policy:
+    def start(self, envs: Sequence[gymnasium.Env]) -> LDMPolicy:
         return LDMPolicy(self._model, self._processor, envs, **self._options)
+
+    def choose(self, policies: Sequence[LDMPolicy]) -> list[list[Any]]:
+        """Actions of several policies that it started, after ``observe`` of each, in one forward pass."""
+        if self._joint is None:
+            self._joint = JointStep(self._model)
+        return self._joint(policies)
 
     def check(self, env: gymnasium.Env, observation: Any) -> None:
         self._processor.action_layout(env.action_space)

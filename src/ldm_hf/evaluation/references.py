@@ -10,8 +10,8 @@ from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.errors import LDMError
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.evaluation.results import NOT_MEASURED, reference_flags
-from ldm_hf.evaluation.rollout import Protocol
 from ldm_hf.evaluation.scores import normalized_score
 
 MIN_DETERMINISTIC = 0.9

@@ -13,8 +13,10 @@ from ldm_hf.env_registry import registry
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import LDMError
 from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.evaluation.report import Report
-from ldm_hf.evaluation.rollout import Protocol, Watch, roll_out
+from ldm_hf.evaluation.rollout import roll_out
+from ldm_hf.evaluation.trial import Watch
 from ldm_hf.evaluation.video import RENDER_MODE, recording_video
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.utils.processes import exit_with_owner

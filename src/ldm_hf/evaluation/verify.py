@@ -11,9 +11,10 @@ import numpy as np
 from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.lineage import REPORT
 from ldm_hf.evaluation.players import ModelPlayer
+from ldm_hf.evaluation.protocol import EVALUATION_SEED, Protocol, RolloutResult
 from ldm_hf.evaluation.report import Report
 from ldm_hf.evaluation.results import EnvironmentResult
-from ldm_hf.evaluation.rollout import EVALUATION_SEED, Protocol, RolloutResult, roll_out
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.evaluation.scores import Interval, mean_interval
 from ldm_hf.hub.model_card import weights_hash
 from ldm_hf.hub.pretrained import load_pretrained

@@ -17,7 +17,8 @@ from ldm_hf.dataset_builder.reference.recording import Recording
 from ldm_hf.dataset_builder.reference.rows import RecordedRows
 from ldm_hf.env_registry.registry import library_version, provenance, spec
 from ldm_hf.evaluation.players import ModelPlayer
-from ldm_hf.evaluation.rollout import Protocol, RolloutResult, roll_out
+from ldm_hf.evaluation.protocol import Protocol, RolloutResult
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.finetuning.choosing import OWN
 from ldm_hf.finetuning.episodes import write_run
 from ldm_hf.modeling import LDMModel, LDMProcessor

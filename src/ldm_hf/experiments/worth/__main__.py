@@ -28,7 +28,7 @@ def run(
 ) -> None:
     """Measure what pretraining is worth: every way to learn from the same episodes, on the same evaluation episodes."""
     require("the benchmark of worth", "build", "train", "lora")
-    from ldm_hf.evaluation.rollout import Protocol
+    from ldm_hf.evaluation.protocol import Protocol
     from ldm_hf.experiments.worth.ways import PRETRAINED, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
 
     bench = Bench(model, data, output, Protocol(), json.loads(setting))

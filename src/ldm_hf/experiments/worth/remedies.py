@@ -20,7 +20,8 @@ import typer
 from ldm_hf.cli.main import run_command
 from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.evaluation.players import ModelPlayer, Player
-from ldm_hf.evaluation.rollout import Protocol, roll_out
+from ldm_hf.evaluation.protocol import Protocol
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.experiments.worth.tasks import HELD_OUT
 from ldm_hf.finetuning.episodes import read_episodes, recorded_episodes
 from ldm_hf.finetuning.finetune import FineTuning, finetune

@@ -17,7 +17,8 @@ from ldm_hf.dataset_builder.reference.policy import ReferencePolicy, make_model
 from ldm_hf.dataset_builder.reference.run import make_environments
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.evaluation.players import ModelPlayer, Player
-from ldm_hf.evaluation.rollout import Protocol, roll_out
+from ldm_hf.evaluation.protocol import Protocol
+from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.experiments.worth.cloning import ClonerPlayer, clone
 from ldm_hf.finetuning.choosing import choose_episodes
 from ldm_hf.finetuning.finetune import FineTuning, finetune
