@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import typer
@@ -14,7 +15,7 @@ from ldm_hf.env_registry.library import add
 from ldm_hf.env_registry.library.add import AddRequest, add_library
 from ldm_hf.env_registry.library.manifest import Manifest, read_manifest
 from ldm_hf.env_registry.library.repair import diagnose_failure, diagnose_failures
-from ldm_hf.env_registry.library.report import EnvironmentReport
+from ldm_hf.env_registry.library.report import EnvironmentReport, read_report
 from ldm_hf.env_registry.worker.compatibility import registering
 from ldm_hf.errors import EnvironmentFailure
 
@@ -87,7 +88,9 @@ def test_most_failures_decide():
 @pytest.fixture
 def adding(monkeypatch, tmp_path):
     """Add a library whose environments fail until requirements are there; gives the lines, and what was installed."""
-    installed = []
+    installed, validated = [], []
+    monkeypatch.setattr(add, "SAMPLED_FROM", 20)
+    monkeypatch.setattr(add, "SAMPLE", 4)
 
     def run(needed, reason, names=("Toy-v0", "Toy-v1"), fail=lambda name, mended: not mended, registers=()):
         class Installed:
@@ -102,15 +105,41 @@ def adding(monkeypatch, tmp_path):
 
         def validate_all(provider, found, **options):
             mended = set(needed) <= set(provider.manifest.requirements)
-            return [EnvironmentReport(name, failure=reason if fail(name, mended) else None) for name in names]
+            validated.append([one.name for one in found])
+            return [replace(one, failure=reason if fail(one.name, mended) else None) for one in found]
 
         for name, function in (("install", install), ("validate_all", validate_all)):
             monkeypatch.setattr(add, name, function)
-        monkeypatch.setattr(add, "environments_of", lambda manifest, found: [])
+        monkeypatch.setattr(add, "environments_of", lambda manifest, found: [EnvironmentReport(name) for name in names])
         request = AddRequest({**DATA, "slug": "toy"}, "3.11", None, None, "venv", 1, 9.0, 2**30, "*", tmp_path)
         return add_library(request)
 
+    run.validated = validated
     return run, installed
+
+
+def test_of_a_large_registry_a_sample_is_mended_and_can_be_used_first(adding, tmp_path):
+    """24 environments, of which every sixth is validated, mended, validated again and written before the others are."""
+    run, installed = adding
+    names = [f"Toy-v{number:02}" for number in range(24)]
+    lines = run(["numpy<2"], MENDED[0][0], names, lambda name, mended: not mended or name == "Toy-v01")
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if "of a sample" in line:
+            assert run.validated == [names[::6]] * 2
+            assert len(read_report(tmp_path / "toy.json").validated) == 4
+    assert run.validated == [names[::6]] * 2 + [names] and len(installed) == 2
+    assert "toy: of a sample 4 environments validated, 0 failed. They can be used already; 20 others follow" in seen[-4]
+    assert seen[-3:-1] == ["toy: 23 environments validated, 1 failed", f"  Toy-v01: {MENDED[0][0]}"]
+    assert len(read_report(tmp_path / "toy.json").validated) == 23
+
+
+def test_of_a_large_registry_that_cannot_be_mended_only_the_sample_is_tried(adding):
+    run, _ = adding
+    with pytest.raises(EnvironmentFailure, match="it exploded"):
+        list(run(["x"], "it exploded", [f"Toy-v{number:02}" for number in range(24)]))
+    assert [len(names) for names in run.validated] == [4]
 
 
 def test_a_library_is_mended_and_tried_again(adding, tmp_path):
@@ -184,7 +213,7 @@ def test_a_library_that_registers_when_asked_is_asked(adding, monkeypatch):
         seen.append(provider.manifest.register)
         return [EnvironmentReport("Toy-v0")] if provider.manifest.register else []
 
-    lines = run([], "", registers=["toy:register_envs", "toy:register_more"])
+    lines = run([], "", names=(), registers=["toy:register_envs", "toy:register_more"])
     monkeypatch.setattr(add, "validate_all", validate_all)
     assert "toy: its import registers nothing; trying again: call its function by --register toy:register_envs" in list(
         lines

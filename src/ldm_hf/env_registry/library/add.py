@@ -41,6 +41,9 @@ OLD_TOOLS = ("pip<24.1", "setuptools<66", "wheel<0.39")
 MENDED_SHARE = 0.1
 """Share of a library's environments that must fail for a repair: all of them are validated once more after it."""
 
+SAMPLED_FROM, SAMPLE = 200, 24
+"""Libraries of at least 200 environments have 24 of them validated and mended first."""
+
 _HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co")
 _ARCHIVES = (".zip", ".tar.gz", ".whl")
 
@@ -84,6 +87,8 @@ def add_library(request: AddRequest) -> Iterator[str]:
     Where it cannot be imported, or at least a tenth of its environments fail, and the failure says what mends it, that is
     done and it is tried again, three times at most. A repair after which fewer are validated is taken back.
 
+    Of large registries that is done with a sample, which is written and can be used while the others are validated.
+
     Raises:
         ConfigError: the request names no library, or a key that no manifest has.
         EnvironmentFailure: the library cannot be installed or imported, or none of its environments could be validated; the
@@ -116,23 +121,32 @@ def add_library(request: AddRequest) -> Iterator[str]:
         draft = diagnosis.repaired
         yield f"{draft.slug}: {diagnosis.cause}; trying again: {diagnosis.advice}"
     assert best is not None
-    provider, found, reports = best.provider, best.found, best.reports
-    paths = write_library(request.output, provider, found, reports)
+    paths = write_library(request.output, best.provider, best.found, best.reports)
+    left = len(best.wanted) - len(best.reports)
+    if left > 0 and best.validated:
+        yield (
+            f"{draft.slug}: of a sample {best.validated} environments validated, {len(best.failures)} failed. They can be "
+            f"used already; {left} others follow. Interrupted, the same command resumes"
+        )
+        best = replace(best, reports=_validate(request, best.provider, best.wanted, work_file))
+        paths = write_library(request.output, best.provider, best.found, best.reports)
     remove(work_file)
-    failed = [report for report in reports if report.failure]
-    yield f"{draft.slug}: {len(reports) - len(failed)} environments validated, {len(failed)} failed"
-    yield from (f"  {report.name}: {report.failure}" for report in failed)
+    yield f"{draft.slug}: {best.validated} environments validated, {len(best.failures)} failed"
+    yield from (f"  {report.name}: {report.failure}" for report in best.reports if report.failure)
     yield f"written: {', '.join(map(str, paths))}"
-    if len(failed) == len(reports):
-        raise EnvironmentFailure(f"no environment of {draft.slug} could be validated: {_next_step(reports, draft)}")
+    if not best.validated:
+        raise EnvironmentFailure(
+            f"no environment of {draft.slug} could be validated: {_next_step(best.reports, draft)}"
+        )
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """An installation of a library, what it registers, and what validation said of that."""
+    """An installation of a library, what it registers, what of that is wanted, and what validation said of some."""
 
     provider: IsolatedProvider
     found: dict[str, Any]
+    wanted: list[EnvironmentReport]
     reports: list[EnvironmentReport]
 
     @property
@@ -150,16 +164,19 @@ def _attempt(
     provider, found = install(draft, pythons, ISOLATED[isolated(draft, request.provider).name])
     environments = environments_of(provider.manifest, found)
     yield f"{provider.manifest.slug}: Python {provider.manifest.python}, {len(environments)} environments found"
-    reports = validate_all(
-        provider,
-        environments,
-        work_file=work_file,
-        jobs=request.jobs,
-        timeout=request.timeout,
-        limits=Limits(memory=request.memory),
-        only=request.only,
+    wanted = [report for report in environments if fnmatch.fnmatchcase(report.name, request.only)]
+    # Evenly by name, as families of environments are named alike.
+    chosen = wanted if len(wanted) < SAMPLED_FROM else wanted[:: -(-len(wanted) // SAMPLE)]
+    return _Attempt(provider, found, wanted, _validate(request, provider, chosen, work_file))
+
+
+def _validate(
+    request: AddRequest, provider: IsolatedProvider, chosen: list[EnvironmentReport], work_file: Path
+) -> list[EnvironmentReport]:
+    limits = Limits(memory=request.memory)
+    return validate_all(
+        provider, chosen, work_file=work_file, jobs=request.jobs, timeout=request.timeout, limits=limits
     )
-    return _Attempt(provider, found, reports)
 
 
 def _mendable(attempt: _Attempt, draft: Manifest) -> Diagnosis | None:
@@ -352,7 +369,6 @@ def validate_all(
     jobs: int,
     timeout: float,
     limits: Limits = Limits(),
-    only: str = "*",
 ) -> list[EnvironmentReport]:
     """Validate environments, several at a time, each in a process of its own.
 
@@ -362,13 +378,12 @@ def validate_all(
     work_file.parent.mkdir(parents=True, exist_ok=True)
     key = provider.manifest.validation_key
     done = _read_work(work_file, key)
-    wanted = [report for report in found if fnmatch.fnmatchcase(report.name, only)]
-    missing = [report for report in wanted if report.name not in done]
+    missing = [report for report in found if report.name not in done]
     pool = ThreadPoolExecutor(jobs)
     with work_file.open("a", encoding="utf-8") as log, contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        bar = stack.enter_context(progress_bar(provider.manifest.slug, total=len(wanted), unit="environment"))
-        bar.update(len(wanted) - len(missing))
+        bar = stack.enter_context(progress_bar(provider.manifest.slug, total=len(found), unit="environment"))
+        bar.update(len(found) - len(missing))
         if work_file.stat().st_size:
             log.write("\n")  # The last line may be half written: what comes must not be glued to it.
         futures = [pool.submit(validate, provider, report, timeout=timeout, limits=limits) for report in missing]
@@ -378,7 +393,7 @@ def validate_all(
             log.write(json.dumps({"manifest": key, **report.to_json()}) + "\n")
             log.flush()
             bar.update(1)
-    return [done[report.name] for report in wanted]
+    return [done[report.name] for report in found]
 
 
 def write_library(
