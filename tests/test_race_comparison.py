@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,17 +45,20 @@ def test_nothing_kept_is_no_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_build_is_only_read_and_an_interrupted_one_begins_again(tmp_path):
-    options = ["--core-minutes", "1", "--candidates", "PPO"]
-    leftover = tmp_path / "racing-0" / "leftover"
-    leftover.parent.mkdir()
-    leftover.touch()
-    seconds = races.build(leftover.parent, ["gymnasium/CartPole-v1"], options)
-    assert seconds > 1 and not leftover.exists()
-    assert races.references(leftover.parent, ["gymnasium/CartPole-v1"])["gymnasium/CartPole-v1"].run
-    leftover.touch()
-    assert races.build(leftover.parent, ["gymnasium/CartPole-v1"], options) == pytest.approx(seconds, abs=0.1)
-    assert leftover.exists()
+def test_a_build_is_timed_to_its_end_and_then_only_read(tmp_path):
+    """Killed without a word, it is begun again; interrupted, it resumes and its time is added up."""
+    folder, environments = tmp_path / "racing-0", ["gymnasium/CartPole-v1"]
+    (folder / "leftover").mkdir(parents=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        races.build(folder, environments, ["--core-minutes", "no number"])
+    assert not (folder / "leftover").exists()
+    (folder / "kept").touch()
+    seconds, is_done = json.loads((folder / "core_seconds.json").read_text())
+    assert seconds > 0 and not is_done
+    whole = races.build(folder, environments, ["--core-minutes", "1", "--candidates", "PPO"])
+    assert whole > seconds + 1 and (folder / "kept").exists()
+    assert races.references(folder, environments)[environments[0]].run
+    assert races.build(folder, environments, ["--core-minutes", "no number"]) == pytest.approx(whole, abs=0.1)
 
 
 def test_the_page_of_tries_keeps_rows_and_says_why(tmp_path, monkeypatch):

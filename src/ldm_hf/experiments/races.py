@@ -8,8 +8,8 @@ as much. Of each environment the run that is kept counts: its deterministic epis
 of the way from a random policy to known good. One that curation dropped, or that is degenerate, has the share 0. Random and
 trivial policies are played before either.
 
-Builds that are finished are only read when the command is run again; one that was interrupted is begun again, because the
-time that it had taken is not known.
+Builds that are finished are only read when the command is run again; one that was interrupted resumes, and one that was
+killed is begun again, because the time that it had taken is not known.
 """
 
 import argparse
@@ -67,19 +67,24 @@ class Reference:
 
 
 def build(output: Path, environments: Sequence[str], options: Sequence[str]) -> float:
-    """Run ``ldm build`` on one core, unless it was run to its end before; seconds that all its processes used a core."""
+    """Run ``ldm build`` on one core, or let it resume; seconds that all its processes used a core, since it began."""
     record = output / "core_seconds.json"
-    if record.exists():
-        return float(json.loads(record.read_text(encoding="utf-8")))
-    remove(output)
-    output.mkdir(parents=True)
+    seconds, is_done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else (0.0, False)
+    if is_done:
+        return float(seconds)
+    if not record.exists():
+        remove(output)  # what was killed before it could say how long it had taken
+        output.mkdir(parents=True)
     before = _children_seconds()
     command = [sys.executable, "-m", "ldm_hf", "build", *environments, "--jobs", "1", "--output", str(output), *options]
-    with (output / "log.txt").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    seconds = _children_seconds() - before
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(round(seconds, 1)), encoding="utf-8")
+    try:
+        with (output / "log.txt").open("a") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        is_done = True
+    finally:
+        seconds += _children_seconds() - before
+        with replacing(record) as temporary:
+            temporary.write_text(json.dumps([round(seconds, 1), is_done]), encoding="utf-8")
     return seconds
 
 
