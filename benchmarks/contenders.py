@@ -67,6 +67,24 @@ class Vector:
         self.envs.close()
 
 
+class Sent(Vector):
+    """An isolated vector environment by ``send`` and ``recv``: the environments of a worker never wait for another's."""
+
+    def rate(self, seconds: float) -> float:
+        """Transitions a second."""
+        rounds, count = np.zeros(self.envs.num_envs, int), 0
+        start = time.perf_counter()
+        self.envs.send(self.actions[0])
+        while time.perf_counter() - start < seconds:
+            ids = self.envs.recv()[-1]["env_id"]
+            rounds[ids] += 1
+            count += len(ids)
+            self.envs.send(self.actions[rounds[ids[0]] % BATCHES][ids - self.first], ids)
+        rate = count / (time.perf_counter() - start)
+        self.envs.recv(self.envs.num_envs)  # all are stepping
+        return rate
+
+
 class Adapted(Vector):
     """A vector environment through the adapter for Stable-Baselines3."""
 
@@ -145,12 +163,62 @@ class Apart:
             process.join()
 
 
+def installed(peer: str, requirements: Sequence[str] = ()) -> Path:
+    """The Python of a virtual environment with a peer, which is made if that was not done, and ``requirements``."""
+    folder = home() / "benchmarks" / peer
+    python = folder / "bin" / "python"
+    if not (folder / "done").exists():
+        venv.create(folder, clear=True, with_pip=True)
+        pinned = HERE / "peers" / f"requirements-{peer}.txt"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", pinned, *requirements], check=True)
+        (folder / "done").touch()
+    return python
+
+
+class EnvPool:
+    """EnvPool's own C++ of the same environment, in a process of its own; a step of it waits for all environments."""
+
+    def __init__(self, name: str, num_envs: int, threads: int) -> None:
+        """Install EnvPool if that is not done, and start the process."""
+        command = [
+            str(installed("envpool")),
+            str(HERE / "peers" / "envpool_peer.py"),
+            name,
+            str(num_envs),
+            str(threads),
+        ]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        if not self.process.stdout.readline():
+            self.errors.seek(0)
+            told = self.errors.read()[-300:]
+            self.close()
+            raise RuntimeError(f"EnvPool did not start: {told}")
+
+    def rate(self, seconds: float) -> float:
+        """Transitions a second."""
+        self.process.stdin.write(json.dumps({"seconds": seconds}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())["rate"]
+
+    def observations(self, steps: int) -> None:
+        """Nothing to compare: its random numbers are its own."""
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
 class OpenEnv:
     """OpenEnv's server and client, each a process in a virtual environment of OpenEnv's own."""
 
     def __init__(self, name: str, num_envs: int, requirements: Sequence[str]) -> None:
         """Install OpenEnv beside ``requirements`` if that is not done, and start server and client."""
-        python = self._installed(requirements)
+        python = installed("openenv", requirements)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -172,17 +240,6 @@ class OpenEnv:
         except BaseException:
             self.close()
             raise
-
-    @staticmethod
-    def _installed(requirements: Sequence[str]) -> Path:
-        folder = home() / "benchmarks" / "openenv"
-        python = folder / "bin" / "python"
-        if not (folder / "done").exists():
-            venv.create(folder, clear=True, with_pip=True)
-            pinned = HERE / "peers" / "requirements-openenv.txt"
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", pinned, *requirements], check=True)
-            (folder / "done").touch()
-        return python
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + 60
@@ -241,5 +298,5 @@ def quiet() -> Any:
             os.close(saved)
 
 
-Contender = Vector | Apart | OpenEnv
+Contender = Vector | Apart | OpenEnv | EnvPool
 Maker = Callable[[], Contender]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from harness import ratio, take_turns
+from harness import keep_memory, ratio, take_turns
 from step_costs import Noise
 
 from ldm_hf.dataset_builder.build.jobs import Job
@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     figures: dict[str, float] = {}

@@ -3,11 +3,13 @@
     python benchmarks/remote_env.py --json figures.json
 
 Contenders: Gymnasium's SyncVectorEnv in this process (``sync``) and AsyncVectorEnv (``async``); this package's ``venv`` and
-``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``); the ``venv`` provider through
+``docker`` providers, with one worker and, from 16 environments on, with several (``venv_x4``), also by ``send`` and
+``recv``, so that no worker waits for another (``sent_x4``); the ``venv`` provider through
 the adapter for Stable-Baselines3 (``sb3``); OpenEnv serving the same environment on loopback (``openenv``); ``apart_x4``,
-as many processes that exchange nothing: the most that the processors can give. Every one takes the same actions and resets
-in the step that ends an episode, and what it observes is compared with ``sync`` before it is timed. benchmarks/README.md
-explains the figures.
+as many processes that exchange nothing: the most that the processors can give; EnvPool's own C++ of the environment in one
+process (``envpool``), with as many threads as there are workers. Every one takes the same actions and resets in the step
+that ends an episode, and what it observes is compared with ``sync`` before it is timed; EnvPool draws its own numbers.
+benchmarks/README.md explains the figures.
 """
 
 import argparse
@@ -19,7 +21,20 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-from contenders import SAME_STEP, Adapted, Apart, Contender, Maker, OpenEnv, Vector, asynchronous, quiet, sync
+from contenders import (
+    SAME_STEP,
+    Adapted,
+    Apart,
+    Contender,
+    EnvPool,
+    Maker,
+    OpenEnv,
+    Sent,
+    Vector,
+    asynchronous,
+    quiet,
+    sync,
+)
 from harness import ratio, take_turns
 
 from ldm_hf.env_registry.library.manifest import Manifest
@@ -32,8 +47,8 @@ from ldm_hf.experiments.figures import print_table, write_json
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {"cartpole": "CartPole-v1", "halfcheetah": "HalfCheetah-v5", "image": "LdmBenchmark/MovingSquare-v0"}
-CONTENDERS = ("sync", "async", "venv", "docker", "sb3", "openenv", "apart")
-COMPARED_WITH = ("sync", "async", "openenv")
+CONTENDERS = ("sync", "async", "venv", "sent", "docker", "sb3", "openenv", "envpool", "apart")
+COMPARED_WITH = ("sync", "async", "openenv", "envpool")
 COMPARED_STEPS = 40
 SEVERAL_FROM = 16  # environments: fewer are not divided over workers
 LIBRARY = Manifest(
@@ -60,10 +75,16 @@ def makers(name: str, num_envs: int, workers: int, providers: dict[str, Isolated
         made[label] = lambda provider=provider: remote(provider, 1)
         if several:
             made[f"{label}_x{workers}"] = lambda provider=provider: remote(provider, workers)
+    if "venv" in providers and several:
+        made[f"sent_x{workers}"] = lambda: remote(providers["venv"], workers, Sent)
     if "venv" in providers:
         made["sb3"] = lambda: remote(providers["venv"], 1, Adapted)
     if several:
         made[f"apart_x{workers}"] = lambda: Apart(name, num_envs, workers)
+    if not name.startswith("LdmBenchmark"):
+        made["envpool"] = lambda: EnvPool(name, num_envs, 1)
+        if several:
+            made[f"envpool_x{workers}"] = lambda: EnvPool(name, num_envs, workers)
     made["openenv"] = lambda: OpenEnv(name, num_envs, LIBRARY.requirements)
     return made
 
@@ -88,7 +109,7 @@ def start(makers: dict[str, Maker], stack: contextlib.ExitStack) -> tuple[dict[s
             problems[contender] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             continue
         expected = seen if expected is None else expected
-        if same(seen, expected):
+        if seen is None or same(seen, expected):
             running[contender] = made
         else:
             problems[contender] = "it observes something else than sync"
@@ -138,7 +159,7 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
     pairs = [(contender, other) for contender in rates for other in COMPARED_WITH if other in rates]
     for contender, measured in rates.items():
         kind, _, workers = contender.partition("_")
-        if kind in ("venv", "docker") and f"apart_{workers}" in rates:
+        if kind in ("venv", "sent", "docker", "envpool") and f"apart_{workers}" in rates:
             pairs.append((contender, f"apart_{workers}"))
         beside = contender.replace(kind, "venv")
         if kind in ("docker", "sb3") and beside in rates:
@@ -155,7 +176,7 @@ def summarise(rates: dict[str, list[float]]) -> dict[str, float]:
 def available(contenders: set[str]) -> dict[str, IsolatedProvider]:
     """The isolated providers that are asked for and that can be used here, installed."""
     providers: dict[str, IsolatedProvider] = {}
-    if contenders & {"venv", "sb3"}:
+    if contenders & {"venv", "sent", "sb3"}:
         providers["venv"] = VenvProvider(LIBRARY)
     if "docker" in contenders:
         problem = engine_problem()

@@ -102,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="32m", choices=LDMConfig.presets())
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument(
+        "--batch", type=int, default=24, help="Sequences of a pass; 24: as many tokens in all contenders."
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
