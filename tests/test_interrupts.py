@@ -149,7 +149,7 @@ def test_signals_at_random_times_shift_nothing(bridge):
 def test_the_step_after_an_interrupted_one_is_refused_until_a_reset():
     env = make("venv")
     env.reset()
-    with pytest.raises(KeyboardInterrupt), Interrupt(1, function="_read"):
+    with pytest.raises(KeyboardInterrupt), Interrupt(1, function="read"):
         env.step(0)
     with pytest.raises(EnvironmentFailure, match=r"the last call was interrupted; call reset\(\)"):
         env.step(0)

@@ -73,7 +73,7 @@ class _Rollouts:
     """The rollouts of an environment, which act together."""
 
     def __init__(self, trial: Trial, player: ModelPlayer):
-        self.rows = [row for row in trial.rows if row.is_running]
+        self.rows: list[Row] = [row for row in trial.rows if row.is_running]
         self.policy = player.start([row.env for row in self.rows])
         self._player = player
         self._acted = False
@@ -111,7 +111,7 @@ class _Rollouts:
     def _drop_ended(self) -> None:
         kept = [index for index, row in enumerate(self.rows) if row.is_running]
         if len(kept) < len(self.rows):
-            self.rows: list[Row] = [self.rows[index] for index in kept]
+            self.rows = [self.rows[index] for index in kept]
             if kept:
                 self.policy.select(kept)
 

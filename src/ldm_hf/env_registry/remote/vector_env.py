@@ -361,7 +361,7 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
 
     def _final_info(self, step: Step) -> dict[str, Any]:
         ended = step.ends.any(axis=0)
-        observations = np.full(len(ended), None, object)
+        observations = np.full(len(step.rewards), None, object)
         for index in np.flatnonzero(ended):
             parts = iter([part[index] for part in step.final_observations])
             observations[index] = join(self._pool.description["observation_space"], parts)

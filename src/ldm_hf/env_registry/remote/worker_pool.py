@@ -13,10 +13,8 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 
 from ldm_hf.env_registry.remote.infos import Columns, check
 from ldm_hf.env_registry.remote.ready import wait_for_workers
-from ldm_hf.env_registry.remote.step import Step
+from ldm_hf.env_registry.remote.step import Step, StepLayout
 from ldm_hf.env_registry.remote.worker_batch import CLIENT_SPIN, RemoteSettings, WorkerBatch
-from ldm_hf.env_registry.worker.decoding import decode
-from ldm_hf.env_registry.worker.space_tree import array_format, leaves
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 
 FAILURE_KEY = "worker_failure"
@@ -80,8 +78,7 @@ class WorkerPool:
         assert first is not None
         self.description = first.description
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self._leaves = [leaf for _, leaf in leaves(self.description["observation_space"])]
-        self._formats = [array_format(leaf) for leaf in self._leaves]
+        self._layout = StepLayout(self.description["observation_space"], self.slices)
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any] | None], mask: np.ndarray | None
@@ -325,7 +322,7 @@ class WorkerPool:
         try:
             answer, worker = ask(index), self._worker(index)
             try:  # as `trust` does, in less time
-                self._read(index, worker, answer, step)
+                self._layout.read(index, worker, answer, step)
             except Exception as error:
                 raise worker.distrust(error) from error
         except EnvironmentFailure as failure:
@@ -341,8 +338,7 @@ class WorkerPool:
     def _gather(self, ask: Callable[[int], dict[str, Any]], workers: Sequence[int]) -> Step:
         """Take the answers of workers in turn, each copied while later ones are still busy."""
         self._state = State.INTERRUPTED
-        none: list[tuple[Columns | None, int]] = [(None, part.stop - part.start) for part in self.slices]
-        step = Step(self._room(), [], np.empty(self.num_envs), np.empty((2, self.num_envs), bool), none, list(none))
+        step = self._layout.empty()
         failures = {}
         for index in workers:
             failure = self._attempt(index, ask, step)
@@ -371,36 +367,6 @@ class WorkerPool:
                 for index in workers:
                     values[self.slices[index]] = new[self.slices[index]]
 
-    def _room(self) -> list[Any]:
-        """Space for the observations of all environments."""
-        return [
-            [None] * self.num_envs if found is None else np.empty((self.num_envs, *found[0]), found[1])
-            for found in self._formats
-        ]
-
-    def _read(self, index: int, worker: WorkerBatch, answer: dict[str, Any], step: Step) -> None:
-        part, shared = self.slices[index], worker.shared
-        worker.check_number()
-        self._copy(shared.observations, answer.get("inline"), part, step.observations)
-        step.rewards[part] = shared.rewards
-        step.ends[:, part] = shared.ends.T
-        size = part.stop - part.start
-        check(answer.get("infos"), size)
-        step.infos[index] = answer.get("infos"), size
-        if "final_infos" in answer:
-            step.final_observations = step.final_observations or self._room()
-            self._copy(shared.final_observations, answer.get("final_inline"), part, step.final_observations)
-            check(answer["final_infos"], size)
-            step.final_infos[index] = answer["final_infos"], size
-        worker.check_number()  # nothing was written to it meanwhile
-
-    def _copy(self, arrays: Sequence[np.ndarray | None], inline: Any, part: slice, room: list[Any]) -> None:
-        rows = [list(row) if row else [] for row in inline or ()]
-        if any(array is None for array in arrays) and len(rows) != part.stop - part.start:
-            raise ValueError(f"observations of {len(rows)} environments, not {part.stop - part.start}")
-        for leaf, array, values in zip(self._leaves, arrays, room, strict=True):
-            values[part] = array if array is not None else [decode(leaf, row.pop(0)) if row else None for row in rows]
-
     def _replace(self, index: int, reason: str, step: Step) -> None:
         """Start a new worker in place of a failed one; its environments' episodes end as truncated."""
         part = self.slices[index]
@@ -409,13 +375,15 @@ class WorkerPool:
         self._start(index)
         step.rewards[part], step.ends[0, part], step.ends[1, part] = 0.0, False, True
         if self.autoreset == "SameStep":
-            step.final_observations = step.final_observations or self._room()
+            step.final_observations = step.final_observations or self._layout.room()
             step.final_infos[index] = info, size
             answer = self._worker(index).reset([None] * size, [None] * size)
             with self._worker(index).trust():
                 check(answer.get("infos"), size)
                 step.infos[index] = answer.get("infos"), size
-                self._copy(self._worker(index).shared.observations, answer.get("inline"), part, step.observations)
+                self._layout.copy(
+                    self._worker(index).shared.observations, answer.get("inline"), part, step.observations
+                )
         else:
             step.infos[index] = info, size
         last = step.final_observations if self.autoreset == "SameStep" else step.observations
