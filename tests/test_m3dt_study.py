@@ -7,7 +7,6 @@ import torch
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.experiments.m3dt.capacity import study as study_module
-from ldm_hf.experiments.m3dt.capacity.__main__ import _measure
 from ldm_hf.experiments.m3dt.capacity.additions import join_experts
 from ldm_hf.experiments.m3dt.capacity.cells import ADDITIONS, Budget, Cell
 from ldm_hf.experiments.m3dt.capacity.examples import Examples
@@ -38,6 +37,7 @@ from ldm_hf.experiments.m3dt.capacity.training import (
     train_experts,
     train_routers,
 )
+from ldm_hf.experiments.m3dt.capacity.workers import measure_chain
 from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, put_expert
 from ldm_hf.modeling import LDMModel
 
@@ -285,7 +285,7 @@ def measured(tmp_path_factory):
         Cell("processes", 10, "fixed", "one", "dense"),
         Cell("hidden", 10, "m3dt", "mixed", "gradient+five"),
     ]
-    _measure(study, chain)
+    measure_chain(study, chain)
     return study, chain
 
 
@@ -294,11 +294,11 @@ def test_only_missing_cells_are_measured_again(measured, monkeypatch):
     made = []
     run = study_module._Trial.run
     monkeypatch.setattr(study_module._Trial, "run", lambda trial: made.append(trial._cell) or run(trial))
-    _measure(study, chain)
+    measure_chain(study, chain)
     assert not made
     before = study.record(chain[1])
     study._record(chain[1]).unlink()
-    _measure(study, chain)
+    measure_chain(study, chain)
     after = study.record(chain[1])
     assert made == [chain[1]] and {**after, "seconds": 0} == {**before, "seconds": 0}
     study.begin()
@@ -335,7 +335,7 @@ def test_the_page_says_what_cells_hold(measured):
     assert head == ["budget", "variant", "10"]
     own = next(row for row in rows if row[1] == "experts, random groups, each task's own")
     assert own == ["M3DT's", own[1], f"{study.record(chain[0])['score']:.1f}"]
-    assert [row[0] for row in by_router(records, "processes", 10)[1:]] == ["one", "joint", "supervised"]
+    assert [row[0] for row in by_router(records, "processes", 10)[1:]] == ["one", "supervised", "joint"]
     assert additions(records)[1][0] == "add-experts"
     page = text(records, {"steps_per_task": 2})
     assert markdown(by_tasks(records, "processes")) in page and "## hidden" in page

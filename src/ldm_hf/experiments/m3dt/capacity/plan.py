@@ -15,7 +15,7 @@ _ROUTED = ["random+one", "random+five", "random+task"]
 def full_plan() -> list[list[Cell]]:
     """Chains of cells: those of a chain start from each other and are made one after the other."""
     chains = [
-        *_chains("processes", (160, 40), SEEDS[:1], [*_main(), *_matched(), *_mends()]),
+        *_chains("processes", (160, 40), SEEDS[:1], [*_main()[:2], *_mends(), *_main(), *_matched()]),
         *_chains("processes", (160,), SEEDS[:1], [("m3dt", "mixed", variant) for variant in ADDITIONS]),
         *_chains("processes", (160, 80, 40), SEEDS, _main()),
         *_chains("processes", (160,), SEEDS, _mends()),
@@ -33,7 +33,11 @@ def full_plan() -> list[list[Cell]]:
 def short_plan() -> list[list[Cell]]:
     """What shows the argument in minutes: one family, few tasks, one seed."""
     return _without_repeats(
-        [*_chains("processes", (10, 40), (0,), [*_main(), *_one_task(), ("m3dt", "mixed", "random+supervised")])]
+        [
+            *_chains(
+                "processes", (10, 40), (0,), [*_main(), *_one_task(), ("m3dt", "mixed", "random+five-supervised-long")]
+            )
+        ]
     )
 
 
@@ -44,11 +48,10 @@ Kind = tuple[str, str, str]
 def _main() -> list[Kind]:
     return [
         ("fixed", "mixed", "dense"),
+        *(("m3dt", "mixed", variant) for variant in ("random", *_ROUTED)),
         ("proportional", "mixed", "dense"),
-        *(("m3dt", "mixed", variant) for variant in ("random", *_ROUTED, "gradient", "gradient+one", "dense")),
-        ("fixed", "mixed", "wide"),
-        ("proportional", "mixed", "wide"),
-        ("m3dt", "mixed", "wide"),
+        *(("m3dt", "mixed", variant) for variant in ("dense", "gradient", "gradient+one")),
+        *((budget, "mixed", "wide") for budget in ("fixed", "proportional", "m3dt")),
     ]
 
 
@@ -66,7 +69,7 @@ def _one_task() -> list[Kind]:
 
 
 def _hidden() -> list[Kind]:
-    variants = ("random", "random+one", "random+five", "random+supervised", "dense")
+    variants = ("random", "random+one", "random+five", "random+five-supervised-long", "dense")
     return [
         ("fixed", "mixed", "dense"),
         ("proportional", "mixed", "dense"),
@@ -89,7 +92,7 @@ def _without_repeats(chains: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     seen: set[Cell] = set()
     found = []
     for chain in chains:
-        new = [cell for cell in chain if cell not in seen]
+        new = [cell for cell in dict.fromkeys(chain) if cell not in seen]
         seen.update(new)
         if new:
             found.append(new)

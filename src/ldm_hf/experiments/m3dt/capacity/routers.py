@@ -6,7 +6,7 @@ Shapes: B rows, T transitions, H the hidden size, G experts, I the width of an e
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,21 +42,26 @@ class RouterSettings:
     supervised: float = 0.0
     joint: float = 0.0
     steps: float = 1.0
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
 
+
+_DEEP = RouterSettings(layers=4, width=4, learning_rate=3e-3)
 
 ROUTERS = {
     "one": RouterSettings(),
-    "five": RouterSettings(layers=4, width=4),
-    "task": RouterSettings(by_task=True),
+    "five": _DEEP,
+    "task": RouterSettings(by_task=True, learning_rate=0.1),
+    "supervised": RouterSettings(supervised=1.0),
+    "five-supervised": replace(_DEEP, supervised=1.0),
+    "five-supervised-top1": replace(_DEEP, supervised=1.0, top_k=1),
+    "five-supervised-long": replace(_DEEP, supervised=1.0, steps=4),
+    "five-supervised-joint": replace(_DEEP, supervised=1.0, joint=0.25),
     "long": RouterSettings(steps=4),
     "cold": RouterSettings(temperature=0.25),
     "top1": RouterSettings(top_k=1),
     "top2": RouterSettings(top_k=2),
     "balanced": RouterSettings(balance=0.01),
     "joint": RouterSettings(joint=0.5),
-    "supervised": RouterSettings(supervised=1.0),
-    "supervised-five": RouterSettings(layers=4, width=4, supervised=1.0),
 }
 
 

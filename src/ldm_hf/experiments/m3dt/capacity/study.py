@@ -35,10 +35,10 @@ from ldm_hf.experiments.m3dt.stages import attach_experts, is_router
 from ldm_hf.modeling import LDMModel
 from ldm_hf.utils.files import replacing
 
-MEND = "supervised"
+MEND = "five-supervised-long"
 """The router that keeps what experts know: of the cells that add tasks."""
 
-_LEARNING_RATE = 3e-3
+_LEARNING_RATE, _WIDE_LEARNING_RATE = 1e-2, 5e-3
 _M3DT_CLIP = 0.25
 _WATCHED = (0.1, 0.5, 1.0)  # shares of a dense training after which gradients are compared
 
@@ -110,8 +110,8 @@ class _Trial:
         self._study, self._cell = study, cell
         self._examples, self._tasks = examples_of(cell.family), range(cell.tasks)
         self._budget = Budget.of(cell.budget, cell.tasks, study.per_task)
-        one = cell.batch == "one"
-        self._recipe = Recipe(_LEARNING_RATE, _M3DT_CLIP, True) if one else Recipe(_LEARNING_RATE)
+        rate = _WIDE_LEARNING_RATE if "wide" in cell.variant else _LEARNING_RATE
+        self._recipe = Recipe(rate, _M3DT_CLIP, True) if cell.batch == "one" else Recipe(rate)
         self._rows = Rows()
         seed = zlib.crc32(cell.name.encode())
         torch.manual_seed(seed)
