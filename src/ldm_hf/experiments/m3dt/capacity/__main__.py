@@ -18,7 +18,7 @@ def run(
     short: Annotated[bool, typer.Option("--short", help="A part that takes ten minutes on two cores.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     steps: Annotated[
-        int | None, typer.Option(min=2, help="Optimizer steps per task. Default: 100, or 25 with --short.")
+        int | None, typer.Option(min=2, help="Optimizer steps per task. Default: 100, or 50 with --short.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Only print what is there.")] = False,
 ) -> None:
@@ -29,7 +29,7 @@ def run(
     from ldm_hf.experiments.m3dt.capacity.tables import by_tasks, families, read
     from ldm_hf.experiments.m3dt.capacity.workers import measure_chains
 
-    study = Study(output, steps or (25 if short else 100))
+    study = Study(output, steps or (50 if short else 100))
     chains = short_plan() if short else full_plan()
     if not show:
         study.begin()

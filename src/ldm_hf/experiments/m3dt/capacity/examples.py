@@ -5,6 +5,7 @@ Shapes: B rows, T transitions, N tasks, S states, A actions, M some of the tasks
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Examples:
 
     def config(self, **shape: int) -> LDMConfig:
         """A model so small that its layers have to be shared by the tasks, and hold more than 90 % of what acts."""
-        fixed: dict[str, int] = {
+        fixed: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
@@ -52,9 +53,10 @@ class Examples:
             "max_action_slots": 1,
             "max_position_embeddings": _CONTEXT,
             "image_size": 36,  # the least: images are not used
+            # Of a single transition, it gives queries and keys a gradient that is zero and not nearly so.
+            "attn_implementation": "eager",
         }
-        # Of a single transition, eager attention gives queries and keys a gradient that is zero and not nearly so.
-        return LDMConfig(**{**fixed, **shape}, attn_implementation="eager")
+        return LDMConfig(**{**fixed, **shape})
 
     def draw(self, tasks_B: torch.Tensor, generator: torch.Generator) -> Batch:
         """Random rows of these tasks, with labels."""

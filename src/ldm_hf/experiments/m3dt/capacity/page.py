@@ -30,7 +30,7 @@ _LINES: dict[Kind, tuple[str, str, str]] = {
     ("m3dt", "mixed", "wide"): ("wide, the experts' steps", "#111827", "-"),
     ("m3dt", "mixed", "random"): ("experts, each task's own", "#16a34a", "--"),
     ("m3dt", "mixed", "random+one"): ("experts, router by the loss", "#2563eb", "-"),
-    ("m3dt", "mixed", "random+five-supervised-long"): ("experts, supervised router", "#16a34a", "-"),
+    ("m3dt", "mixed", "random+five-supervised"): ("experts, supervised router", "#16a34a", "-"),
 }
 
 

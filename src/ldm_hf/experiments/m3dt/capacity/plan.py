@@ -1,22 +1,23 @@
 """Which cells the study has, the most telling ones first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ldm_hf.experiments.m3dt.capacity.cells import ADDITIONS, Cell
 from ldm_hf.experiments.m3dt.capacity.routers import ROUTERS
+from ldm_hf.experiments.m3dt.capacity.study import MEND
 
 COUNTS = (10, 20, 40, 80, 160)
 SEEDS = (0, 1, 2)
 
-_MENDS = [f"random+{router}" for router in ROUTERS if router not in ("one", "five", "task")]
-_ROUTED = ["random+one", "random+five", "random+task"]
+_MENDS = [f"random+{router}" for router in ROUTERS if router not in (MEND, "one", "five", "task")]
+_ROUTED = [f"random+{router}" for router in (MEND, "one", "five", "task")]
 
 
 def full_plan() -> list[list[Cell]]:
     """Chains of cells: those of a chain start from each other and are made one after the other."""
     chains = [
-        *_chains("processes", (160, 40), SEEDS[:1], [*_main()[:2], *_mends(), *_main(), *_matched()]),
-        *_chains("processes", (160,), SEEDS[:1], [("m3dt", "mixed", variant) for variant in ADDITIONS]),
+        *_chains("processes", (160, 40), SEEDS[:1], [*_main(), *_matched()]),
+        *_chains("processes", (160,), SEEDS[:1], [*_mends(), *(("m3dt", "mixed", variant) for variant in ADDITIONS)]),
         *_chains("processes", (160, 80, 40), SEEDS, _main()),
         *_chains("processes", (160,), SEEDS, _mends()),
         *_chains("gridworlds", (160, 40), SEEDS[:1], [*_main(), *_mends()]),
@@ -32,13 +33,7 @@ def full_plan() -> list[list[Cell]]:
 
 def short_plan() -> list[list[Cell]]:
     """What shows the argument in minutes: one family, few tasks, one seed."""
-    return _without_repeats(
-        [
-            *_chains(
-                "processes", (10, 40), (0,), [*_main(), *_one_task(), ("m3dt", "mixed", "random+five-supervised-long")]
-            )
-        ]
-    )
+    return _without_repeats(_chains("processes", (10, 40), SEEDS[:1], [*_main(), *_one_task()]))
 
 
 Kind = tuple[str, str, str]
@@ -69,7 +64,7 @@ def _one_task() -> list[Kind]:
 
 
 def _hidden() -> list[Kind]:
-    variants = ("random", "random+one", "random+five", "random+five-supervised-long", "dense")
+    variants = ("random", "random+one", "random+five", f"random+{MEND}", "dense")
     return [
         ("fixed", "mixed", "dense"),
         ("proportional", "mixed", "dense"),
@@ -88,7 +83,7 @@ def _chains(family: str, counts: Sequence[int], seeds: Sequence[int], kinds: Seq
             yield [Cell(family, count, budget, batch, variant, seed) for budget, batch, variant in kinds]
 
 
-def _without_repeats(chains: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+def _without_repeats(chains: Iterable[Sequence[Cell]]) -> list[list[Cell]]:
     seen: set[Cell] = set()
     found = []
     for chain in chains:

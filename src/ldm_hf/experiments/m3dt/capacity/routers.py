@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +87,10 @@ class StudyRouter(nn.Module):
         layers = [part for pair in itertools.pairwise(widths) for part in (nn.Linear(*pair), nn.SiLU())]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], config.num_experts))
         if settings.layers == 1:  # as those of LDMRouter; through several layers as small ones little would pass
-            for layer in (self.network[0], self.network[-1]):
-                nn.init.normal_(layer.weight, std=config.initializer_range)
-                nn.init.zeros_(layer.bias)
+            for layer in self.network:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=config.initializer_range)
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, inputs_BTH: torch.Tensor) -> torch.Tensor:
         if self._settings.by_task:
@@ -141,7 +143,7 @@ class OwnExperts(nn.Module):
 @contextlib.contextmanager
 def own_experts(model: LDMModel) -> Iterator[None]:
     """Within it, rows of the model's inputs are split among its experts in order."""
-    feed_forwards = [layer.mlp for layer in model.backbone.layers]
+    feed_forwards: list[Any] = [layer.mlp for layer in model.backbone.layers]
     whole = [each.experts for each in feed_forwards]
     try:
         for each, experts in zip(feed_forwards, whole, strict=True):
@@ -173,7 +175,7 @@ def put_routers(model: LDMModel, settings: RouterSettings, num_tasks: int, rows:
     made = []
     for experts in experts_of(model):
         router = StudyRouter(model.config, num_tasks, settings, rows)
-        experts.router = router
+        experts.router = router  # type: ignore[assignment]
         made.append(router)
     return made
 
@@ -181,7 +183,7 @@ def put_routers(model: LDMModel, settings: RouterSettings, num_tasks: int, rows:
 def give_routing(model: LDMModel, group_of_task: torch.Tensor, rows: Rows) -> None:
     """Put all the weight on the expert of each row's task."""
     for experts in experts_of(model):
-        experts.router = GivenRouter(group_of_task, experts.num_experts, rows)
+        experts.router = GivenRouter(group_of_task, experts.num_experts, rows)  # type: ignore[assignment]
 
 
 def experts_of(model: LDMModel) -> list[LDMExperts]:

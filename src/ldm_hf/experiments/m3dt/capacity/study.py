@@ -35,7 +35,7 @@ from ldm_hf.experiments.m3dt.stages import attach_experts, is_router
 from ldm_hf.modeling import LDMModel
 from ldm_hf.utils.files import replacing
 
-MEND = "five-supervised-long"
+MEND = "five-supervised"
 """The router that keeps what experts know: of the cells that add tasks."""
 
 _LEARNING_RATE, _WIDE_LEARNING_RATE = 1e-2, 5e-3
