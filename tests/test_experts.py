@@ -24,7 +24,7 @@ from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.executors.base import JobResult
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
 from ldm_hf.experiments.m3dt.experts import train_experts
-from ldm_hf.experiments.m3dt.grouping import _points, even_clusters, gradient_groups, random_groups
+from ldm_hf.experiments.m3dt.grouping import agreement_points, even_clusters, gradient_groups, random_groups
 from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, is_router, load_stage, put_expert
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
 from ldm_hf.modeling.experts_ldm import LDMExperts
@@ -295,7 +295,7 @@ def test_points_have_the_distances_of_gradients_times_their_mean(tmp_path):
     zeros = torch.zeros(3, 5)
     flat = torch.stack([torch.cat([each["a"], each.get("b", zeros)]).flatten() for each in gradients])
     agreement = flat * flat.mean(0)
-    points = torch.from_numpy(_points([tmp_path / f"{index}.safetensors" for index in range(4)]))
+    points = torch.from_numpy(agreement_points([tmp_path / f"{index}.safetensors" for index in range(4)]))
     torch.testing.assert_close(torch.cdist(points, points).float(), torch.cdist(agreement, agreement))
 
 

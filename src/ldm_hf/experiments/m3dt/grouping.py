@@ -65,7 +65,7 @@ def gradient_groups(
                     save_file(environment_gradient(model, processor, dataset, config), temporary)
             bar.update(1)
     model.cpu()
-    points_EC = _points(files)
+    points_EC = agreement_points(files)
     if config.grouping == "direction":
         points_EC /= np.linalg.norm(points_EC, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
     labels = even_clusters(points_EC, config.num_experts, config.seed)
@@ -127,7 +127,7 @@ def _cluster(points_EC: np.ndarray, num_groups: int, generator: np.random.Genera
     return best
 
 
-def _points(files: Sequence[Path]) -> np.ndarray:
+def agreement_points(files: Sequence[Path]) -> np.ndarray:
     """Gradients times their mean, element by element, as E points with the same distances in E instead of D dimensions.
 
     K-means asks for distances only, and those follow from the products of all pairs, which are added up one parameter at
