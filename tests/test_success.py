@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import ldm_hf.evaluation.rollout as rollout_module
+import ldm_hf.evaluation.trial as trial_module
 from ldm_hf.dataset_builder.anchors.anchors import Anchors
 from ldm_hf.dataset_builder.anchors.assessment import Assessment
 from ldm_hf.dataset_builder.anchors.playing import play
@@ -108,7 +108,7 @@ def test_successes_are_kept_with_the_reference_and_the_model():
 
 def test_rollouts_of_a_model_keep_them(model, processor, monkeypatch):
     made = {"lib/Says-v0": [Reach(*AT_END), Reach(*AT_END)], "lib/Silent-v0": [Reach(*SILENT), Reach(*SILENT)]}
-    monkeypatch.setattr(rollout_module, "make", lambda environment, **options: made[environment].pop())
-    monkeypatch.setattr(rollout_module, "is_isolated", lambda environment: False)
+    monkeypatch.setattr(trial_module, "make", lambda environment, **options: made[environment].pop())
+    monkeypatch.setattr(trial_module, "is_isolated", lambda environment: False)
     says, silent = roll_out(ModelPlayer(model, processor), list(made), Protocol(2, 2))
     assert says.successes == [[False, True], [False, True]] and silent.successes == [[], []]

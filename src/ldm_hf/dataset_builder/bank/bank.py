@@ -1,5 +1,6 @@
 """The bank: one reference policy an environment, with all that is known of it. Data are made from it again, and not kept."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +179,7 @@ def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
     folder = environment_folder(bank, record.environment)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
-    with scratch_folder(folder) as scratch:
+    with _no_empty_folder(folder.parent), scratch_folder(folder) as scratch:
         weights = save_compact(policy, record.environment, info.seed, scratch / POLICY_FOLDER)
         played = score(load_policy(scratch / POLICY_FOLDER, described), record.environment, info.seed)
         assessed = Assessment.of(played, measure_anchors(record.environment))
@@ -193,6 +194,16 @@ def add(run: Path, bank: Path) -> tuple[Entry, str | None]:
         with replacing(folder) as temporary:
             scratch.rename(temporary)
     return entry, None
+
+
+@contextlib.contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove a folder at the end if there is nothing in it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def add_all(runs: Path, bank: Path, say: Callable[[str], None]) -> int:
