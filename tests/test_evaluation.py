@@ -134,7 +134,8 @@ class Broken(Diary):
         raise AttributeError("the simulation\nexploded")
 
 
-def test_what_breaks_leaves_the_batch_and_the_others_continue(model, processor, monkeypatch, seen):
+def make_breaking(monkeypatch):
+    """Have rollouts use four environments of which three break, each in its own way."""
     made = {
         "test/Blind-v0": [Blind([9, 9]), Blind([9, 9])],
         "test/Broken-v0": [Broken([1]), Broken([1])],
@@ -142,6 +143,11 @@ def test_what_breaks_leaves_the_batch_and_the_others_continue(model, processor, 
         "test/Rich-v0": [Rich([1, 1]), Rich([1, 1])],
     }
     make_from(monkeypatch, made)
+    return made
+
+
+def test_what_breaks_leaves_the_batch_and_the_others_continue(model, processor, monkeypatch, seen):
+    made = make_breaking(monkeypatch)
     finished = {}
     results = roll_out(ModelPlayer(model, processor), list(made), SHORT, finished=finished.__setitem__)
     assert finished == dict(zip(made, results, strict=True))
@@ -225,13 +231,7 @@ def test_a_slow_environment_holds_no_other(model, processor, monkeypatch, tmp_pa
 
 
 def test_what_breaks_leaves_and_the_next_begins(model, processor, monkeypatch):
-    made = {
-        "test/Blind-v0": [Blind([9, 9]), Blind([9, 9])],
-        "test/Broken-v0": [Broken([1]), Broken([1])],
-        "test/Diary-v0": [Diary([2, 3]), Diary([2, 2])],
-        "test/Rich-v0": [Rich([1, 1]), Rich([1, 1])],
-    }
-    make_from(monkeypatch, made)
+    made = make_breaking(monkeypatch)
     finished = {}
     player = ModelPlayer(model, processor)
     results = roll_out_as_ready(player, list(made), SHORT, at_once=2, finished=finished.__setitem__)
