@@ -1,6 +1,7 @@
 """What can be rolled out: a model, a random policy, and whatever else acts in a batch of environments."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import gymnasium
@@ -34,18 +35,22 @@ class ModelPlayer:
     """A model, acting by masked argmax with the history of its rollout; options are those of ``LDMPolicy``."""
 
     def __init__(self, model: LDMModel, processor: LDMProcessor, **options: Any):
-        # Packed once, for all policies; a graph cannot hold packed weights.
-        self._model = model.eval() if options.get("compile") else packed(model.eval())
-        self._processor, self._options = processor, options
-        self._joint: JointStep | None = None
+        self._model, self._processor, self._options = model, processor, options
+
+    @cached_property
+    def _acting(self) -> LDMModel:
+        """The model, packed once for all policies; a graph cannot hold packed weights."""
+        return self._model if self._options.get("compile") else packed(self._model.eval())
+
+    @cached_property
+    def _joint(self) -> JointStep:
+        return JointStep(self._acting)
 
     def start(self, envs: Sequence[gymnasium.Env]) -> LDMPolicy:
-        return LDMPolicy(self._model, self._processor, envs, **self._options)
+        return LDMPolicy(self._acting, self._processor, envs, **self._options)
 
     def choose(self, policies: Sequence[LDMPolicy]) -> list[list[Any]]:
         """Actions of several policies that it started, after ``observe`` of each, in one forward pass."""
-        if self._joint is None:
-            self._joint = JointStep(self._model)
         return self._joint(policies)
 
     def check(self, env: gymnasium.Env, observation: Any) -> None:

@@ -5,7 +5,7 @@
 Each run plays a policy that never changes, in as many copies of the environment as runs have, for as many transitions as a
 short one. Two policies: a random one, and that of the bank with half of its actions drawn at random, whose episodes differ
 most. *Improved* is what the rule for learning curves (Welch's one-tailed test at 5 %, first against last 10 % of the
-episodes) lets pass. *Kept* is what also passes the flags, where a random policy is no better than random. Shares have Wilson
+episodes) lets pass. *Kept* is what also passes the flags, which are asked of the last 20 episodes. Shares have Wilson
 intervals of 95 %.
 """
 

@@ -4,7 +4,8 @@
 
 PPO is Stable-Baselines3's with its own defaults, in one copy of the environment, on one core, for the time that ``solve``
 took on one core, installing what is missing included. Both are judged by 20 deterministic episodes on seeds that neither
-was trained or chosen on. Environments that are done are only read when the command is run again.
+was trained or chosen on. Environments that are done are only read when the command is run again; one that was interrupted
+is begun again, because the time that it had taken is not known.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from ldm_hf.experiments.figures import print_table, write_json
-from ldm_hf.utils.files import replacing
+from ldm_hf.utils.files import remove, replacing
 
 TARGETS = ("gymnasium/Pendulum-v1", "minatar/MinAtar/Breakout-v1", "gymnasium-cartpole-swingup")
 """Continuous control; a game of small images; an environment whose library has to be installed first."""
@@ -46,6 +47,7 @@ def compare(target: str, folder: Path, hours: float) -> Comparison:
     """Solve an environment, then train PPO for as long."""
     from ldm_hf.policy_search import solve
 
+    remove(folder)
     start = time.monotonic()
     found = solve(target, folder / "solve", hours=hours, jobs=1, say=lambda line: print(line, flush=True))
     seconds = time.monotonic() - start

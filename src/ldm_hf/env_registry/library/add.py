@@ -42,7 +42,7 @@ MENDED_SHARE = 0.1
 """Share of a library's environments that must fail for a repair: all of them are validated once more after it."""
 
 SAMPLED_FROM, SAMPLE = 200, 24
-"""Libraries of at least 200 environments have 24 of them validated and mended first."""
+"""Libraries of at least 200 environments have 24 of them, at most, validated and mended first."""
 
 _HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co")
 _ARCHIVES = (".zip", ".tar.gz", ".whl")
@@ -135,8 +135,9 @@ def add_library(request: AddRequest) -> Iterator[str]:
     yield from (f"  {report.name}: {report.failure}" for report in best.reports if report.failure)
     yield f"written: {', '.join(map(str, paths))}"
     if not best.validated:
+        tried = f" (a sample of {len(best.reports)} was tried)" if left > 0 else ""
         raise EnvironmentFailure(
-            f"no environment of {draft.slug} could be validated: {_next_step(best.reports, draft)}"
+            f"no environment of {draft.slug} could be validated{tried}: {_next_step(best.reports, draft)}"
         )
 
 

@@ -290,8 +290,8 @@ class RemoteVectorEnv(gymnasium.vector.VectorEnv):
             As ``step``, of those that are ready; ``info["env_id"]`` says which these are.
 
         Raises:
-            EnvironmentFailure: a worker failed, or an environment raised an exception. The others can still be received;
-                after that ``reset`` replaces it.
+            EnvironmentFailure: a worker failed, or an environment raised an exception. Those that are ready with it are
+                handed over before, and the others can still be received; after that ``reset`` replaces it.
             NoAsyncCallError: no environment was sent an action.
         """
         env_ids, step = self._pool.receive_rows(batch_size)

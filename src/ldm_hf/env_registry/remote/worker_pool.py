@@ -145,7 +145,7 @@ class WorkerPool:
         self._state = State.SENT
 
     def receive_rows(self, least: int) -> tuple[np.ndarray, Step]:
-        """Wait until at least so many environments that were sent actions are ready, or all: which, and their step."""
+        """Wait until ``least`` environments that were sent actions are ready, or all: which ones, and their step."""
         self._refuse_when_closed()
         if self._state is not State.SENT:
             raise NoAsyncCallError("Calling `recv` without any prior call to `send`.", "step")
@@ -156,7 +156,8 @@ class WorkerPool:
         ready = [sent[place] for place in found]
         self._state = State.INTERRUPTED
         self._sent.difference_update(ready)
-        step = self._gather(self._receive, ready)
+        step = self._gather(self._receive, ready, put_off=True)
+        ready = [index for index in ready if index not in self._sent]
         rows = np.concatenate([self._rows(index) for index in ready])
         return rows, step.part(rows, ready)
 
@@ -335,8 +336,11 @@ class WorkerPool:
         self._failures[index] = 0
         return None
 
-    def _gather(self, ask: Callable[[int], dict[str, Any]], workers: Sequence[int]) -> Step:
-        """Take the answers of workers in turn, each copied while later ones are still busy."""
+    def _gather(self, ask: Callable[[int], dict[str, Any]], workers: Sequence[int], *, put_off: bool = False) -> Step:
+        """Take the answers of workers in turn, each copied while later ones are still busy.
+
+        With ``put_off``, a failure is kept for the next ``receive_rows`` where other workers have answered.
+        """
         self._state = State.INTERRUPTED
         step = self._layout.empty()
         failures = {}
@@ -344,10 +348,16 @@ class WorkerPool:
             failure = self._attempt(index, ask, step)
             if failure is not None:
                 failures[index] = failure
-        for index, failure in failures.items():
-            if not self.settings.restart or not self._last or self._failures[index] > _MAX_FAILURES:
-                self._state = self._next_state()  # for a reset, as the worker has ended
-                raise failure
+        for index, failure in list(failures.items()):
+            if self.settings.restart and self._last and self._failures[index] <= _MAX_FAILURES:
+                continue
+            if put_off and len(failures) < len(workers):  # others are handed over first
+                self._failed[index] = failures.pop(index)
+                self._sent.add(index)
+                workers = [other for other in workers if other != index]
+                continue
+            self._state = self._next_state()  # for a reset, as the worker has ended
+            raise failure
         for index, failure in failures.items():
             self._replace(index, str(failure), step)
         self._keep_last(step, workers)

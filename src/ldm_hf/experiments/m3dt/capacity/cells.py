@@ -87,7 +87,7 @@ class Budget:
 
     @classmethod
     def of(cls, budget: str, tasks: int, per_task: int) -> "Budget":
-        """Of so many steps per task, and as many as for 10 tasks where they are fixed."""
+        """Of this many steps per task; where they are fixed, as many as 10 tasks have."""
         fixed, experts = 10 * per_task, num_experts(tasks)
         if budget == "m3dt":
             return cls(fixed, fixed // 2, fixed, fixed + experts * (fixed // 2) + fixed)

@@ -152,7 +152,7 @@ class Examples:
 
     @lru_cache(maxsize=8)  # noqa: B019 # an object lives as long as its process
     def _described(self, rows: int) -> Batch:
-        """What is the same in every batch of so many rows."""
+        """What is the same in every batch of this number of rows."""
         processor = LDMProcessor.for_config(self.config())
         symbols = (*(() if self.is_hidden else (NUM_TASKS,)), *self.tasks.symbols)
         seen = {"type": "Tuple", "spaces": [{"type": "Discrete", "n": n, "start": 0} for n in symbols]}

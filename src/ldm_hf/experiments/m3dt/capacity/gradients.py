@@ -42,7 +42,7 @@ def mean_cosine(gradients: Sequence[Gradient]) -> float:
 def groups_of(
     model: LDMModel, examples: Examples, tasks: Sequence[int], grouping: str, experts: int, seed: int
 ) -> list[list[int]]:
-    """The tasks of each of so many experts, as the pipeline finds them."""
+    """The tasks of each expert, as the pipeline groups them."""
     if grouping == "random":
         return [
             [int(name) for name in group] for group in random_groups([f"{task:03d}" for task in tasks], experts, seed)

@@ -49,7 +49,7 @@ def train_dense(
     generator: torch.Generator,
     watch: Mapping[int, Callable[[], None]] | None = None,
 ) -> int:
-    """Train all that acts, on these tasks; ``watch`` is called after so many steps. Returns the FLOPs."""
+    """Train all that acts, on these tasks; ``watch`` has what is called after which step. Returns the FLOPs."""
 
     def loss() -> torch.Tensor:
         return _loss(model, examples, draw_tasks(tasks, examples.rows_per_step, recipe.one_task, generator), generator)
@@ -61,7 +61,7 @@ def train_dense(
 def train_experts(
     model: LDMModel, examples: Examples, groups: Groups, steps: int, recipe: Recipe, generator: torch.Generator
 ) -> int:
-    """Train every expert on its own group of tasks, with a full batch in each of so many steps. Returns the FLOPs of all.
+    """Train every expert on its own group of tasks, with a full batch in each step. Returns the FLOPs of all.
 
     All are trained at once, which is the same as one after the other: the loss is the sum over experts of each one's mean,
     gradients are clipped expert by expert, and AdamW's moments are those of each weight.
