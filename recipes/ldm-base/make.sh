@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# What makes pretrained/ldm-base from the bank, from the root of the repository; resumable, also in the middle of the training.
+# Rollouts of 120 policies, training, two rollouts of ten episodes in each environment, and eight environments that are held out.
+set -euo pipefail
+data=runs/base-data model=pretrained/ldm-base processes=${PROCESSES:-2}
+mapfile -t environments < <(sed -n 's/^- //p' recipes/ldm-base/train.yaml)
+mapfile -t held_out < recipes/ldm-base/held_out.txt
+ldm build "${environments[@]}" --from-bank bank --transitions 30000 --output "$data"
+ldm build "${held_out[@]}" --from-bank bank --transitions 2000 --output runs/base-held-out
+OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true ldm launch --multi_gpu --num_processes "$processes" -m ldm_hf train --config recipes/ldm-base/train.yaml
+mkdir -p "$model"
+cp runs/ldm-base/model/* runs/ldm-base/training.yaml "$model"
+ldm evaluate "$model" --data "$data" --data runs/base-held-out --environments all --output runs/ldm-base/evaluation
+cp runs/ldm-base/evaluation/{README.md,report.json,threshold_curve.png} "$model"
