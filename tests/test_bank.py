@@ -60,6 +60,12 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert request.run == "upright-rollouts-0"
     for out in ("one", "two"):
         RolloutJob(request, tmp_path / out).execute()
+    planned = ("build", "--from-bank", tmp_path / "bank", "--transitions", 600, "--dry-run", "--output")
+    said = run_ldm_here(*planned, tmp_path / "planned", "--cores", 1).stdout
+    assert f"{CARTPOLE}: upright-rollouts-0, 600 transitions\n1 environment, 0 more are done: 600 transitions, " in said
+    assert said.endswith("On 1 core: 0 minutes\n") and not (tmp_path / "planned").exists()
+    refused = run_ldm_here(*planned, tmp_path / "planned", "--candidates", "PPO", "--gpus", 1).stderr
+    assert refused == "error: --from-bank rolls out policies and trains nothing: leave out --candidates, --gpus\n"
     dataset = open_dataset(request.folder(tmp_path / "one"))
     assert dataset.info.deterministic_return == 500 and not replay(dataset).different
     chunk = dataset.chunk(0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_hf.cli.common import Output, make_executor, print_runs
+from ldm_hf.cli.common import Output, count, make_executor, on_cores, print_runs
 from ldm_hf.errors import EnvironmentFailure
 from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.files import sole_writer
@@ -94,13 +94,11 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
     total = sum(work.request.timesteps for work in works)
     with sole_writer(root), progress_bar("rolling out", total, "transition", unit_scale=True) as bar:
         executor: Any = make_executor("local", min(jobs or len(os.sched_getaffinity(0)), len(works)), "", 0.0, root)
-        under_way: dict[str, int] = {}
-        done = sum(work.request.timesteps for work in works if work.is_done)
+        recorded = {work.name: work.request.timesteps for work in works if work.is_done}
 
         def watch(running: Any, now: Sequence[Any]) -> None:
-            under_way.update({m.name: m.done for m in running.messages() if m.stage == "recording"})
-            active = sum(under_way.get(work.name, 0) for work in now)
-            bar.n = max(bar.n, min(total, done + active))
+            recorded.update({m.name: m.done for m in running.messages() if m.stage == "recording"})
+            bar.n = min(total, sum(recorded.values()))
             bar.update(0)
 
         try:
@@ -119,12 +117,37 @@ def build_from_bank(
     folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, jobs: int | None, seed: int
 ) -> None:
     """Make data again from the policies of a bank."""
+    make_rollouts(_rollouts_of(folder, targets, output, transitions, seed), jobs, output.absolute())
+
+
+def print_rollouts(
+    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, seed: int, cores: int | None
+) -> None:
+    """Say what ``build_from_bank`` would do, how long it takes and how large it is."""
+    from ldm_hf.dataset_builder.build.costs import rollout_seconds, run_bytes
+    from ldm_hf.env_registry.registry import spec
+
+    works = _rollouts_of(folder, targets, output, transitions, seed)
+    left = [work.request for work in works if not work.is_done]
+    specs = [spec(request.environment) for request in left]
+    for request in left:
+        typer.echo(f"{request.environment}: {request.run}, {request.timesteps:,} transitions")
+    hours = sum(rollout_seconds(one, transitions) for one in specs) / 3600
+    size = sum(run_bytes(one, transitions) for one in specs) / 2**30
+    typer.echo(
+        f"{count(len(left), 'environment')}, {len(works) - len(left)} more are done: {len(left) * transitions:,} "
+        f"transitions, {size:,.1f} GiB; at most {hours:,.1f} core hours, by the speeds that `ldm env check` measured. "
+        f"{on_cores(hours, cores)}"
+    )
+
+
+def _rollouts_of(
+    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, seed: int
+) -> "list[RolloutJob]":
     from ldm_hf.dataset_builder.bank.bank import requests
     from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
 
-    root = output.absolute()
-    works = [RolloutJob(request, root) for request in requests(folder, targets, transitions, seed)]
-    make_rollouts(works, jobs, root)
+    return [RolloutJob(request, output.absolute()) for request in requests(folder, targets, transitions, seed)]
 
 
 @bank.command()

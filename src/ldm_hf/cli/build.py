@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_hf.cli.bank import ROLLOUT_TRANSITIONS, build_from_bank
-from ldm_hf.cli.common import Output, make_executor, print_runs
+from ldm_hf.cli.bank import ROLLOUT_TRANSITIONS, build_from_bank, print_rollouts
+from ldm_hf.cli.common import Output, count, make_executor, on_cores, print_runs
 from ldm_hf.errors import ConfigError
 from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.files import sole_writer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def build(
+    context: typer.Context,
     targets: Annotated[
         list[str] | None,
         typer.Argument(help="Ids of environments, and libraries as a whole. With --from-bank, by default all of it."),
@@ -67,7 +68,12 @@ def build(
     """
     require("`ldm build`", "build")
     if from_bank is not None:
-        build_from_bank(from_bank, targets, output, transitions or ROLLOUT_TRANSITIONS, jobs, seed)
+        _refuse_what_trains(context)
+        amount = transitions or ROLLOUT_TRANSITIONS
+        if dry_run:
+            print_rollouts(from_bank, targets, output, amount, seed, cores)
+        else:
+            build_from_bank(from_bank, targets, output, amount, jobs, seed)
         return
     if not targets:
         raise ConfigError("name environments or libraries to build, or a bank by --from-bank")
@@ -106,6 +112,20 @@ def build(
         raise typer.Exit(1)
 
 
+_OF_TRAINING = (
+    *("budget", "core_minutes", "candidates", "executor", "address", "gpus", "device"),
+    *("keep_unstable", "retry_failed"),
+)
+
+
+def _refuse_what_trains(context: typer.Context) -> None:
+    """Raise ``ConfigError`` where options of training were given to what trains nothing."""
+    given = [name for name in _OF_TRAINING if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"--from-bank rolls out policies and trains nothing: leave out {names}")
+
+
 def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:
     """A line on what a build costs at most, before it starts."""
     from ldm_hf.dataset_builder.build.plan import estimate
@@ -114,16 +134,12 @@ def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:
     number = sum(len(group.environments) for group in plan.groups)
     if isinstance(settings.budget, RaceBudget):
         hours = number * settings.budget.core_minutes / 60
-        what = f"{_count(number, 'race')} of {settings.budget.core_minutes:g} core minutes"
+        what = f"{count(number, 'race')} of {settings.budget.core_minutes:g} core minutes"
     else:
         costs = estimate(plan, settings.pool, settings.budget)
         hours = costs.core_hours
-        what = f"{_count(number, 'environment')}, {_count(costs.ranking_runs + costs.runs, 'run')}"
-    return f"{what}: about {hours:,.1f} core hours at most. {_on_cores(hours, jobs)}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        what = f"{count(number, 'environment')}, {count(costs.ranking_runs + costs.runs, 'run')}"
+    return f"{what}: about {hours:,.1f} core hours at most. {on_cores(hours, jobs)}"
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -205,7 +221,7 @@ def _print_plan(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "Budget",
         f"{costs.ranking_runs} runs to rank and {costs.runs} to record: {costs.transitions:,} transitions, "
         f"{costs.core_hours:,.1f} core hours, {costs.ranking_share:.0%} of them to rank; "
         f"{costs.bytes / 2**30:,.1f} GiB if every run is kept.\n"
-        f"{_on_cores(costs.core_hours, cores)}, if they are like the one that the costs of steps were measured on."
+        f"{on_cores(costs.core_hours, cores)}, if they are like the one that the costs of steps were measured on."
     )
 
 
@@ -238,12 +254,12 @@ def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBud
     _print_left_out(console, plan)
     costs = estimate_races(plan, pool, budget)
     console.print(
-        f"{_count(costs.environments, 'race')} of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
+        f"{count(costs.environments, 'race')} of {budget.core_minutes:g} core minutes, {costs.slices} slices: "
         f"{costs.core_hours:,.1f} core hours, and at most {costs.anchor_hours:,.1f} for random and trivial policies where "
         f"they were not played yet.\n"
         f"Winners train for {middle(costs.least):,} (the slowest of the field) to {middle(costs.most):,} transitions (the "
         f"fastest), medians of the environments; {costs.bytes / 2**30:,.1f} GiB at most.\n"
-        f"{_on_cores(costs.core_hours, cores)}; races that reach known good end sooner, and leave their time to others."
+        f"{on_cores(costs.core_hours, cores)}; races that reach known good end sooner, and leave their time to others."
     )
 
 
@@ -254,11 +270,3 @@ def _print_environments(console: Any, group: "Group") -> None:
 def _print_left_out(console: Any, plan: "Plan") -> None:
     for name, reason in plan.left_out.items():
         console.print(f"left out: {name}: {reason}")
-
-
-def _on_cores(core_hours: float, cores: int | None) -> str:
-    import os
-
-    number = cores or len(os.sched_getaffinity(0))
-    days = core_hours / number / 24
-    return f"On {_count(number, 'core')}: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")

@@ -1,5 +1,6 @@
 """What several commands share: the option --output, executors, the table of runs."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,3 +52,15 @@ def print_runs(output: Path, libraries: list[str]) -> None:
             flagged = "" if info is None or not info.flags else f"; degenerate: {'; '.join(info.flags)}"
             table.add_row(record.environment, record.run, *scores, *beside, (record.dropped or "kept") + flagged)
     (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def on_cores(core_hours: float, cores: int | None) -> str:
+    """How long something takes on some cores; by default on those of this process."""
+    number = cores or len(os.sched_getaffinity(0))
+    days = core_hours / number / 24
+    return f"On {count(number, 'core')}: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")

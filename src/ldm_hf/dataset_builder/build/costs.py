@@ -13,6 +13,7 @@ from ldm_hf.modeling.spaces_ldm import SlotLayout
 _PICTURE_BYTES = 200  # a 64 x 64 image in a file: 37 to 196 measured on three Atari games
 _PIXELS = 64 * 64
 _NUMBER_BYTES = 3.0  # a float32 after compression
+_ROLLOUT_START, _ROLLOUT_STEP = 10.0, 0.0004  # seconds: processes and the score; acting, recording and writing
 _BASE_MEMORY = 700 * 2**20  # of a process that trains, with the process of its environments
 
 
@@ -29,6 +30,11 @@ def run_seconds(environment: EnvironmentSpec, candidate: Candidate, transitions:
     vector = costs.get("vector", image / 10)
     cost = vector + max(image - vector, 0.0) * min(pixels / _PIXELS, 4.0)
     return transitions * (cost + 1 / max(environment.steps_per_second, 1.0))
+
+
+def rollout_seconds(environment: EnvironmentSpec, transitions: int) -> float:
+    """Estimate of how long a core rolls out a policy, from the environment's measured rate."""
+    return _ROLLOUT_START + transitions * (_ROLLOUT_STEP + 1 / max(environment.steps_per_second, 1.0))
 
 
 def run_bytes(environment: EnvironmentSpec, transitions: int) -> float:
