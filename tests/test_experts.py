@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from conftest import CARTPOLE, CLIFF, NUM_EXPERTS, PENDULUM, TOY_MODEL, run_ldm
+from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.executors.base import JobResult
 from ldm_hf.experiments.m3dt.config import ExpertsConfig
@@ -27,7 +28,8 @@ from ldm_hf.experiments.m3dt.experts import train_experts
 from ldm_hf.experiments.m3dt.grouping import agreement_points, even_clusters, gradient_groups, random_groups
 from ldm_hf.experiments.m3dt.stages import attach_experts, is_expert, is_router, load_stage, put_expert
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMPolicy
-from ldm_hf.modeling.experts_ldm import LDMExperts
+from ldm_hf.modeling.experts_ldm import LDMExperts, recorded_routing
+from ldm_hf.modeling.packing_ldm import group_rows, pack_rows
 from ldm_hf.modeling.spaces_ldm import Transitions
 from ldm_hf.modeling.steps_ldm import PackedLinear
 from ldm_hf.training.config import TrainingConfig
@@ -84,12 +86,12 @@ def test_parameters_by_formula(experts, presets):
 def test_weights_are_positive_and_add_up_to_one(mixture_model):
     inputs = torch.randn(2, 5, TOY_MODEL["hidden_size"])
     for experts in experts_of(mixture_model):
-        weights = experts.router(inputs)
+        weights = experts.router(inputs).softmax(-1)
         assert weights.shape == (2, 5, NUM_EXPERTS) and (weights > 0).all()
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5))
         assert weights.std() > 0.01  # they differ from token to token
     (single, *_) = experts_of(attach_experts(LDMModel(LDMConfig.preset("nano", **TOY_MODEL)), 1))
-    assert torch.equal(single.router(inputs), torch.ones(2, 5, 1))  # an expert alone is not gated
+    assert torch.equal(single.router(inputs).softmax(-1), torch.ones(2, 5, 1))  # an expert alone is not gated
 
 
 @torch.no_grad()
@@ -99,13 +101,46 @@ def test_a_block_adds_the_weighted_experts_to_its_feed_forward_layer(mixture_mod
     inputs, width = torch.randn(2, 5, TOY_MODEL["hidden_size"]), TOY_MODEL["intermediate_size"]
     expected = torch.nn.functional.silu(layer.mlp.gate_proj(inputs)) * layer.mlp.up_proj(inputs)
     expected = layer.mlp.down_proj(expected)
-    weights = layer.mlp.experts.router(inputs)
+    weights = layer.mlp.experts.router(inputs).softmax(-1)
     for index in range(NUM_EXPERTS):
         own = slice(index * width, (index + 1) * width)
         gate, up = (getattr(layer.mlp.experts, name).weight[own] for name in ("gate_proj", "up_proj"))
         inner = torch.nn.functional.silu(inputs @ gate.T) * (inputs @ up.T)
         expected = expected + weights[..., index, None] * (inner @ layer.mlp.experts.down_proj.weight[:, own].T)
     torch.testing.assert_close(layer.mlp(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_deep_routers_let_as_much_through_as_shallow_ones(model):
+    """Four layers of small weights would give every token the same logits; parameters by formula."""
+    deep = attach_experts(model, NUM_EXPERTS, router_hidden_layers=4, router_hidden_size=32)
+    width, router = TOY_MODEL["hidden_size"], experts_of(deep)[0].router
+    expected = (width + 1) * 32 + 3 * 33 * 32 + 33 * NUM_EXPERTS
+    assert sum(parameter.numel() for parameter in router.parameters()) == expected
+    logits = router(torch.randn(64, 5, width, generator=torch.Generator().manual_seed(0)))
+    assert logits.std(0).mean() > 0.005
+    assert all(0 < layer.weight.abs().max() <= layer.in_features**-0.5 for layer in (router.hidden, *router.deeper))
+
+
+@torch.no_grad()
+def test_routers_are_told_which_expert_a_row_is_meant_for(mixture_model, processor):
+    """The mean over labelled transitions and layers of -log of the weight; rows of no expert count for actions only."""
+    places = ((CONTROL, 6), (GRID, 3), (CAMERA, 3))
+    batch = processor.collate([tokens(processor, place, steps, seed) for seed, (place, steps) in enumerate(places)])
+    plain = mixture_model(**batch).loss
+    with recorded_routing(mixture_model) as recorded:
+        mixture_model(**batch)
+    assert len(recorded) == mixture_model.config.num_hidden_layers
+    weights = [logits.softmax(-1) for logits in recorded]
+    wanted = sum(-(w[0, :6, 2].log().sum() + w[2, :3, 1].log().sum()) for w in weights) / len(weights) / 12
+    labels = {"expert_labels": torch.tensor([2, -100, 1])}
+    told = copy.deepcopy(mixture_model)
+    assert told(**batch, **labels).loss == plain
+    told.config.router_aux_loss_coef = 0.5
+    torch.testing.assert_close(told(**batch, **labels).loss, plain + 0.5 * wanted)
+    packing = pack_rows([6, 3, 3], group_rows(batch["observation_kinds"], batch["action_kinds"]))
+    assert packing is not None
+    torch.testing.assert_close(told(**batch, **labels, packing=packing).loss, plain + 0.5 * wanted)
+    assert told(**without_labels(batch), **labels).loss is None
 
 
 def test_settings_that_mean_nothing_are_refused():
@@ -241,6 +276,37 @@ def test_the_merged_model_has_every_expert_and_says_of_what(staged):
     assert isinstance(model, LDMModel) and AutoProcessor.from_pretrained(staged / "routers/model")
 
 
+@torch.no_grad()
+def test_routers_that_are_told_choose_the_expert_of_the_environment(staged, data, tmp_path):
+    """After 60 steps the weight of its own expert is above two thirds in every environment, and without being told not."""
+    base = TrainingConfig(
+        **toy_settings(data, tmp_path / "none", max_steps=60, learning_rate=1e-2, seed=3, save_steps=60)
+    )
+    least = {}
+    for told in (1.0, 0.0):
+        stage = stage_of(base, staged, "routers", "experts", router_aux_loss_coef=told)
+        with torch.enable_grad():
+            train(replace(stage, output_dir=str(tmp_path / str(told))), load=load_stage)
+        found = AutoModel.from_pretrained(tmp_path / str(told) / "model").eval()
+        processor = AutoProcessor.from_pretrained(tmp_path / str(told) / "model")
+        datasets = open_datasets(str(data))
+        shares = []
+        for dataset in datasets:
+            layouts = (
+                processor.observation_layout(dataset.observation_space),
+                processor.action_layout(dataset.action_space),
+            )
+            sequence = processor.align(dataset.chunk(0), *layouts)
+            [own] = [
+                index for index, group in enumerate(found.config.expert_environments) if dataset.environment in group
+            ]
+            with recorded_routing(found) as recorded:
+                found(**without_labels(processor.collate([sequence])))
+            shares.append(torch.stack(recorded).softmax(-1)[..., own].mean().item())
+        least[told] = min(shares)
+    assert least[1.0] > 2 / 3 > least[0.0]
+
+
 def test_a_finished_stage_repeats_nothing(staged, data):
     before = {path: path.stat().st_mtime_ns for path in (staged / "experts").rglob("*.safetensors")}
     base = TrainingConfig(**toy_settings(data, staged / "backbone", weight_decay=0.1, learning_rate=1e-2, seed=3))
@@ -270,6 +336,9 @@ def test_stages_want_their_models(staged):
         replace(config, output_dir=str(staged / "backbone"))
     with pytest.raises(ConfigError, match="stage cannot be used: input should be 'experts' or 'routers', got 'all'"):
         ExpertsConfig("d", "o", stage="all")
+    with pytest.raises(ConfigError, match="set torch_compile or it to off"):
+        replace(config, torch_compile=True)
+    assert replace(config, torch_compile=True, router_aux_loss_coef=0.0).torch_compile
 
 
 def test_settings_of_older_versions_have_the_stage_among_them():

@@ -39,6 +39,8 @@ _LEAST = {
     "slot_embedding_size": 1,
     "image_size": 36,  # the convolutions leave one position of it
     "num_experts": 0,
+    "router_hidden_layers": 1,
+    "router_aux_loss_coef": 0,
 }
 
 
@@ -66,6 +68,9 @@ class LDMConfig(LlamaConfig):
             kept, so that faint differences are seen as well as strong ones.
         num_experts: feed-forward networks that each block has beside its own, weighted by a router (docs/experts.md); 0 is
             the paper's model.
+        router_hidden_layers, router_hidden_size: of each router; no size is ``hidden_size``.
+        router_aux_loss_coef: weight in the loss of the cross-entropy between routers' weights and the expert that a row is
+            meant for, where training says which.
         environments: ids of the environments that the weights were trained on, sorted; training writes them.
         expert_environments: of each expert, the ids of those that it alone was trained on; training writes them.
 
@@ -103,6 +108,9 @@ class LDMConfig(LlamaConfig):
     wave_embedding: bool = True
     standardize_images: bool = True
     num_experts: int = 0
+    router_hidden_layers: int = 1
+    router_hidden_size: int | None = None
+    router_aux_loss_coef: float | int = 0.0
     environments: list[str] | None = None
     expert_environments: list[list[str]] | None = None
 

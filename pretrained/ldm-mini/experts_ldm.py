@@ -3,7 +3,12 @@
 Shapes: B rows, T transitions, H the hidden size, I the width of a feed-forward layer, N experts.
 """
 
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaModel
 from transformers import initialization as init
@@ -17,18 +22,25 @@ EXPERT_WEIGHTS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
 class LDMRouter(nn.Module):
-    """How much each expert counts for a token: a network of one hidden layer, and a softmax over all experts."""
+    """Logits of how much each expert counts for a token: a network of one hidden layer, or of several."""
 
     def __init__(self, config: LDMConfig):
         super().__init__()
-        self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.num_experts)
+        width = config.router_hidden_size or config.hidden_size
+        self.hidden = nn.Linear(config.hidden_size, width)
+        self.deeper = nn.ModuleList(nn.Linear(width, width) for _ in range(config.router_hidden_layers - 1))
+        self.output = nn.Linear(width, config.num_experts)
+        if self.deeper:
+            for layer in (self.hidden, *self.deeper, self.output):
+                layer.keeps_scale = True
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, inputs_BTH: torch.Tensor) -> torch.Tensor:
-        """Weights (B, T, N), positive, which add up to one."""
-        logits_BTN = self.output(self.act_fn(self.hidden(inputs_BTH)))
-        return logits_BTN.float().softmax(-1).to(inputs_BTH.dtype)
+        """Logits (B, T, N)."""
+        hidden = self.act_fn(self.hidden(inputs_BTH))
+        for layer in self.deeper:
+            hidden = self.act_fn(layer(hidden))
+        return self.output(hidden)
 
 
 class LDMExperts(nn.Module):
@@ -55,7 +67,8 @@ class LDMExperts(nn.Module):
 
     def forward(self, inputs_BTH: torch.Tensor) -> torch.Tensor:
         inner = self.act_fn(self.gate_proj(inputs_BTH)) * self.up_proj(inputs_BTH)
-        inner_BTNI = inner.unflatten(-1, (self.num_experts, -1)) * self.router(inputs_BTH).unsqueeze(-1)
+        weights_BTN = self.router(inputs_BTH).float().softmax(-1).to(inputs_BTH.dtype)
+        inner_BTNI = inner.unflatten(-1, (self.num_experts, -1)) * weights_BTN.unsqueeze(-1)
         return self.down_proj(inner_BTNI.flatten(-2))
 
 
@@ -88,3 +101,36 @@ class LDMBackbone(LlamaModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and hasattr(module, "starts_at_zero"):
             init.zeros_(module.weight)  # attached to a trained backbone, experts say nothing at first
+        if isinstance(module, nn.Linear) and hasattr(module, "keeps_scale"):
+            # As torch starts linear layers: through several as small as a transformer's, hardly anything would pass.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.bias, -bound, bound)
+
+
+@contextlib.contextmanager
+def recorded_routing(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within it, the logits of each router that works are put into a list, from the first layer to the last."""
+    found: list[torch.Tensor] = []
+    routers = [module for module in model.modules() if isinstance(module, LDMRouter)]
+    hooks = [router.register_forward_hook(lambda _module, _inputs, logits: found.append(logits)) for router in routers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def routing_loss(
+    logits_of_layers: Sequence[torch.Tensor], expert_labels_B: torch.Tensor, labelled_BT: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy between routers' weights (B, T, N) and each row's expert, -100 where it has none.
+
+    Averaged over layers and added up over the transitions that have an action label.
+    """
+    wanted_BT = expert_labels_B.unsqueeze(1).masked_fill(~labelled_BT, -100)
+    losses = [
+        F.cross_entropy(logits.flatten(0, 1).float(), wanted_BT.flatten(), ignore_index=-100, reduction="sum")
+        for logits in logits_of_layers
+    ]
+    return torch.stack(losses).mean()

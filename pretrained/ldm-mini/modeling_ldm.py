@@ -6,6 +6,7 @@ environment), D the width of a slot's embedding, H the hidden size, K the number
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ldm import LDMConfig
-from .experts_ldm import LDMBackbone
+from .experts_ldm import LDMBackbone, recorded_routing, routing_loss
 from .loss_ldm import action_loss, mask_bins
 from .packing_ldm import Packing, RowGroups, RowsByWidth, group_rows
 from .policy_ldm import LDMPolicy
@@ -247,6 +248,7 @@ class LDMModel(LDMPreTrainedModel):
         images: torch.Tensor | None = None,
         image_rows: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        expert_labels: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
@@ -271,6 +273,8 @@ class LDMModel(LDMPreTrainedModel):
             images: uint8 of shape (R, T, 3, image_size, image_size), of the R rows that have images.
             image_rows: which rows these are, int64 of shape (R,).
             labels: raw slot values of the reference action, float of shape (B, T, A), NaN where there is none.
+            expert_labels: the expert that each row is meant for, int64 of shape (B,), -100 where there is none: routers are
+                told by ``config.router_aux_loss_coef`` times the cross-entropy, which is part of the loss.
             attention_mask: 1 where a transition may be attended to and 0 where it may not, of shape (B, tokens so far), or
                 any mask of the backbone's. By default all are: padding comes last, where causal attention hides it.
             position_ids: positions in the context, int64 of shape (B, T); by default those after the cache.
@@ -303,15 +307,19 @@ class LDMModel(LDMPreTrainedModel):
         if packing is not None:
             shape, tokens = tokens.shape[:2], packing.pack(tokens)
             attention_mask, position_ids = None, packing.position_ids
-        outputs = self.backbone(
-            inputs_embeds=tokens,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=use_cache,
-            return_dict=True,
-            **{CACHE: cache},
-            **kwargs,
-        )
+        recording: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
+        if expert_labels is not None:
+            recording = recorded_routing(self.backbone)
+        with recording as routing:
+            outputs = self.backbone(
+                inputs_embeds=tokens,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=use_cache,
+                return_dict=True,
+                **{CACHE: cache},
+                **kwargs,
+            )
         hidden_BTH = outputs.last_hidden_state
         if packing is not None:
             hidden_BTH = packing.unpack(hidden_BTH, shape)
@@ -321,7 +329,11 @@ class LDMModel(LDMPreTrainedModel):
             if packing is not None:
                 batch, row_groups = packing.single_transitions(*batch), packing.slots
             total = action_loss(self._head_weights(action_kinds.shape[1]), *batch, row_groups, self.config)
-            labelled = (~labels.isnan()).any(-1).sum().clamp(min=1)
+            labelled_BT = (~labels.isnan()).any(-1)
+            if expert_labels is not None:
+                routed = routing if packing is None else [packing.unpack(logits, shape) for logits in routing]
+                total = total + self.config.router_aux_loss_coef * routing_loss(routed, expert_labels, labelled_BT)
+            labelled = labelled_BT.sum().clamp(min=1)
             loss = total / (labelled if num_items_in_batch is None else num_items_in_batch)
         else:
             logits_BTAK = self.slot_logits(hidden_BTH[:, -logits_to_keep:], action_kinds.shape[1])

@@ -53,22 +53,29 @@ def make_batches(
     yield from loader
 
 
-class _Reporting(Dataset[tuple[TokenSequence, Failure | None]]):
-    """The sequences of a mixture, each with the reason if it cannot be read: raised by a worker, it would be a traceback."""
+class _Reporting(Dataset[tuple[TokenSequence, int | None, Failure | None]]):
+    """The sequences of a mixture, each with the expert that it is meant for, and with the reason if it cannot be read.
+
+    Raised by a worker, that would be a traceback.
+    """
 
     def __init__(self, mixture: Mixture):
         self._mixture = mixture
 
-    def __getitem__(self, number: int) -> tuple[TokenSequence, Failure | None]:
+    def __getitem__(self, number: int) -> tuple[TokenSequence, int | None, Failure | None]:
+        expert = self._mixture.expert(number)
         try:
-            return self._mixture[number], None
+            return self._mixture[number], expert, None
         except (LDMError, InvalidValueError) as error:
-            return self._mixture.blank(number), error.with_traceback(None)
+            return self._mixture.blank(number), expert, error.with_traceback(None)
 
 
-def _collate(processor: LDMProcessor, sequences: Sequence[tuple[TokenSequence, Failure | None]]) -> Any:
-    errors = [error for _, error in sequences if error is not None]
-    return model_inputs(processor, [sequence for sequence, _ in sequences]), next(iter(errors), None)
+def _collate(processor: LDMProcessor, items: Sequence[tuple[TokenSequence, int | None, Failure | None]]) -> Any:
+    sequences, experts, failures = zip(*items, strict=True)
+    inputs = model_inputs(processor, sequences)
+    if None not in experts:
+        inputs["expert_labels"] = torch.tensor(experts)
+    return inputs, next((error for error in failures if error is not None), None)
 
 
 def model_inputs(processor: LDMProcessor, sequences: Sequence[TokenSequence]) -> Inputs:

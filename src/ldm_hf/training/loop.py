@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
-from ldm_hf.modeling import LDMModel, LDMProcessor
+from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.batches import Batch, Failure, Inputs, make_batches, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
 from ldm_hf.training.chunk_cache import node_cache
@@ -261,8 +261,15 @@ def make_mixture(
         weights=config.weights,
         sequences_per_chunk=config.sequences_per_chunk,
         augmentation=config.augmentation,
+        experts=expert_labels(model.config),
         seed=config.seed,
     )
+
+
+def expert_labels(config: LDMConfig) -> dict[str, int]:
+    """Of each environment the expert that routers are told to choose; none where they are not told."""
+    groups = (config.expert_environments or []) if config.router_aux_loss_coef else []
+    return {environment: index for index, group in enumerate(groups) for environment in group}
 
 
 def _validation(

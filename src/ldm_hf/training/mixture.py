@@ -19,6 +19,7 @@ from ldm_hf.training.augmentation import augment
 from ldm_hf.training.chunk_cache import ChunkCache
 
 _SLOTS_PER_ENVIRONMENT = 64  # resolution of unequal weights: the smallest share is 1/64 of an equal one
+_NO_EXPERT = -100  # which cross-entropy ignores
 _SCHEDULE, _CHUNKS, _OFFSET, _AUGMENTATION = range(4)  # separate random streams
 
 
@@ -52,6 +53,7 @@ class Mixture(Dataset[TokenSequence]):
         sequences_per_chunk: consecutive sequences that a visit to an environment takes from its chunk, side by side where it
             is long enough. More than 1 saves reading where the data do not fit into the cache.
         augmentation: share of the sequences that are shown as another task would be, see ``augment``.
+        experts: of each environment the expert that its sequences are meant for, where routers are told.
         seed: of every choice.
 
     Attributes:
@@ -67,6 +69,7 @@ class Mixture(Dataset[TokenSequence]):
         weights: str | Mapping[str, float] = "uniform",
         sequences_per_chunk: int = 1,
         augmentation: float = 0.0,
+        experts: Mapping[str, int] | None = None,
         seed: int = 0,
     ):
         self._datasets = list(datasets)
@@ -74,6 +77,7 @@ class Mixture(Dataset[TokenSequence]):
         self._context_length = context_length
         self._per_chunk = sequences_per_chunk
         self._augmentation = augmentation
+        self._experts = experts or {}
         self._seed = seed
         self._layouts = [
             (processor.observation_layout(data.observation_space), processor.action_layout(data.action_space))
@@ -133,6 +137,13 @@ class Mixture(Dataset[TokenSequence]):
         data = self._datasets[index]
         rows = data.rows(chunk)[start : start + self._context_length]
         return Source(data.environment, data.file(chunk), rows.start, rows.stop - 1)
+
+    def expert(self, number: int) -> int | None:
+        """The expert that sequence ``number`` is meant for, -100 where it is none's; None where routers are not told."""
+        if not self._experts:
+            return None
+        environment, *_ = self._visit(number)
+        return self._experts.get(self._datasets[environment].environment, _NO_EXPERT)
 
     def length(self, number: int) -> int:
         """Transitions of sequence ``number``, known without reading it."""

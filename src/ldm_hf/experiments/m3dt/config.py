@@ -27,10 +27,26 @@ class ExpertsConfig(TrainingConfig):
         10
     )
 
+    router_hidden_layers: Annotated[int, Ge(1), Doc("Of each router that the stage experts attaches.")] = 4
+    router_hidden_size: Annotated[
+        Annotated[int, Ge(1)] | None, Doc("Of each router. Default: four times the model's hidden_size.")
+    ] = None
+    router_aux_loss_coef: Annotated[
+        float,
+        Ge(0),
+        Doc(
+            "Stage routers: weight of the cross-entropy between routers' weights and the expert of a row's environment."
+        ),
+    ] = 1.0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_rank is not None:
             raise ConfigError(f"lora_rank is of `ldm train`: the stage {self.stage} chooses what is trained")
+        if self.stage == "routers" and self.torch_compile and self.router_aux_loss_coef:
+            raise ConfigError(
+                "router_aux_loss_coef reads what routers of a compiled layer do not show: set torch_compile or it to off"
+            )
         if Path(self.model).resolve() == (Path(self.output_dir) / "model").resolve():
             raise ConfigError(
                 f"stage {self.stage} would replace {self.model}, which it starts from; set another output_dir"

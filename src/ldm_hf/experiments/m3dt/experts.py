@@ -127,7 +127,7 @@ def train_experts(config: ExpertsConfig, make_executor: Callable[[int], Executor
             return None
     if not folder.exists():
         set_seed(config.seed)  # of the routers
-        merged = merge_experts(backbone, [job.model for job in jobs])
+        merged = merge_experts(backbone, [job.model for job in jobs], config)
         merged.config.environments = sorted(dataset.environment for dataset in datasets)
         merged.config.expert_environments = groups
         with replacing(folder) as temporary:

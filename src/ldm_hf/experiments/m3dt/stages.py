@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ def load_stage(config: ExpertsConfig) -> tuple[LDMModel, LDMProcessor]:
     model, processor = _trained_model(config)
     if model.config.num_experts < 2:
         raise ConfigError(f"{config.model} has no experts to choose from; stage routers comes after stage experts")
+    model.config.router_aux_loss_coef = config.router_aux_loss_coef
     _train_only(model, is_router)
     return model, processor
 
@@ -54,10 +56,17 @@ def is_router(name: str) -> bool:
     return ".experts.router." in name
 
 
-def attach_experts(model: LDMModel, num_experts: int) -> LDMModel:
-    """A model of the same weights with new experts, which say nothing yet: it computes what ``model`` does."""
+def attach_experts(model: LDMModel, num_experts: int, **router: Any) -> LDMModel:
+    """A model of the same weights with new experts, which say nothing yet: it computes what ``model`` does.
+
+    Args:
+        model: the backbone.
+        num_experts: of each block.
+        **router: fields of the configuration that say what routers are.
+    """
     config = copy.deepcopy(model.config)
-    config.num_experts = num_experts
+    for name, value in {"num_experts": num_experts, **router}.items():
+        setattr(config, name, value)
     made = LDMModel(config)
     missing, unexpected = made.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected and all(is_expert(name) or is_router(name) for name in missing)
@@ -83,9 +92,11 @@ def put_expert(model: LDMModel, index: int, expert: LDMModel) -> None:
         target.down_proj.weight[:, part] = source.down_proj.weight
 
 
-def merge_experts(backbone: LDMModel, folders: Sequence[Path]) -> LDMModel:
+def merge_experts(backbone: LDMModel, folders: Sequence[Path], config: ExpertsConfig) -> LDMModel:
     """A model with the experts of all these folders, in this order, and routers that know nothing yet."""
-    merged = attach_experts(backbone, len(folders))
+    width = config.router_hidden_size or 4 * backbone.config.hidden_size
+    layers = config.router_hidden_layers
+    merged = attach_experts(backbone, len(folders), router_hidden_layers=layers, router_hidden_size=width)
     for index, folder in enumerate(folders):
         expert, _ = load_pretrained(folder)
         put_expert(merged, index, expert)

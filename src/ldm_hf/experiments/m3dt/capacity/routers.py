@@ -98,15 +98,15 @@ class StudyRouter(nn.Module):
         else:
             logits_BTG = self.network(inputs_BTH)
         self.logits = logits_BTG / self._settings.temperature
-        return top_softmax(self.logits, self._settings.top_k)
+        return only_top(self.logits, self._settings.top_k)
 
 
-def top_softmax(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Softmax over the ``top_k`` highest of the last axis, 0 elsewhere; over all where ``top_k`` is 0."""
+def only_top(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The ``top_k`` highest of the last axis, minus infinity elsewhere; all where ``top_k`` is 0."""
     if top_k and top_k < logits.shape[-1]:
         least = logits.topk(top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    return logits.softmax(-1)
+    return logits
 
 
 class GivenRouter(nn.Module):
@@ -117,8 +117,8 @@ class GivenRouter(nn.Module):
         self._groups, self._num_experts, self._rows = group_of_task, num_experts, rows
 
     def forward(self, inputs_BTH: torch.Tensor) -> torch.Tensor:
-        weights_BG = F.one_hot(self._groups[self._rows.tasks_B], self._num_experts).to(inputs_BTH)
-        return weights_BG.unsqueeze(1).expand(-1, inputs_BTH.shape[1], -1)
+        chosen_BG = F.one_hot(self._groups[self._rows.tasks_B], self._num_experts).to(inputs_BTH)
+        return chosen_BG.log().unsqueeze(1).expand(-1, inputs_BTH.shape[1], -1)
 
 
 class OwnExperts(nn.Module):
