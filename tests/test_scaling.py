@@ -1,6 +1,7 @@
 """The study of sizes and numbers of environments: which cells, which environments, which scores."""
 
-from ldm_hf.experiments.scaling import Cell, cells, in_turns, row, score, write_page
+from ldm_hf.experiments.commands import score
+from ldm_hf.experiments.scaling import Cell, cells, in_turns, row, write_page
 
 
 def test_sets_grow_library_by_library():

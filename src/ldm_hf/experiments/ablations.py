@@ -9,9 +9,6 @@ its folder under ``--output``: run again, finished ones are only read. Scores ar
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ldm_hf.experiments.commands import run_ldm
 from ldm_hf.experiments.figures import print_table, write_json
 
 ENVIRONMENTS = (
@@ -78,10 +76,10 @@ def scores_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, fl
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-        _ldm(folder, "train", "--config", folder / "settings.yaml")
+        run_ldm(folder, "train", "--config", folder / "settings.yaml")
         chosen = [word for environment in ENVIRONMENTS for word in ("--environment", environment)]
         evaluation = ("--data", options.data, "--output", report.parent, "--episodes", options.episodes, *chosen)
-        _ldm(folder, "evaluate", folder / "model", *evaluation)
+        run_ldm(folder, "evaluate", folder / "model", *evaluation)
     results = json.loads(report.read_text())["environments"]
     return {result["id"]: _score(result) for result in results}
 
@@ -89,12 +87,6 @@ def scores_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, fl
 def _score(result: dict[str, Any]) -> float:
     start, end = result["first10"], result["deterministic_return"]
     return float(np.clip((result["mean_return"] - start) / (end - start), 0, 1))
-
-
-def _ldm(folder: Path, *arguments: object) -> None:
-    with (folder / "log.txt").open("a") as log:
-        command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
-        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def main() -> None:

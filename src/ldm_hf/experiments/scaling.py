@@ -12,10 +12,7 @@ again, and one that was interrupted resumes.
 import argparse
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +23,7 @@ import numpy as np
 import yaml
 
 from ldm_hf.env_registry.ids import EnvironmentId
+from ldm_hf.experiments.commands import run_ldm, score
 from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.utils.files import replacing
 
@@ -88,10 +86,10 @@ def measure(cell: Cell, order: Sequence[str], options: argparse.Namespace) -> di
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    _ldm(folder, "train", "--config", folder / "settings.yaml")
+    run_ldm(folder, "train", "--config", folder / "settings.yaml")
     evaluation = ("--data", options.data, "--output", folder / "evaluation", "--episodes", options.episodes)
     chosen = [word for environment in environments for word in ("--environments", environment)]
-    _ldm(folder, "evaluate", folder / "model", *evaluation, "--rollouts", 1, *chosen)
+    run_ldm(folder, "evaluate", folder / "model", *evaluation, "--rollouts", 1, *chosen)
     report = json.loads((folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
     found = {
         **asdict(cell),
@@ -102,18 +100,6 @@ def measure(cell: Cell, order: Sequence[str], options: argparse.Namespace) -> di
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found
-
-
-def score(result: dict[str, Any]) -> float:
-    """0 at what a random policy returns or below, 1 at the reference's deterministic episodes or above."""
-    low, high = result["random"]["mean"], result["deterministic_return"]
-    return float(np.clip((result["mean_return"] - low) / (high - low), 0, 1))
-
-
-def _ldm(folder: Path, *arguments: object) -> None:
-    with (folder / "log.txt").open("a") as log:
-        command = [sys.executable, "-m", "ldm_hf", *map(str, arguments)]
-        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 COLUMNS = (
