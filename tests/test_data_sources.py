@@ -7,10 +7,9 @@ from ldm_hf.experiments.data_sources import Whole, choose, find
 
 
 def test_runs_of_the_bank_one_of_each_library_by_name():
-    found = [Whole(Path(), f"{library}/{name}", run, 10) for library, name, run in (
-        ("b", "second", "PPO-0"), ("b", "first", "PPO-0"), ("a", "one", "SAC-0"), ("a", "other", "SAC-0"), ("c", "last", "DQN-0"),
-    )]  # fmt: skip
-    banked = {"b/second": "PPO-0", "b/first": "PPO-0", "a/one": "PPO-0", "a/other": "SAC-0", "c/last": "DQN-0"}
+    runs = {"b/second": "PPO-0", "b/first": "PPO-0", "a/one": "SAC-0", "a/other": "SAC-0", "c/last": "DQN-0"}
+    found = [Whole(Path(), environment, run, 10) for environment, run in runs.items()]
+    banked = {**runs, "a/one": "PPO-0"}
     assert [each.environment for each in choose(found, banked, 8)] == ["a/other", "b/first", "c/last"]
     assert len(choose(found, banked, 2)) == 2
 

@@ -5,9 +5,9 @@
 The paper records everything from the first step of training; ``ldm build --from-bank`` rolls out the final policy, with
 noise of several levels. Both are labelled by the final policy. Here the same policies come with both: ``--whole`` holds data
 folders of ``ldm build``, whose runs became entries of the bank. One environment of each library, the first by name, is taken
-until there are eight; rollouts have as many transitions as the whole training, at most 100,000. Models of the preset ``nano`` then train on
-either for as many steps, and play the same episodes. Scores are 0 at a random policy and 100 at the deterministic reference.
-What is finished is only read when the command is run again.
+until there are eight; rollouts have as many transitions as the whole training, at most 100,000. Models of the preset
+``nano`` then train on either for as many steps, and play the same episodes. Scores are 0 at a random policy and 100 at the
+deterministic reference. What is finished is only read when the command is run again.
 """
 
 import argparse
