@@ -14,6 +14,7 @@ import pytest
 from gymnasium import spaces
 
 from conftest import run_ldm, run_ldm_here
+from ldm_hf.cli.common import make_executor
 from ldm_hf.dataset_builder.build.budgets import BUDGETS, Budget, choose_budget
 from ldm_hf.dataset_builder.build.costs import run_seconds
 from ldm_hf.dataset_builder.build.jobs import Job, _write_curve
@@ -459,6 +460,11 @@ def test_a_candidate_that_was_asked_for_and_does_not_fit_says_why(tmp_path):
         f"left out: DQN on {PENDULUM}: DQN does not act in Box spaces",
         "error: executor must be local or ray, got 'none'",
     ]
+
+
+def test_gpus_are_shared_by_a_cluster_only(tmp_path):
+    with pytest.raises(ConfigError, match=r"--gpus 0\.5 is a share of a GPU of a Ray cluster: add --executor ray"):
+        make_executor("local", 1, "auto", 0.5, tmp_path)
 
 
 def test_an_interrupt_is_one_line(tmp_path):

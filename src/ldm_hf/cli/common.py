@@ -18,6 +18,8 @@ Output = Annotated[Path, typer.Option(help="Data folder: a dataset repository pe
 def make_executor(name: str, jobs: int | None, address: str, gpus: float, root: Path) -> "Executor":
     """The executor of a command's options; ``root`` is what all nodes of a cluster must see."""
     if name == "local":
+        if gpus:
+            raise ConfigError(f"--gpus {gpus:g} is a share of a GPU of a Ray cluster: add --executor ray")
         from ldm_hf.executors.local import LocalExecutor
 
         return LocalExecutor(jobs)
