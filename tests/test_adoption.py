@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -38,6 +40,7 @@ from ldm_hf.env_registry.library.manifest import load_manifests
 from ldm_hf.env_registry.remote.vector_env import RemoteVectorEnv
 from ldm_hf.env_registry.remote.worker_batch import RemoteSettings
 from ldm_hf.env_registry.spec import EnvironmentSpec
+from ldm_hf.env_registry.worker import compatibility
 from ldm_hf.errors import CheckpointError, ConfigError, EnvironmentFailure
 from ldm_hf.executors.base import JobResult
 from test_remote_env import ODD, Here
@@ -214,6 +217,31 @@ def test_what_cannot_be_rebuilt_is_refused_in_one_line(tmp_path):
         open_source(str(tmp_path / "text.zip"), described)
     with pytest.raises(ConfigError, match="--normalizer belongs to a zip"):
         open_source("experts:babyai", described, "normalizer.pkl")
+
+
+def test_a_bot_without_a_plan_is_done_until_it_has_one(monkeypatch):
+    """BabyAI's bot asserts that there is a way; after random actions there may be none for a while."""
+    sys.modules.setdefault("compatibility", compatibility)
+    from ldm_hf.env_registry.worker.experts import babyai
+
+    class Bot:
+        made, blocked = 0, True
+
+        def __init__(self, env):
+            Bot.made += 1
+
+        def replan(self, last=None):
+            assert not Bot.blocked
+            return 2
+
+    monkeypatch.setitem(sys.modules, "minigrid.utils.baby_ai_bot", SimpleNamespace(BabyAIBot=Bot))
+    env = SimpleNamespace(unwrapped=SimpleNamespace(actions=SimpleNamespace(done=6)))
+    act = babyai(env)
+    assert (
+        act(None, None) == 6 and Bot.made == 3
+    )  # a new one tried, and one that knows nothing of the failure for later
+    Bot.blocked = False
+    assert act(None, 6) == 2 and Bot.made == 3
 
 
 def test_an_mlp_acts_as_its_layers_do(tmp_path):

@@ -1,6 +1,7 @@
 """The bank: policies are kept small, and data are made again from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,17 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
         "| gymnasium/CartPole-v1 | Box → Discrete |  | " in shown and "| 500 | 500 | 100% | yes | upright | " in shown
     )
     assert "1 environments of 1 libraries, 0.0 MB; 1 with a known good score, 1 of them solved" in shown
+
+
+def test_a_policy_of_the_bank_is_not_curated_again(runs, tmp_path):
+    """It returns 500; where its training had reached 600, `ldm adopt` drops it, and the bank, which took it, does not."""
+    entry, _ = add(best_runs(runs)[0], tmp_path / "bank")
+    record = json.loads((entry.folder / "run.json").read_text())
+    record["info"]["curve"] |= {"last": {"mean": 600.0, "std": 1.0, "size": 40}, "order": "start"}
+    (entry.folder / "run.json").write_text(json.dumps(record))
+    [request] = requests(tmp_path / "bank", None, 600, noise=(0.0,))
+    for keep, dropped in ((request.keep, None), ("fit", "the deterministic policy returns 500, its training 600")):
+        assert build_rollouts(replace(request, keep=keep), tmp_path / keep).dropped == dropped
 
 
 def test_only_what_is_better_is_taken(runs, tmp_path):

@@ -247,6 +247,7 @@ def requests(
             timesteps,
             seed,
             noise,
+            keep="better",
             run=f"{entry.info.run.partition('-rollouts-')[0]}-rollouts-{seed}",
         )
         for entry in read_bank(bank, environments)

@@ -33,7 +33,8 @@ class RolloutRequest:
         seed: of the streams and of the noise.
         noise: of each stream, from 0 to 1. Of actions that are whole numbers, it is the share that is drawn at random; to
             real numbers, Gaussian noise is added whose standard deviation is this share of half their range.
-        keep: ``fit`` keeps the data of a policy that passes curation, ``all`` of any.
+        keep: ``fit`` keeps the data of a policy that passes curation; ``better`` of one that is better than a random policy,
+            as those of a bank are judged, which were curated when they were taken; ``all`` of any.
         normalizer: a file of ``VecNormalize``, of an SB3 zip.
         run: name of the run; by default that of the source.
     """

@@ -59,7 +59,11 @@ def metaworld(env):
 
 
 def babyai(env):
-    """BabyAI's bot, which sees the whole grid. Where it lost its way, because another's action was taken, it plans again."""
+    """BabyAI's bot, which sees the whole grid. Where it lost its way, because another's action was taken, it plans again.
+
+    Where it has no plan at all, an object that was dropped being in the way, say, it does what it does at the end of one:
+    ``done``, which changes nothing.
+    """
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
     bots = [BabyAIBot(env)]
@@ -69,6 +73,10 @@ def babyai(env):
             return bots[0].replan(last)
         except Exception:
             bots[0] = BabyAIBot(env)
+        try:
             return bots[0].replan()
+        except Exception:
+            bots[0] = BabyAIBot(env)
+            return env.unwrapped.actions.done
 
     return act
