@@ -20,6 +20,7 @@ RECIPES = ROOT / "recipes"
 PROCESSES = {
     "cpu.yaml": [1],
     "ldm-308m.yaml": [1, 8, 16],  # one GPU, a node, two nodes
+    "ldm-base/train.yaml": [1, 2],
     "ldm-mini/train.yaml": [1, 3],
     "paper.yaml": [1, 8, 16],
 }

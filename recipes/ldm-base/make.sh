@@ -10,5 +10,6 @@ ldm build "${held_out[@]}" --from-bank bank --transitions 2000 --output runs/bas
 OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true ldm launch --multi_gpu --num_processes "$processes" -m ldm_hf train --config recipes/ldm-base/train.yaml
 mkdir -p "$model"
 cp runs/ldm-base/model/* runs/ldm-base/training.yaml "$model"
+sed -i '2i license: apache-2.0' "$model/README.md" # which later cards keep
 ldm evaluate "$model" --data "$data" --data runs/base-held-out --environments all --output runs/ldm-base/evaluation
 cp runs/ldm-base/evaluation/{README.md,report.json,threshold_curve.png} "$model"
