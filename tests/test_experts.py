@@ -144,7 +144,11 @@ def test_routers_are_told_which_expert_a_row_is_meant_for(mixture_model, process
 
 
 def test_settings_that_mean_nothing_are_refused():
-    for changes, message in (({"num_experts": -1}, "at least 0"), ({"num_experts": 2, "mlp_bias": True}, "mlp_bias")):
+    for changes, message in (
+        ({"num_experts": -1}, "at least 0"),
+        ({"num_experts": 2, "mlp_bias": True}, "mlp_bias"),
+        ({"router_hidden_size": 0}, "router_hidden_size must be at least 1, got 0"),
+    ):
         with pytest.raises(Exception, match=message):
             LDMConfig(**changes)
 

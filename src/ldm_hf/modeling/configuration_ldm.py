@@ -40,6 +40,7 @@ _LEAST = {
     "image_size": 36,  # the convolutions leave one position of it
     "num_experts": 0,
     "router_hidden_layers": 1,
+    "router_hidden_size": 1,
     "router_aux_loss_coef": 0,
 }
 
@@ -117,8 +118,9 @@ class LDMConfig(LlamaConfig):
     def validate_sizes(self) -> None:
         """Called by ``strict`` when a configuration is made."""
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         for name in ("mu", "max_value"):
             value = getattr(self, name)
             if not 0 < value < math.inf:  # also false for NaN
