@@ -11,14 +11,14 @@ from stable_baselines3.common.evaluation import evaluate_policy
 import ldm_hf
 from ldm_hf.errors import CheckpointError, UnsupportedSpaceError
 from ldm_hf.modeling import LDMPolicy
-from test_pretrained import FOLDER
+from test_pretrained import PRETRAINED
 
 CARTPOLE = "gymnasium/CartPole-v1"
 
 
 @pytest.fixture(scope="module")
 def agent():
-    return ldm_hf.load(FOLDER)
+    return ldm_hf.load(PRETRAINED / "ldm-mini")
 
 
 def test_an_agent_plays_a_registered_environment(agent, tmp_path):

@@ -79,10 +79,12 @@ def test_the_committed_ledger_is_up_to_date(tmp_path):
         "--runs",
         REPOSITORY / "bank",
         "--model",
+        REPOSITORY / "pretrained/ldm-base",
+        "--model",
         REPOSITORY / "pretrained/ldm-mini",
     ]
     done = run_ldm_here(*command)
     assert done.returncode == 0, done.stderr
     assert page.read_text() == (tmp_path / "coverage.md").read_text(), (
-        "run: ldm coverage docs/coverage.md --runs bank --model pretrained/ldm-mini"
+        "run: ldm coverage docs/coverage.md --runs bank --model pretrained/ldm-base --model pretrained/ldm-mini"
     )

@@ -15,7 +15,8 @@ from ldm_hf.cli.main import app
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "model_card.md", "pretrained/ldm-mini/README.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "model_card.md")),
+    *sorted(REPOSITORY.glob("pretrained/*/README.md")),
     *sorted((REPOSITORY / "docs").glob("**/*.md")),
 ]
 LEFT_OUT = {"launch"}  # its options are those of `accelerate launch`
