@@ -1,9 +1,12 @@
 """Writing files and folders so that nothing is ever half there, or lost."""
 
+import stat
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ldm_hf.errors import ConfigError
 from ldm_hf.utils.files import remove_leftovers, replacing, sole_writer
@@ -25,6 +28,18 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         raise KeyError
     assert (target / "content").read_text() == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_are_as_readable_as_the_files_beside_them(tmp_path):
+    with replacing(tmp_path / "model") as temporary:
+        written(temporary, "text")
+        save_file({"weight": torch.ones(2)}, temporary / "model.safetensors")
+        (temporary / "secret").touch(0o600)
+    with replacing(tmp_path / "alone.safetensors") as temporary:
+        save_file({"weight": torch.ones(2)}, temporary)
+    files = ("model/content", "model/model.safetensors", "alone.safetensors", "model/secret")
+    *modes, secret = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in files)
+    assert modes == [modes[0]] * 3 and secret == 0o600
 
 
 def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatch):

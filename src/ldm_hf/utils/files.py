@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MARK = ".partial-"
 _ASIDE = f"{_MARK}replaced"
 _LOCK = ".ldm-lock"
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 @contextlib.contextmanager
@@ -30,6 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
+        _share_weights(temporary)
         publish(temporary, path)
     except OSError as error:
         if error.errno not in _NO_SPACE:
@@ -40,6 +44,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise StorageError(f"{path} cannot be written: {reason}; what was there before is untouched") from error
     finally:
         remove(temporary)
+
+
+def _share_weights(written: Path) -> None:
+    """Let others read weights as they read the files beside them: safetensors 0.8 writes for the owner alone."""
+    files = written.rglob("*.safetensors") if written.is_dir() else [written]
+    for file in files:
+        if ".safetensors" in file.name and file.is_file() and file.stat().st_mode & 0o077 == 0:
+            file.chmod(0o666 & ~_UMASK)
 
 
 @contextlib.contextmanager
