@@ -21,7 +21,7 @@ from .spaces_ldm import CONTINUOUS, Transitions
 from .steps_ldm import CompiledStep, acting_device, decode, is_offloaded, packed
 
 _TOKENS_AT_ONCE = 4096
-"""Transitions that are read at a time when a context is rebuilt: what is in between takes memory for so many."""
+"""Transitions that are read at a time when a context is rebuilt: what is in between takes memory in proportion."""
 
 _READ_AHEAD = 256
 """Transitions of the newer half of a context that are read at a time, before it takes over: a pass of fewer takes nearly as
@@ -259,7 +259,7 @@ class LDMPolicy:
     def _read(self, cache: "RolloutCache", first: int, stop: int) -> None:
         """Append transitions of the context to a cache; what an empty one begins with has nothing before it."""
         before, count = cache.get_seq_length(), stop - first
-        # Experts make a feed-forward layer, and what is in between, so many times wider.
+        # Experts make a feed-forward layer, and what is in between, as many times wider as there are of them.
         rows_at_once = max(1, _TOKENS_AT_ONCE // (count * (1 + self.model.config.num_experts)))
         for start in range(0, len(self), rows_at_once):
             rows = slice(start, start + rows_at_once)

@@ -280,7 +280,7 @@ class LDMModel(LDMPreTrainedModel):
             position_ids: positions in the context, int64 of shape (B, T); by default those after the cache.
             cache: of the transitions before these.
             use_cache: whether to return a cache; a rollout asks for one, so ``config.use_cache`` does not.
-            logits_to_keep: compute logits of the last so many transitions only; 0 is all.
+            logits_to_keep: number of transitions, the last ones, of which logits are computed; 0 is all.
             num_items_in_batch: divide the loss by this instead of by the number of labelled transitions, so that pieces of
                 a larger batch have the gradients of the whole one.
             row_groups: ``group_rows`` of both kinds, if it is known: to find it out, a device has to be waited for. A

@@ -7,8 +7,9 @@ Of each environment whose score in the model's ``report.json`` is below ``--belo
 - *found*: how far the model's actions are the labels, given the recorded history. Of discrete slots the share that is equal,
   of continuous ones the share of the labels' variance that is explained (R2, at least 0).
 - *fresh*: the same on rollouts of other seeds, which it was not trained on.
-- *alike*: of pairs of the same observation, from different episodes, the share with the same label; none where hardly any
-  observation comes twice. What pairs disagree in is not to be seen in an observation: it takes memory, or is luck.
+- *alike*: of pairs of the same observation, to the bit, in different chunks of the recording, the share with the same label.
+  What pairs disagree in is not to be seen in an observation: it takes memory, or is luck. Where there are fewer than 200
+  pairs nothing is given, and labels may be ambiguous all the same.
 
 The cause is named by a rule: pairs disagree in more than a tenth, *ambiguous*; else less than 0.9 is found, *not learned*;
 else fresh paths lose more than 0.05, *overfitted*; else *off the path*: the labels are known where the reference goes, and

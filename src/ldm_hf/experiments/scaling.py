@@ -51,7 +51,7 @@ class Cell:
         return f"{self.size}-{self.number}-{self.budget}-{self.seed}"
 
     def steps(self, per_environment: int) -> int:
-        """Optimizer steps, where an environment has so many of its own."""
+        """Optimizer steps in all, given those of an environment."""
         return per_environment * (NUMBERS[1] if self.budget == "fixed" else self.number)
 
 
