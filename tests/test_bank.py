@@ -67,6 +67,13 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert said.endswith("On 1 core: 0 minutes\n") and not (tmp_path / "planned").exists()
     refused = run_ldm_here(*planned, tmp_path / "planned", "--candidates", "PPO", "--gpus", 1).stderr
     assert refused == "error: --from-bank rolls out policies and trains nothing: leave out --candidates, --gpus\n"
+    acting = run_ldm_here(*planned, tmp_path / "planned", "--cores", 1, "--actor", "somebody/their-model").stdout
+    assert (
+        f"{CARTPOLE}: upright-rollouts-0-their-model, 600 " in acting
+        and "core hours and what the model takes" in acting
+    )
+    alone = run_ldm_here("build", CARTPOLE, "--actor", "somebody/their-model", "--output", tmp_path / "planned").stderr
+    assert alone.startswith("error: --actor needs policies to label what the model sees: give a bank by --from-bank")
     dataset = open_dataset(request.folder(tmp_path / "one"))
     assert dataset.info.deterministic_return == 500 and not replay(dataset).different
     chunk = dataset.chunk(0)

@@ -25,7 +25,14 @@ Noise = Annotated[
     list[float] | None,
     typer.Option(
         help="Noise of a stream, 0 to 1: share of random actions, or of half the range of real ones; repeatable. "
-        "Default: 8 streams of 0, 4 of 0.1, 2 of 0.3, 2 of 1."
+        "Default: 8 streams of 0, 4 of 0.1, 2 of 0.3, 2 of 1; with --actor 16 of 0."
+    ),
+]
+Actor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Folder or Hub name of a model that acts, while the policy says what it would do (DAgger).",
     ),
 ]
 Transitions = Annotated[int, typer.Option(min=1, help="Of each environment.")]
@@ -52,6 +59,7 @@ def adopt(
     normalizer: Annotated[
         Path | None, typer.Option(help="Of an SB3 zip: what VecNormalize.save made. It is not unpickled.")
     ] = None,
+    actor: Actor = None,
     run: Annotated[str | None, typer.Option(help="Name of the run. Default: SOURCE-rollouts-SEED.")] = None,
     keep_all: Annotated[
         bool, typer.Option(help="Keep the data of a policy that is no better than a random one.")
@@ -66,15 +74,15 @@ def adopt(
     """
     require("`ldm adopt`", "build")
     from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
-    from ldm_hf.dataset_builder.bank.rollout_request import NOISE, RolloutRequest
+    from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest
     from ldm_hf.env_registry.library.manifest import load_manifests
     from ldm_hf.env_registry.registry import list_environments, spec
 
     known = list_environments(target) if target in load_manifests() else [spec(target)]
     statistics, keep = None if normalizer is None else str(normalizer), "all" if keep_all else "fit"
-    levels, root = tuple(noise or NOISE), output.absolute()
+    levels, root = tuple(noise or ()), output.absolute()
     requests = [
-        RolloutRequest(one.id, source, transitions, seed, levels, keep, statistics, run or "")
+        RolloutRequest(one.id, source, transitions, seed, levels, keep, statistics, run or "", actor)
         for one in known
         if not one.problems
     ]
@@ -113,41 +121,35 @@ def make_rollouts(works: "Sequence[RolloutJob]", jobs: int | None, root: Path) -
     return records
 
 
-def build_from_bank(
-    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, jobs: int | None, seed: int
-) -> None:
-    """Make data again from the policies of a bank."""
-    make_rollouts(_rollouts_of(folder, targets, output, transitions, seed), jobs, output.absolute())
+def rollouts_of_bank(
+    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, seed: int, actor: str | None
+) -> "list[RolloutJob]":
+    """What makes data again from the policies of a bank, for ``make_rollouts`` and ``print_rollouts``."""
+    from ldm_hf.dataset_builder.bank.bank import requests
+    from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
+
+    wanted = requests(folder, targets, transitions, seed, actor=actor)
+    return [RolloutJob(request, output.absolute()) for request in wanted]
 
 
-def print_rollouts(
-    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, seed: int, cores: int | None
-) -> None:
-    """Say what ``build_from_bank`` would do, how long it takes and how large it is."""
+def print_rollouts(works: "Sequence[RolloutJob]", cores: int | None) -> None:
+    """Say what ``make_rollouts`` would do, how long it takes and how large it is."""
     from ldm_hf.dataset_builder.build.costs import rollout_seconds, run_bytes
     from ldm_hf.env_registry.registry import spec
 
-    works = _rollouts_of(folder, targets, output, transitions, seed)
     left = [work.request for work in works if not work.is_done]
     specs = [spec(request.environment) for request in left]
     for request in left:
         typer.echo(f"{request.environment}: {request.run}, {request.timesteps:,} transitions")
-    hours = sum(rollout_seconds(one, transitions) for one in specs) / 3600
-    size = sum(run_bytes(one, transitions) for one in specs) / 2**30
+    pairs = [(one, request.timesteps) for one, request in zip(specs, left, strict=True)]
+    hours = sum(rollout_seconds(*pair) for pair in pairs) / 3600
+    size = sum(run_bytes(*pair) for pair in pairs) / 2**30
+    acting = " and what the model takes" if any(request.actor for request in left) else ""
     typer.echo(
-        f"{count(len(left), 'environment')}, {len(works) - len(left)} more are done: {len(left) * transitions:,} "
-        f"transitions, {size:,.1f} GiB; at most {hours:,.1f} core hours, by the speeds that `ldm env check` measured. "
-        f"{on_cores(hours, cores)}"
+        f"{count(len(left), 'environment')}, {len(works) - len(left)} more are done: "
+        f"{sum(request.timesteps for request in left):,} transitions, {size:,.1f} GiB; at most {hours:,.1f} core "
+        f"hours{acting}, by the speeds that `ldm env check` measured. {on_cores(hours, cores)}"
     )
-
-
-def _rollouts_of(
-    folder: Path, targets: Sequence[str] | None, output: Path, transitions: int, seed: int
-) -> "list[RolloutJob]":
-    from ldm_hf.dataset_builder.bank.bank import requests
-    from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
-
-    return [RolloutJob(request, output.absolute()) for request in requests(folder, targets, transitions, seed)]
 
 
 @bank.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm_hf.cli.bank import ROLLOUT_TRANSITIONS, build_from_bank, print_rollouts
+from ldm_hf.cli.bank import ROLLOUT_TRANSITIONS, Actor, make_rollouts, print_rollouts, rollouts_of_bank
 from ldm_hf.cli.common import Output, count, make_executor, on_cores, print_runs
 from ldm_hf.errors import ConfigError
 from ldm_hf.utils.dependencies import require
@@ -58,6 +58,7 @@ def build(
         Path | None,
         typer.Option(help="Train nothing: roll out the policies of this bank, --transitions (100,000) of each."),
     ] = None,
+    actor: Actor = None,
 ) -> None:
     """Train reference policies on environments, record everything, relabel it, and write datasets.
 
@@ -69,12 +70,16 @@ def build(
     require("`ldm build`", "build")
     if from_bank is not None:
         _refuse_what_trains(context)
-        amount = transitions or ROLLOUT_TRANSITIONS
+        works = rollouts_of_bank(from_bank, targets, output, transitions or ROLLOUT_TRANSITIONS, seed, actor)
         if dry_run:
-            print_rollouts(from_bank, targets, output, amount, seed, cores)
+            print_rollouts(works, cores)
         else:
-            build_from_bank(from_bank, targets, output, amount, jobs, seed)
+            make_rollouts(works, jobs, output.absolute())
         return
+    if actor is not None:
+        raise ConfigError(
+            "--actor needs policies to label what the model sees: give a bank by --from-bank, or `ldm adopt`"
+        )
     if not targets:
         raise ConfigError("name environments or libraries to build, or a bank by --from-bank")
     from ldm_hf.dataset_builder.build.build import choose, open_build

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm_hf.dataset_builder.anchors.anchors import measure_anchors
 from ldm_hf.dataset_builder.anchors.assessment import Assessment
-from ldm_hf.dataset_builder.bank.rollout_request import NOISE, RolloutRequest
+from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest, run_name
 from ldm_hf.dataset_builder.curves import BY_POLICY
 from ldm_hf.dataset_builder.format.records import RECORD, RunRecord, describe_files, read_records, sha256
 from ldm_hf.dataset_builder.format.schema import POLICY_FOLDER, RunInfo, environment_folder
@@ -237,7 +237,12 @@ def add_all(runs: Path, bank: Path, say: Callable[[str], None]) -> int:
 
 
 def requests(
-    bank: Path, environments: Sequence[str] | None, timesteps: int, seed: int = 0, noise: tuple[float, ...] = NOISE
+    bank: Path,
+    environments: Sequence[str] | None,
+    timesteps: int,
+    seed: int = 0,
+    noise: tuple[float, ...] = (),
+    actor: str | None = None,
 ) -> list[RolloutRequest]:
     """What makes data again from the policies of a bank; raises as ``read_bank``."""
     return [
@@ -248,7 +253,8 @@ def requests(
             seed,
             noise,
             keep="better",
-            run=f"{entry.info.run.partition('-rollouts-')[0]}-rollouts-{seed}",
+            run=run_name(entry.info.run.partition("-rollouts-")[0], seed, actor),
+            actor=actor,
         )
         for entry in read_bank(bank, environments)
     ]

@@ -50,13 +50,13 @@ class RolloutJob:
         info = RunRecord.read(self.result.parent).info
         if info is None:
             return False
-        found = {key: info.hyperparameters.get(key) for key in self.request.settings}
+        found = {key: info.hyperparameters[key] for key in ROLLOUT_SETTINGS if key in info.hyperparameters}
         return found == self.request.settings and info.seed == self.request.seed
 
     def refuse_to_replace(self) -> None:
         """Raise ``ConfigError`` if a run of this name of another policy is there; those of the same one are made again."""
         info = RunRecord.read(self.result.parent).info if self.result.is_file() else None
-        key = ROLLOUT_SETTINGS[-1]
+        key = "policy_sha256"
         if info is not None and info.hyperparameters.get(key) != self.request.settings[key]:
             raise ConfigError(
                 f"{self.result.parent} is a run of another policy: give this one another name by --run, or choose another "

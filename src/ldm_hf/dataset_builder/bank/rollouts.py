@@ -1,4 +1,4 @@
-"""Rollouts: a policy that is there plays with and without noise; that is recorded, labelled, judged and written as a run."""
+"""Rollouts: a policy or a model plays, with noise or without; that is recorded, labelled, judged and written as a run."""
 
 import contextlib
 import time
@@ -12,6 +12,7 @@ import numpy as np
 from ldm_hf.dataset_builder.anchors.anchors import measure_anchors
 from ldm_hf.dataset_builder.anchors.assessment import Assessment
 from ldm_hf.dataset_builder.anchors.playing import Episodes, play
+from ldm_hf.dataset_builder.bank.acting_model import ActingModel
 from ldm_hf.dataset_builder.bank.policies import Policy, drawn
 from ldm_hf.dataset_builder.bank.rollout_request import ROLLOUTS_OF, RolloutRequest
 from ldm_hf.dataset_builder.bank.sources import open_source
@@ -46,11 +47,14 @@ def build_rollouts(
     policy comes with the record of its training, it is the first and the last 10 % of that. A policy that is not fit to be
     imitated leaves its record and itself, but no data.
 
+    With ``request.actor`` a model acts, and the policy labels what the model comes to see: a model that is trained on it
+    learns what to do where its own mistakes lead (DAgger, arXiv 1011.0686, algorithm 3.1 without its mixture).
+
     Raises:
         UnknownEnvironmentError, EnvironmentFailure: the environment does not exist, cannot be made, or broke; or the policy
             did, or too few episodes ended.
         UnsupportedSpaceError: its spaces do not fit a model.
-        ConfigError, CheckpointError: the source is not a policy of this environment.
+        ConfigError, CheckpointError: the source is not a policy of this environment, or the actor no model.
         StorageError: the disk is full.
     """
     described = spec(request.environment)
@@ -125,12 +129,15 @@ def _record(
         (scratch / "labels").mkdir()
         labels = ValueFile(scratch / "labels", "label", envs.single_action_space, streams)
         recorder = Recorder(envs, steps, described.max_episode_steps, recording)
+        actor = None if request.actor is None else ActingModel(request.actor, described, recorder)
         observations, _ = recorder.reset(seed=[request.seed + index for index in range(streams)])
+        outcome: Sequence[Any] = ()
         done = 0
         while recorder.is_recording:
             wanted = policy.act(recorder, observations)
             labels.put(wanted)
-            observations, *_ = recorder.step(noise.add(wanted))
+            taken = wanted if actor is None else actor.act(observations, *outcome)
+            observations, *outcome, _ = recorder.step(noise.add(taken))
             labels.advance()
             done += streams
             progress("recording", min(done, request.timesteps), request.timesteps)
