@@ -143,6 +143,27 @@ def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_muon_on_two_processes_trains_as_on_one(data, tmp_path, sharding):
+    """As far as matrices that Muon makes orthogonal in bfloat16 can be alike; and in two parts bit for bit."""
+    changes = {"optim": "muon", "learning_rate": 1e-3}
+    alone = trained_here(made_settings(tmp_path / "alone", data, **changes))
+    changes |= {"sharding": sharding}
+    once = trained(made_settings(tmp_path / "once", data, **changes), processes=2)
+    assert logged(once) == pytest.approx(logged(alone), abs=1e-3)
+    twice = tmp_path / "twice"
+    trained(made_settings(twice, data, max_steps=2, **changes), processes=2)
+    trained(made_settings(twice, data, max_steps=4, **changes), processes=2)
+    for name in ("model", "optimizer"):
+        first, second, expected = (
+            load_file(run / f"checkpoint-00000004/{name}.safetensors") for run in (once, twice / "run", alone)
+        )
+        assert set(first) == set(second) == set(expected)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(key.endswith("q_proj.weight.momentum_buffer") for key in first)
+
+
+@pytest.mark.slow
 def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_path):
     """Steps 1 and 2 on one, 3 on two processes with shards, 4 on one again: as if one had done all."""
     (tmp_path / "run").mkdir()

@@ -36,6 +36,7 @@ from ldm_hf.hub.model_card import CARD, EVALUATION_FILES, Training, evaluated_we
 from ldm_hf.modeling import LDMConfig, LDMModel
 from ldm_hf.modeling.processing_ldm import LDMProcessor
 from ldm_hf.training.lora import adapter_weights, is_adapted, plain_weights, save_adapter
+from ldm_hf.training.optimizers import Optimizers
 from ldm_hf.utils.files import publish, remove, replacing
 
 FORMAT = 2
@@ -55,7 +56,7 @@ def latest_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
 def save_checkpoint(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     processor: LDMProcessor,
     output: Path,
     step: int,
@@ -65,13 +66,13 @@ def save_checkpoint(
     """Write the checkpoint of ``step`` optimizer steps; every process calls this. Older ones beyond ``keep`` go.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk, say), or a weight or a state of the optimizer is not finite;
+        CheckpointError: it cannot be written (a full disk, say), or a weight or a state of an optimizer is not finite;
             checkpoints that were there before still are.
     """
     path = output / f"{_PREFIX}{step:08d}"
     temporary = path.with_name(f"{path.name}.partial")
     weights: dict[str, Any] = get_model_state_dict(model, options=_ON_MAIN)
-    states: Any = get_optimizer_state_dict(model, optimizer, options=_ON_MAIN).get("state", {})
+    states: Any = get_optimizer_state_dict(model, optimizers, options=_ON_MAIN).get("state", {})
     random = dict(gather_object(_random_state(accelerator)))
     record = {"format": FORMAT, "step": step, "num_processes": accelerator.num_processes, **made_with}
     tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
@@ -98,10 +99,8 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path
-) -> int:
-    """Put a checkpoint into a distributed model and its optimizer; returns the number of steps that were done.
+def load_checkpoint(accelerator: Accelerator, model: torch.nn.Module, optimizers: Optimizers, path: Path) -> int:
+    """Put a checkpoint into a distributed model and its optimizers; returns the number of steps that were done.
 
     On another number of processes than wrote it, training continues with the same data, but with a new random state.
 
@@ -122,8 +121,10 @@ def load_checkpoint(
     record, weights, states, random = found or ({}, {}, {}, {})
     several = accelerator.num_processes > 1
     whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several)
-    groups = _groups(unwrapped, optimizer)
-    set_optimizer_state_dict(model, optimizer, {"state": states, "param_groups": groups}, options=whole)
+    for optimizer in optimizers:  # one by one: where there are no states, all groups would be taken for those of each
+        groups = _groups(unwrapped, optimizer)
+        own = {name: states[name] for group in groups for name in group["params"] if name in states}
+        set_optimizer_state_dict(model, optimizer, {"state": own, "param_groups": groups}, options=whole)
     some = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several, strict=not adapted)
     set_model_state_dict(model, weights, options=some)
     record, random = broadcast_object_list([record, random])
@@ -252,7 +253,7 @@ def _by_parameter(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _groups(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The optimizer's groups as they are, by names: what is in them comes from the settings, not from a checkpoint."""
+    """An optimizer's groups as they are, by names: what is in them comes from the settings, not from a checkpoint."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [
         {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups

@@ -46,6 +46,8 @@ RENAMED = {
 MOVED: dict[str, Any] = {"stage": "backbone", "num_experts": None, "grouping": "gradient", "gradient_batches": 10}
 """Settings of ``experiments.m3dt`` that were here, with what they were by default."""
 
+MUON = "muon"
+
 _Name = Annotated[str, MinLen(1)]
 _Names = Annotated[list[_Name], MinLen(1)]
 _Tracker = Literal[
@@ -118,9 +120,13 @@ class TrainingConfig:
             "over as many passes as train_batch_size needs. Default: the process's whole share of it."
         ),
     ] = None
-    learning_rate: Annotated[float, Gt(0), Lt(math.inf), Doc("Of AdamW (paper section 4.4); constant by default.")] = (
-        2.5e-4
-    )
+    optim: Annotated[
+        Literal["adamw_torch_fused", "muon"],
+        Doc("Optimizer: AdamW for all weights, or Muon for the matrices of the layers and AdamW for the others."),
+    ] = "adamw_torch_fused"
+    learning_rate: Annotated[
+        float, Gt(0), Lt(math.inf), Doc("Of all weights (paper section 4.4); constant by default.")
+    ] = 2.5e-4
     adam_beta1: Annotated[float, Ge(0), Lt(1), Doc("Decay of AdamW's first moment.")] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1), Doc("Decay of AdamW's second moment.")] = 0.999
     adam_epsilon: Annotated[float, Gt(0), Lt(math.inf), Doc("AdamW's epsilon.")] = 1e-8

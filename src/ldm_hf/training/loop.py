@@ -27,6 +27,7 @@ from ldm_hf.training.lora import adapt
 from ldm_hf.training.memory import check_shared_memory, loader_bytes
 from ldm_hf.training.mixture import Mixture
 from ldm_hf.training.model import load_model
+from ldm_hf.training.optimizers import Optimizers, make_optimizers
 from ldm_hf.training.parallel import (
     accumulating,
     all_finite,
@@ -87,8 +88,8 @@ def train(
     if config.lora_rank:
         adapt(whole, config.lora_rank)
     model = distribute(accelerator, whole, config)
-    optimizer = _optimizer(model, config)
-    start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizer, checkpoint)
+    optimizers = make_optimizers(model, config)
+    start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizers, checkpoint)
     if accelerator.is_main_process:
         config.save(Path(config.output_dir) / "training.yaml")
         (Path(config.output_dir) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
@@ -96,15 +97,15 @@ def train(
     record = made_with(accelerator, config, bound, start, history)
     folder, failure = None, None
     try:
-        if _run(accelerator, model, optimizer, processor, mixture, config, start, record, progress, validation):
+        if _run(accelerator, model, optimizers, processor, mixture, config, start, record, progress, validation):
             output = Path(config.output_dir)
             if validation is not None and (best := validation.best()) is not None:
-                load_checkpoint(accelerator, model, optimizer, best)
+                load_checkpoint(accelerator, model, optimizers, best)
             folder = save_finished(accelerator, model, processor, output, config.save_precision, about)
     except (LDMError, InvalidValueError) as error:  # as on all processes
         failure = error.with_traceback(None)  # which holds the model
     # DDP must let go of the process group before it is closed, or now and then gloo waits for its own thread forever.
-    del model, optimizer
+    del model, optimizers
     accelerator.free_memory()
     accelerator.end_training()
     if failure is not None:
@@ -115,7 +116,7 @@ def train(
 def _run(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     processor: LDMProcessor,
     mixture: Mixture,
     config: TrainingConfig,
@@ -137,14 +138,14 @@ def _run(
     ):
         if validation is not None and start == 0:  # what training begins with may be the best already
             with log.paused():
-                log.scores(0, validation.check(model, optimizer, 0, record))
+                log.scores(0, validation.check(model, optimizers, 0, record))
         for step in range(start, config.max_steps):
             done, rate = step + 1, learning_rate(config, step)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             first = step * config.train_batch_size
             transitions = sum(map(mixture.length, range(first, first + config.train_batch_size)))
-            norm, failed, batch, error = _step(accelerator, model, optimizer, batches, transitions, config, log)
+            norm, failed, batch, error = _step(accelerator, model, optimizers, batches, transitions, config, log)
             *failures, unread, asked = on_any_process(accelerator, failed, error is not None, termination.asked)
             if unread:
                 raise next(each for each in gather_object([error]) if each is not None)
@@ -158,10 +159,10 @@ def _run(
                     if any(failures):
                         raise divergence(accelerator, mixture, config, step, failures, saved)
                     keep = config.save_total_limit
-                    save_checkpoint(accelerator, model, optimizer, processor, output, done, keep, record)
+                    save_checkpoint(accelerator, model, optimizers, processor, output, done, keep, record)
                     saved = done
                 if validation is not None and validation.is_due(done):
-                    log.scores(done, validation.check(model, optimizer, done, record))
+                    log.scores(done, validation.check(model, optimizers, done, record))
                     if validation.is_over(done):
                         log.say(f"the validation loss did not fall again: stopped after step {done}")
                         return True
@@ -181,7 +182,7 @@ def _run(
 def _step(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     batches: Iterator[Batch],
     transitions: int,
     config: TrainingConfig,
@@ -209,10 +210,11 @@ def _step(
         total = total + loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     # After the step, which may itself overflow: nobody asks before, so that the device is waited for once a step.
-    finite = [total.isfinite(), norm.isfinite(), all_finite(optimizer)]
+    finite = [total.isfinite(), norm.isfinite(), all_finite(optimizers)]
     return norm, ~torch.stack(finite), batch, error
 
 
@@ -294,15 +296,3 @@ def _references(config: TrainingConfig) -> list[EnvironmentDataset]:
 def _say(accelerator: Accelerator, line: str) -> None:
     if accelerator.is_main_process:
         _log.info(line)
-
-
-def _optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},  # biases and norms
-    ]
-    betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)

@@ -20,6 +20,7 @@ from ldm_hf.errors import ConfigError
 from ldm_hf.modeling import LDMModel
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.memory import needs_recomputation
+from ldm_hf.training.optimizers import Optimizers
 
 _PATIENCE = timedelta(hours=1)
 """How long a process waits for the others: one may write a large checkpoint or have the slowest environment."""
@@ -113,9 +114,9 @@ def on_any_process(accelerator: Accelerator, flags: torch.Tensor, *more: bool) -
     return [bool(count) for count in accelerator.reduce(every.float(), "sum").tolist()]
 
 
-def all_finite(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def all_finite(optimizers: Optimizers) -> torch.Tensor:
     """Whether what this process has of the trained parameters is finite, a bool on their device."""
-    trained = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+    trained = [parameter.detach() for one in optimizers for group in one.param_groups for parameter in group["params"]]
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in trained]
     # The largest magnitude: a sum of squares would overflow before a weight does. A share of a small weight may be empty.
     return get_total_norm([tensor for tensor in local if tensor.numel()], norm_type=float("inf")).isfinite()

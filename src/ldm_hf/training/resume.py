@@ -27,7 +27,7 @@ from ldm_hf.training.config import TrainingConfig, renamed
 
 _BOUND = (
     *("stage", "model", "reinitialize", "lora_rank", "seed", "train_batch_size", "sequences_per_chunk", "weights"),
-    *("augmentation", "adam_beta1", "adam_beta2"),
+    *("augmentation", "optim", "adam_beta1", "adam_beta2"),
 )
 # What transformers writes of itself, and what training writes of its data, which has a fingerprint.
 _UNBOUND_FIELDS = {"architectures", "auto_map", "dtype", "transformers_version", "environments", "expert_environments"}

@@ -15,6 +15,7 @@ from ldm_hf.modeling.processing_ldm import TokenSequence
 from ldm_hf.training.batches import model_inputs, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, on_main, read_record, save_checkpoint
 from ldm_hf.training.config import TrainingConfig
+from ldm_hf.training.optimizers import Optimizers
 
 BEST = "best"
 """Folder of a run in which the checkpoint of the lowest validation loss is kept."""
@@ -81,7 +82,7 @@ class Validation:
         return float(loss)
 
     def check(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int, record: Mapping[str, Any]
+        self, model: torch.nn.Module, optimizers: Optimizers, done: int, record: Mapping[str, Any]
     ) -> dict[str, float]:
         """Measure the loss after ``done`` steps, and keep the checkpoint if it is the lowest; every process calls this.
 
@@ -90,7 +91,7 @@ class Validation:
         """
         loss = self.measure(model)
         if self._best is None or loss < self._best[1]:
-            parts = (self._accelerator, model, optimizer, self._processor, self._folder, done, 1)
+            parts = (self._accelerator, model, optimizers, self._processor, self._folder, done, 1)
             save_checkpoint(*parts, {**record, _LOSS: loss})
             self._best = done, loss
         return {"validation/loss": loss}
