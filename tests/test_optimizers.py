@@ -13,6 +13,7 @@ from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.optimizers import make_optimizers
 from test_distributed import logged, made_settings, trained_here
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has Muon")
 MATRICES = {"self_attn": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
 
 
@@ -31,6 +32,7 @@ def names_of(model, optimizer) -> list[str]:
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
+@needs_muon
 def test_muon_has_the_matrices_of_the_layers_and_adamw_all_others(fresh):
     adamw, muon = make_optimizers(fresh, config(optim="muon"))
     assert sorted(names_of(fresh, muon)) == sorted(
@@ -51,6 +53,7 @@ def test_muon_has_the_matrices_of_the_layers_and_adamw_all_others(fresh):
         )
 
 
+@needs_muon
 def test_a_step_of_muon_changes_all_directions_alike_and_as_much_as_adamw_would(fresh):
     """Whatever the gradient's singular values, 1 to 1000 here, those of the step are near 0.2 sqrt(largest side) each."""
     weight = fresh.backbone.layers[0].mlp.up_proj.weight
@@ -67,10 +70,11 @@ def test_a_step_of_muon_changes_all_directions_alike_and_as_much_as_adamw_would(
 @pytest.mark.parametrize(
     ("frozen", "missing", "reason"),
     [
-        (
+        pytest.param(
             r"\.layers\.",
             False,
             "optim=muon changes matrices of layers, of which none are trained here: leave optim out",
+            marks=needs_muon,
         ),
         ("nothing", True, "optim=muon needs torch 2.9, and this is "),
     ],
@@ -79,13 +83,14 @@ def test_what_muon_cannot_do_is_said(fresh, monkeypatch, frozen, missing, reason
     for name, parameter in fresh.named_parameters():
         parameter.requires_grad_(re.search(frozen, name) is None)
     if missing:
-        monkeypatch.delattr(torch.optim, "Muon")
+        monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ConfigError, match=re.escape(reason)):
         make_optimizers(fresh, config(optim="muon"))
     with pytest.raises(ConfigError, match="optim"):
         config(optim="sgd")
 
 
+@needs_muon
 def test_training_with_muon_resumes_bit_for_bit(data, tmp_path):
     changes = {"optim": "muon", "learning_rate": 1e-3, "warmup_steps": 2}
     once = trained_here(made_settings(tmp_path / "once", data, **changes))

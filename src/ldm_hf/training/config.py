@@ -46,8 +46,6 @@ RENAMED = {
 MOVED: dict[str, Any] = {"stage": "backbone", "num_experts": None, "grouping": "gradient", "gradient_batches": 10}
 """Settings of ``experiments.m3dt`` that were here, with what they were by default."""
 
-MUON = "muon"
-
 _Name = Annotated[str, MinLen(1)]
 _Names = Annotated[list[_Name], MinLen(1)]
 _Tracker = Literal[
@@ -122,7 +120,9 @@ class TrainingConfig:
     ] = None
     optim: Annotated[
         Literal["adamw_torch_fused", "muon"],
-        Doc("Optimizer: AdamW for all weights, or Muon for the matrices of the layers and AdamW for the others."),
+        Doc(
+            "Optimizer: AdamW for all weights, or Muon (torch 2.9) for the matrices of the layers and AdamW for the others."
+        ),
     ] = "adamw_torch_fused"
     learning_rate: Annotated[
         float, Gt(0), Lt(math.inf), Doc("Of all weights (paper section 4.4); constant by default.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ldm_hf.errors import ConfigError
-from ldm_hf.training.config import MUON, TrainingConfig
+from ldm_hf.training.config import TrainingConfig
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -22,7 +22,9 @@ def make_optimizers(model: torch.nn.Module, config: TrainingConfig) -> Optimizer
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     layered = {
-        name: parameter for name, parameter in trained.items() if config.optim == MUON and _is_for_muon(name, parameter)
+        name: parameter
+        for name, parameter in trained.items()
+        if config.optim == "muon" and _is_for_muon(name, parameter)
     }
     others = [parameter for name, parameter in trained.items() if name not in layered]
     groups = [
@@ -31,14 +33,14 @@ def make_optimizers(model: torch.nn.Module, config: TrainingConfig) -> Optimizer
     ]
     betas = (config.adam_beta1, config.adam_beta2)
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)
-    if config.optim != MUON:
+    if config.optim != "muon":
         return [adamw]
     if not hasattr(torch.optim, "Muon"):
         raise ConfigError(
-            f"optim={MUON} needs torch 2.9, and this is {torch.__version__}: install it, or leave optim out"
+            f"optim=muon needs torch 2.9, and this is {torch.__version__}: install it, or leave optim out"
         )
     if not layered:
-        raise ConfigError(f"optim={MUON} changes matrices of layers, of which none are trained here: leave optim out")
+        raise ConfigError("optim=muon changes matrices of layers, of which none are trained here: leave optim out")
     muon = torch.optim.Muon(
         list(layered.values()),
         lr=config.learning_rate,
