@@ -22,6 +22,7 @@ PROCESSES = {
     "ldm-308m.yaml": [1, 8, 16],  # one GPU, a node, two nodes
     "ldm-base/train.yaml": [1, 2],
     "ldm-base/train-2.yaml": [1, 2],
+    "ldm-base/train-3.yaml": [1, 2],
     "ldm-mini/train.yaml": [1, 3],
     "paper.yaml": [1, 8, 16],
 }
@@ -30,7 +31,7 @@ PROCESSES = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_recipes_fit_their_processes(name):
     config = TrainingConfig.load(RECIPES / name)
-    assert config.model in LDMConfig.presets() or name == "ldm-base/train-2.yaml"  # which continues train.yaml
+    assert config.model in LDMConfig.presets() or name.startswith("ldm-base/train-")  # which continue train.yaml
     for processes in PROCESSES[name]:
         pieces = config.accumulation_steps(processes)
         share = config.per_device_train_batch_size or config.train_batch_size // processes
