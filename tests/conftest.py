@@ -111,6 +111,24 @@ def model() -> LDMModel:
 
 
 @pytest.fixture(scope="session")
+def address(model, processor) -> Iterator[str]:
+    """Of a server of the small model, with places for ``serving.FULL`` environments."""
+    from serving import serving
+
+    with serving(model, processor) as found:
+        yield found
+
+
+@pytest.fixture
+def client(address):
+    """A client of that server."""
+    from ldm_hf.serving.client import Client
+
+    with Client(address) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def mixture_model(model) -> LDMModel:
     """The small model with experts that have something to say, and routers that prefer some to others."""
     import torch
