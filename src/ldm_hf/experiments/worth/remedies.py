@@ -93,7 +93,7 @@ PLAYS = ("likeliest", "drawn", "demonstrations first")
 _AUGMENTED = {"augmentation": 0.75}
 _LONG = {"model_overrides": {"max_position_embeddings": 1024}, "context_length": 1024, "train_batch_size": 4}
 REMEDIES = {
-    "random weights": Remedy(None, plays=("likeliest", "demonstrations first")),
+    "random weights": Remedy(None, plays=PLAYS),
     "pretrained": Remedy("plain", plays=PLAYS),
     "augmentation": Remedy("augmented", _AUGMENTED, plays=PLAYS),
     "augmentation, also in fine-tuning": Remedy(
