@@ -17,8 +17,8 @@ test: .venv/.installed-test  ## The tests, without those that run for minutes
 	$(BIN)/python -m pytest -m "not slow and not long" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
-	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest -m "slow and alone"
+	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses auto --dist loadfile --durations 20
+	$(BIN)/python -m pytest -m "slow and alone" --durations 5
 
 test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`, repetitions
 	$(BIN)/python -m pytest -m long
