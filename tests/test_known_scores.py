@@ -1,9 +1,11 @@
 import csv
+import math
 from importlib import resources
 
 import pytest
 
 from ldm_hf.env_registry.known_scores import KINDS, RETURN, known_environments, known_score
+from ldm_hf.env_registry.library.manifest import load_manifests
 from ldm_hf.env_registry.library.report import load_report
 
 
@@ -42,3 +44,18 @@ def test_an_environment_without_a_score_has_none(unknown):
 def test_all_environments_are_listed_once():
     names = known_environments()
     assert names == sorted({row["id"] for row in _rows()})
+
+
+def test_a_held_out_period_shares_no_price_with_the_other():
+    """An environment of gym-anytrading also sees the window before its first price."""
+    points = {one.name: one for one in load_manifests()["gym-anytrading"].entry_points}
+    for name, window in (("stocks", 30), ("forex", 24)):
+        train, held_out = (points[f"{name}-{period}-v0"].kwargs["frame_bound"] for period in ("train", "held-out"))
+        assert train[0] == window and held_out[0] - window >= train[1] and held_out[1] > held_out[0]
+    trading = load_manifests()["gym-trading-env"]
+    (known,), (held_out,) = trading.arguments, trading.entry_points
+    for hours, kwargs in (range(240), known.kwargs), (range(240, 480), held_out.kwargs):
+        prices = kwargs["df"]["kwargs"]["data"]["open"]
+        assert prices == pytest.approx(
+            [100 + 10 * math.sin(hour / 7) + 5 * math.sin(hour / 3) for hour in hours], abs=1e-3
+        )
