@@ -120,13 +120,13 @@ def summary_tables(report: Report) -> list[Table]:
     for title, groups in report.groups.items():
         table = Table(title=f"By {title}", title_justify="left")
         table.add_column(title)
-        headings = ("number", "scored", "failed", "median", "at 80 %", "at 100 %", "solved", "solved by references")
-        for heading in headings:
+        against = ("at 80 %", "matched", "at 80 % of deterministic", "matched")
+        for heading in ("number", "scored", "failed", "median", *against, "solved", "solved by references"):
             table.add_column(heading, justify="right")
         for name, summary in groups.items():
             counts = (summary.environments, summary.scored, summary.failed)
-            shares = (percent(summary.median), reached(summary, 0), reached(summary, 1))
-            table.add_row(name, *map(str, counts), *shares, *solved(summary))
+            shares = [how(summary, index) for how in (reached, deterministic) for index in (0, 1)]
+            table.add_row(name, *map(str, counts), percent(summary.median), *shares, *solved(summary))
         tables.append(table)
     return tables
 
@@ -204,6 +204,14 @@ def reached(summary: Summary, index: int) -> str:
     return f"{summary.reached[index]} ({100 * summary.shares[index]:.0f} %{around})"
 
 
+def deterministic(summary: Summary, index: int) -> str:
+    """The same against what the reference policy returns without exploring."""
+    if not summary.deterministic_scored:
+        return "—"
+    count = summary.deterministic_reached[index]
+    return f"{count} ({100 * count / summary.deterministic_scored:.0f} %)"
+
+
 def solved(summary: Summary) -> tuple[str, str]:
     """How many environments the model and the references solve, of those whose known good score can be compared."""
     if not summary.comparable:
@@ -247,6 +255,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "number": number,
     "reached": reached,
+    "deterministic": deterministic,
     "title": title_of,
     "known_good": known_good,
     "worth": worth,

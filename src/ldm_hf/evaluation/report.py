@@ -35,6 +35,8 @@ class Summary:
         median: of the normalised scores; None where there are none.
         interquartile_mean: their mean without the lowest and the highest quarter.
         deterministic_median: median of the scores against the deterministic reference.
+        deterministic_reached: number of environments at or above each threshold by that score.
+        deterministic_scored: how many environments have it.
         reached: number of environments at or above each threshold.
         shares: the same as shares; None where nothing is scored.
         intervals: of the shares, by a bootstrap over every environment's episodes.
@@ -48,6 +50,8 @@ class Summary:
     median: float | None
     interquartile_mean: float | None
     deterministic_median: float | None
+    deterministic_reached: list[int]
+    deterministic_scored: int
     reached: list[int]
     shares: list[float] | None
     intervals: list[list[float] | None]
@@ -72,6 +76,8 @@ class Summary:
             float(np.median(scores)) if scores else None,  # type: ignore[arg-type]
             float(stats.trim_mean(scores, 0.25)) if scores else None,
             float(np.median(deterministic)) if deterministic else None,
+            [int(number) for number in threshold_curve(deterministic, THRESHOLDS)],
+            len(deterministic),
             reached,
             [number / len(scored) for number in reached] if scored else None,
             [None if interval is None else list(interval) for interval in found],
