@@ -1,6 +1,7 @@
 """Rollouts by the protocol, one environment or many, and what is left of an evaluation."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import gymnasium
@@ -12,7 +13,7 @@ from PIL import Image
 import ldm_hf.evaluation.players as players_module
 import ldm_hf.evaluation.trial as trial_module
 import odd_environments
-from conftest import CARTPOLE, CLIFF, PENDULUM
+from conftest import CARTPOLE, CLIFF, PENDULUM, run_ldm_here
 from ldm_hf.dataset_builder.format.reader import open_datasets
 from ldm_hf.env_registry import registry
 from ldm_hf.errors import CheckpointError, EnvironmentFailure, InvalidValueError, UnsupportedSpaceError
@@ -387,6 +388,15 @@ def test_videos_are_extra_and_never_spoil_a_score(folder, data, tmp_path):
     (video,) = report.videos.values()
     assert (tmp_path / "shown" / video["file"]).stat().st_size > 1000
     assert "data:video/mp4;base64," in (tmp_path / "shown" / "report.html").read_text()
+    # Of a report that was made without any.
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.copyfile(tmp_path / "plain" / "report.json", tmp_path / "model" / "report.json")
+    done = run_ldm_here("report", tmp_path / "model", "--videos", 1, "--output", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page" / "report.html").read_text().count("data:video/mp4;base64,") == 1
+    assert not (tmp_path / "page" / "videos").exists()
+    refused = run_ldm_here("report", tmp_path / "plain", "--videos", 1, "--output", tmp_path / "page")
+    assert refused.returncode == 1 and "in the folder of its model" in refused.stderr
 
 
 def test_drawing_that_ends_its_process_is_a_note(folder, data, tmp_path, monkeypatch):

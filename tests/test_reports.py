@@ -1,5 +1,6 @@
 """Reports on disk, tables, cards, pages and the commands that print them."""
 
+import base64
 import html
 import html.parser
 import json
@@ -20,7 +21,7 @@ from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.dataset_builder.format.schema import RunInfo
 from ldm_hf.env_registry.known_scores import POLICY, RETURN, KnownScore
 from ldm_hf.errors import ConfigError, DatasetFormatError
-from ldm_hf.evaluation.render import markdown_tables, model_card, rounded, score_text, solved, verdict, write_all
+from ldm_hf.evaluation.render import markdown_tables, model_card, page, rounded, score_text, solved, verdict, write_all
 from ldm_hf.evaluation.report import Report, comparable
 from ldm_hf.evaluation.results import SINGLE_START, judge
 from test_scores import run_info
@@ -105,6 +106,18 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert links.sources == [] and links.open == [] and text.count("<script>") == text.count("<script") == 1
     assert not re.search(r"url\((?!#)", text) and text.count("<svg") == 1  # the curve's clip path is in itself
     assert "lib/Gone-v0 &lt;broke&gt;" in text and "<broke>" not in text
+
+
+def test_a_page_holds_no_file_from_outside_the_report_s_folder(tmp_path):
+    """A report from elsewhere names its videos as it likes."""
+    (tmp_path / "secret").write_text("a secret")
+    (tmp_path / "report" / "videos").mkdir(parents=True)
+    (tmp_path / "report" / "videos" / "own.mp4").write_text("own")
+    files = {"lib/A-v0": "../secret", "lib/B-v0": str(tmp_path / "secret"), "lib/C-v0": "videos/own.mp4"}
+    report = replace(toy_report(), videos={name: {"file": file} for name, file in files.items()})
+    text = page([report], [], [tmp_path / "report"])
+    assert text.count("data:video/mp4;base64,") == 1
+    assert base64.b64encode(b"own").decode() in text and base64.b64encode(b"a secret").decode() not in text
 
 
 def test_several_reports_are_compared_over_their_sizes(tmp_path):

@@ -2,16 +2,20 @@
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ldm_hf.errors import ConfigError
 from ldm_hf.utils.dependencies import require
 
 if TYPE_CHECKING:
     from ldm_hf.dataset_builder.format.reader import EnvironmentDataset
+    from ldm_hf.evaluation.report import Report
     from ldm_hf.evaluation.results import EnvironmentResult
 
 Device = Annotated[str, typer.Option(help="Torch device of the model.")]
@@ -109,9 +113,7 @@ def evaluate(
     for result in made.environments:
         if result.failure is not None:
             typer.echo(f"failed: {result.failure}", err=True)
-    for environment, video in made.videos.items():
-        if "file" not in video:
-            typer.echo(f"no video of {environment}: {video['note']}", err=True)
+    _name_missing(made.videos)
     differing = sum(bool(result.differences) for result in made.environments)
     if differing:
         typer.echo(f"warning: {differing} environments run on other versions than their data; see the report", err=True)
@@ -220,20 +222,44 @@ def report(
         Path | None,
         typer.Option(help="Folder to write tables, images and report.html to; of one report, a card too."),
     ] = None,
+    videos: Annotated[
+        int,
+        typer.Option(min=0, help="Environments that the report's model plays again for videos in report.html."),
+    ] = 0,
 ) -> None:
     """Print the tables of reports; of several, also how scores grow with the size of the model."""
-    require("`ldm report`", "evaluate")
+    require("`ldm report`", "evaluate", *(["video"] if videos else []))
     from ldm_hf.evaluation.report import Report
 
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    if videos and (output is None or len(paths) > 1 or not (folders[0] / "config.json").is_file()):
+        raise ConfigError("--videos needs --output, and one report in the folder of its model")
     loaded = [Report.load(path) for path in paths]
     for path in paths:
         print_report(path)
     if output is not None:
         from ldm_hf.evaluation.render import write_all
 
-        folders = [path if path.is_dir() else path.parent for path in paths]
-        write_all(loaded, output, folders)
+        with tempfile.TemporaryDirectory() as recorded:
+            if videos:
+                loaded = [_with_videos(loaded[0], folders[0], videos, Path(recorded))]
+            write_all(loaded, output, folders, Path(recorded) if videos else None)
         typer.echo(f"Tables, images and report.html are in {output}/", err=True)
+
+
+def _with_videos(report: "Report", model: Path, number: int, folder: Path) -> "Report":
+    from ldm_hf.evaluation.protocol import Protocol
+    from ldm_hf.evaluation.showcase import record_videos
+
+    made = record_videos(model, "cpu", report, number, folder, Protocol())
+    _name_missing(made)
+    return replace(report, videos=made)
+
+
+def _name_missing(videos: dict[str, dict[str, str]]) -> None:
+    for environment, video in videos.items():
+        if "file" not in video:
+            typer.echo(f"no video of {environment}: {video['note']}", err=True)
 
 
 def coverage(

@@ -23,7 +23,7 @@ TABLES, PAGE = "tables.md", "report.html"
 _MOST_LISTED = 5  # environments in a card's metadata, each a dozen lines that a reader has to pass; then groups of them
 
 
-def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) -> None:
+def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path], recorded: Path | None = None) -> None:
     """Write every image, the tables, the page and, of a single report, the model card.
 
     Several are drawn on the environments that all have a score of; tables are of all that each has.
@@ -31,7 +31,8 @@ def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) 
     Args:
         reports: one, or several of models to compare.
         folder: where to.
-        sources: folders of the reports, which hold their videos.
+        sources: folders of the reports.
+        recorded: folder of the videos of a single report; by default the report's.
 
     Raises:
         ConfigError: several reports have nothing in common.
@@ -47,7 +48,7 @@ def write_all(reports: Sequence[Report], folder: Path, sources: Sequence[Path]) 
         plot_scaling(compared, folder / SCALING)
     images = [] if len(reports) == 1 else [SCALING]
     _write(folder / TABLES, "\n".join(f"## {title_of(report)}\n\n{markdown_tables(report)}" for report in reports))
-    _write(folder / PAGE, page(reports, [folder / name for name in images], sources))
+    _write(folder / PAGE, page(reports, [folder / name for name in images], [recorded] if recorded else sources))
 
 
 def markdown_tables(report: Report) -> str:
@@ -84,13 +85,13 @@ def model_card(report: Report, load_as: str | None = None) -> str:
 
 
 def page(reports: Sequence[Report], images: Sequence[Path], sources: Sequence[Path]) -> str:
-    """One HTML file with the tables, images and videos in it."""
+    """One HTML file with the tables, images and videos in it; ``sources`` are the folders that hold the videos."""
     shown = {image.name: _data_url(image, "image/png") for image in images}
     videos = {
         environment: _data_url(source / video["file"], "video/mp4")
         for report, source in zip(reports, sources, strict=True)
         for environment, video in report.videos.items()
-        if "file" in video and (source / video["file"]).exists()
+        if "file" in video and _is_within(source / video["file"], source)
     }
     curve = markupsafe.Markup(threshold_curve_svg(reports))
     return _template("report.html").render(reports=reports, images=shown, videos=videos, curve=curve)
@@ -129,6 +130,11 @@ def summary_tables(report: Report) -> list[Table]:
             table.add_row(name, *map(str, counts), percent(summary.median), *shares, *solved(summary))
         tables.append(table)
     return tables
+
+
+def _is_within(file: Path, folder: Path) -> bool:
+    """Whether a file is there, and in the folder: a report from elsewhere names what it likes."""
+    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
 
 
 def title_of(report: Report) -> str:
