@@ -17,10 +17,10 @@ test: .venv/.installed-test  ## The tests, without those that run for minutes
 	$(BIN)/python -m pytest -m "not slow and not long" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.installed-test  ## The tests that run for minutes: the whole quickstart, several training processes
-	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses auto --dist loadfile --durations 20
-	$(BIN)/python -m pytest -m "slow and alone" --durations 5
+	$(BIN)/python -m pytest -m "slow and not alone and not long" --numprocesses auto --dist loadfile --durations 20
+	$(BIN)/python -m pytest -m "slow and alone and not long" --durations 5
 
-test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`, repetitions
+test-long: .venv/.installed-test  ## Further tests that run for minutes, which are not part of .ci/run: the whole of `ldm solve`, a node that is killed, repetitions
 	$(BIN)/python -m pytest -m long
 
 test-versions: .venv/.installed  ## The oldest and newest releases that setup.cfg allows, on the oldest and newest Python; about 30 minutes

@@ -144,7 +144,7 @@ def test_two_processes_train_as_one(alone, data, tmp_path, sharding):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has Muon")
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long), "fsdp2"])
 def test_muon_on_two_processes_trains_as_on_one(data, tmp_path, sharding):
     """As far as matrices that Muon makes orthogonal in bfloat16 can be alike; and in two parts bit for bit."""
     changes = {"optim": "muon", "learning_rate": 1e-3}
@@ -178,7 +178,7 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(alone, data, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long), "fsdp2"])
 def test_two_processes_choose_the_same_weights_by_validation(data, tmp_path, sharding):
     """Of a training that soon gets worse: one and two processes measure alike, stop together and keep the same step."""
     changes = {"validation_data": str(data), "validation_steps": 1, "early_stopping_patience": 2}
@@ -196,7 +196,7 @@ def test_two_processes_choose_the_same_weights_by_validation(data, tmp_path, sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long), "fsdp2"])
 def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
     """Two steps on one process, two more shared out: as if one had done all."""
     expected = trained(made_settings(tmp_path / "alone", data, lora_rank=4, save_steps=2))
@@ -208,9 +208,8 @@ def test_adapters_train_alike_on_two_processes(data, tmp_path, sharding):
         torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize(
-    "processes", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
 def test_compiled_layers_train_the_same(alone, data, tmp_path, processes):
     changes = {"torch_compile": True, "gradient_checkpointing": processes == 2, "sharding": "fsdp2"}
     run = trained(made_settings(tmp_path, data, max_steps=4, **changes), processes)
@@ -386,7 +385,9 @@ def test_speed_and_waiting_by_hand(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
+    ("processes", "number"),
+    [(1, signal.SIGTERM), (2, signal.SIGTERM), pytest.param(2, signal.SIGKILL, marks=pytest.mark.long)],
+    ids=str,
 )
 def test_a_job_that_is_told_to_end_continues(data, tmp_path, processes, number):
     """Every process of the job gets the signal, as Slurm sends it: launcher, training and loader workers."""

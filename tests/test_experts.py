@@ -153,7 +153,7 @@ def test_settings_that_mean_nothing_are_refused():
             LDMConfig(**changes)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it is", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["as it is", "compiled"])
 def test_rollouts_with_experts_equal_recomputation(mixture_model, processor, compiled, monkeypatch):
     monkeypatch.setattr("ldm_hf.modeling.steps_ldm._LARGE", 32 * 64)
     policy = LDMPolicy(mixture_model, processor, MIXED, context_length=7, compile=compiled)
@@ -471,7 +471,9 @@ def test_three_stages_by_the_command_line_killed_between_and_inside(staged, data
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", [("local",), ("ray", "--address", "local")], ids=["local", "ray"])
+@pytest.mark.parametrize(
+    "executor", [("local",), pytest.param(("ray", "--address", "local"), marks=pytest.mark.long)], ids=["local", "ray"]
+)
 def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, executor):
     if executor[0] == "ray":
         pytest.importorskip("ray")
@@ -493,7 +495,7 @@ def test_sigterm_leaves_a_checkpoint_of_every_expert(staged, data, tmp_path, exe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long), "fsdp2"])
 def test_routers_train_on_two_processes_as_on_one(staged, data, tmp_path, sharding):
     changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "seed": 3, "model": str(staged / "experts/model")}
     config = write_settings(tmp_path / "s.yaml", toy_settings(data, tmp_path / "run", **changes, sharding=sharding))

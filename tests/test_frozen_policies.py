@@ -25,6 +25,7 @@ training falls into, and it falls into long ones more often.
 """
 
 NUM_ENVS = (1, 8, 16)
+SOME = [pytest.param(1, marks=pytest.mark.long), 8, 16]  # one environment at a time is the slowest to play
 
 
 class Chance(gymnasium.vector.VectorEnv):
@@ -98,7 +99,7 @@ def test_a_frozen_policy_is_not_called_improved(num_envs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_envs", NUM_ENVS)
+@pytest.mark.parametrize("num_envs", SOME)
 def test_few_of_many_frozen_policies_are_called_improved(num_envs):
     found = shares(num_envs, 3000)
     assert (found <= MOST).all(), found
@@ -112,7 +113,7 @@ def half_random(observations, generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_envs", NUM_ENVS)
+@pytest.mark.parametrize("num_envs", SOME)
 def test_a_frozen_policy_of_cartpole_is_not_called_improved(num_envs):
     runs = 150
     found = np.mean(

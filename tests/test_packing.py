@@ -55,7 +55,7 @@ def step(model, inputs):
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.fixture(params=["eager", "sdpa", "flex_attention"])
+@pytest.fixture(params=["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.long)])
 def attention(model, request):
     before = model.config._attn_implementation
     model.set_attn_implementation(request.param)

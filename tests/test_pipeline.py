@@ -494,7 +494,7 @@ def test_an_interrupt_is_one_line(tmp_path):
     assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_small_budget_teaches_something(tmp_path):
     """The README's command, with the whole pool."""
     done = run_ldm("build", CARTPOLE, ACROBOT, "--budget", "small", "--output", tmp_path)

@@ -142,7 +142,7 @@ def test_bfloat16_is_near_float32(model, processor, compiled):
     assert torch.cat([step[:, 0, :2].flatten() for step in logits]).abs().max() > 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_a_selection_a_compiled_policy_continues(model, processor):
     compiled, plain = (LDMPolicy(model, processor, [GRID, CONTROL], context_length=8, compile=c) for c in (True, False))
     seen = [watched(policy) for policy in (compiled, plain)]

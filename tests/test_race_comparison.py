@@ -44,7 +44,7 @@ def test_nothing_kept_is_no_error(tmp_path):
     assert races.references(tmp_path, ["gymnasium/CartPole-v1"]) == {"gymnasium/CartPole-v1": races.Reference()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_build_is_timed_to_its_end_and_then_only_read(tmp_path):
     """Killed without a word, it is begun again; interrupted, it resumes and its time is added up."""
     folder, environments = tmp_path / "racing-0", ["gymnasium/CartPole-v1"]

@@ -11,7 +11,7 @@ from conftest import run_ldm
 from ldm_hf.dataset_builder.format.records import RunRecord
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 CARTPOLE = "gymnasium/CartPole-v1"
 
 
