@@ -17,7 +17,7 @@ class Cell:
     Attributes:
         family: of tasks.
         tasks: how many, the first ones of the family.
-        budget: ``fixed``, ``proportional`` to the tasks, ``half`` of that, or ``m3dt``: see ``Budget``.
+        budget: ``fixed``, ``twice`` that, ``proportional`` to the tasks, ``half`` of that, or ``m3dt``: see ``Budget``.
         batch: ``mixed``, or ``one`` task per step.
         variant: ``dense``; ``wide``; a grouping: experts, each task scored with its own; a grouping and a router, as in
             ``random+one``; or one of ``ADDITIONS``.
@@ -91,5 +91,6 @@ class Budget:
         fixed, experts = 10 * per_task, num_experts(tasks)
         if budget == "m3dt":
             return cls(fixed, fixed // 2, fixed, fixed + experts * (fixed // 2) + fixed)
-        total = {"fixed": fixed, "proportional": tasks * per_task, "half": tasks * per_task // 2}[budget]
+        proportional = tasks * per_task
+        total = {"fixed": fixed, "twice": 2 * fixed, "proportional": proportional, "half": proportional // 2}[budget]
         return cls(total // 2, max(1, total // 4 // experts), total // 4, total)

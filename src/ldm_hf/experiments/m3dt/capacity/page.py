@@ -23,15 +23,17 @@ from ldm_hf.experiments.m3dt.capacity.tables import (
 )
 from ldm_hf.utils.files import replacing
 
-_LINES: dict[Kind, tuple[str, str, str]] = {
-    ("fixed", "mixed", "dense"): ("dense, fixed steps", "#dc2626", "--"),
-    ("proportional", "mixed", "dense"): ("dense, steps in proportion", "#dc2626", "-"),
-    ("m3dt", "mixed", "dense"): ("dense, the experts' steps", "#f59e0b", "-"),
-    ("m3dt", "mixed", "wide"): ("wide, the experts' steps", "#111827", "-"),
-    ("m3dt", "mixed", "random"): ("experts, each task's own", "#16a34a", "--"),
-    ("m3dt", "mixed", "random+one"): ("experts, router by the loss", "#2563eb", "-"),
-    ("m3dt", "mixed", "random+five-supervised"): ("experts, supervised router", "#16a34a", "-"),
+_LINES: dict[Kind, tuple[str, str, str, str]] = {
+    ("fixed", "mixed", "dense"): ("dense, fixed steps", "#dc2626", "--", "v"),
+    ("proportional", "mixed", "dense"): ("dense, steps in proportion", "#dc2626", "-", "^"),
+    ("m3dt", "mixed", "dense"): ("dense, the experts' steps", "#f59e0b", "-", "s"),
+    ("m3dt", "mixed", "wide"): ("as wide as the experts, their steps", "#111827", "-", "D"),
+    ("twice", "mixed", "wide"): ("as wide, about the experts' FLOPs", "#6b7280", "--", "d"),
+    ("m3dt", "mixed", "random"): ("experts, each task's own", "#16a34a", "--", "o"),
+    ("m3dt", "mixed", "random+five"): ("experts, M3DT's router", "#2563eb", "-", "x"),
+    ("m3dt", "mixed", "random+five-supervised"): ("experts, supervised router", "#16a34a", "-", "P"),
 }
+"""What the figure shows of each kind: a name, a colour, a line and a marker."""
 
 
 def draw(records: Records, path: Path) -> None:
@@ -42,11 +44,11 @@ def draw(records: Records, path: Path) -> None:
     figure = Figure(figsize=(4.2 * (len(names) + 1), 3.8), layout="constrained")
     axes: Any = figure.subplots(1, len(names) + 1, squeeze=False, sharey=True)[0]
     for panel, family in zip(axes, names, strict=False):
-        for kind, (name, color, style) in _LINES.items():
+        for kind, (name, color, style, marker) in _LINES.items():
             found = _curve(records, family, kind)
             if found:
                 middle = [mean(values) for values in found.values()]
-                panel.plot(list(found), middle, style, color=color, marker="o", markersize=3, label=name)
+                panel.plot(list(found), middle, style, color=color, marker=marker, markersize=4, label=name)
                 ends = [[choose(values) for values in found.values()] for choose in (min, max)]
                 panel.fill_between(list(found), *ends, color=color, alpha=0.12, linewidth=0)
         panel.set_xscale("log", base=2)
@@ -73,7 +75,7 @@ def _curve(records: Records, family: str, kind: Kind) -> dict[int, list[float]]:
 
 def _draw_costs(records: Records, family: str, panel: Any) -> None:
     most = max(cell.tasks for cell in records if cell.family == family)
-    for (budget, batch, variant), (_, color, style) in _LINES.items():
+    for (budget, batch, variant), (_, color, style, marker) in _LINES.items():
         key = (family, most, budget, batch, variant)
         found = [
             record
@@ -82,7 +84,9 @@ def _draw_costs(records: Records, family: str, panel: Any) -> None:
         ]
         for record in found:
             filled = color if style == "-" else "none"
-            panel.scatter(record["flops"], record["score"], s=record["parameters"] / 4000, c=filled, edgecolors=color)
+            size = 12 + record["parameters"] / 4000
+            line = {} if marker == "x" else {"edgecolors": color}
+            panel.scatter(record["flops"], record["score"], size, filled if line else color, marker=marker, **line)
     panel.set_xscale("log")
     panel.set_xlabel("FLOPs of all stages (area: parameters that act)")
     panel.set_title(f"{family}, {most} tasks", fontsize=10)

@@ -1,6 +1,7 @@
 """Which cells the study has, the most telling ones first."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 from ldm_hf.experiments.m3dt.capacity.cells import ADDITIONS, Cell
 from ldm_hf.experiments.m3dt.capacity.routers import ROUTERS
@@ -15,18 +16,21 @@ _ROUTED = [f"random+{router}" for router in (MEND, "one", "five", "task")]
 
 def full_plan() -> list[list[Cell]]:
     """Chains of cells: those of a chain start from each other and are made one after the other."""
+    additions = [("m3dt", "mixed", variant) for variant in ADDITIONS]
     chains = [
-        *_chains("processes", (160, 40), SEEDS[:1], [*_main(), *_matched()]),
-        *_chains("processes", (160,), SEEDS[:1], [*_mends(), *(("m3dt", "mixed", variant) for variant in ADDITIONS)]),
-        *_chains("processes", (160, 80, 40), SEEDS, _main()),
-        *_chains("processes", (160,), SEEDS, _mends()),
-        *_chains("gridworlds", (160, 40), SEEDS[:1], [*_main(), *_mends()]),
-        *_chains("processes", COUNTS, SEEDS[:1], [*_main(), *_matched(), *_one_task()]),
+        *_chains("processes", (160, 40), SEEDS[:1], _main()),
+        *_chains("processes", (160,), SEEDS[:1], [*_mends(), *additions]),
+        *_chains("processes", (10, 20, 80), SEEDS[:1], _main()),
+        *_chains("processes", (160, 80), SEEDS, _cheap()),
+        *_chains("gridworlds", (160, 40), SEEDS[:1], _main()),
         *_chains("hidden", (160, 40), SEEDS[:1], _hidden()),
-        *_chains("processes", COUNTS, SEEDS, _cheap()),
-        *_chains("gridworlds", COUNTS, SEEDS[:1], _main()),
-        *_chains("hidden", COUNTS, SEEDS[:1], _hidden()),
-        *_chains("gridworlds", (160, 80, 40), SEEDS, _cheap()),
+        *_chains("processes", COUNTS, SEEDS[:1], [*_wide(), *_matched(), *_one_task()]),
+        *_chains("processes", (160,), SEEDS, [*_mends(), *additions]),
+        *_chains("gridworlds", (10, 20, 80), SEEDS[:1], _main()),
+        *_chains("hidden", (10, 20, 80), SEEDS[:1], _hidden()),
+        *_chains("gridworlds", (160,), SEEDS[:1], [*_mends(), *_wide()]),
+        *_chains("processes", (10, 20, 40), SEEDS, _cheap()),
+        *_chains("hidden", (160,), SEEDS, _hidden()),
     ]
     return _without_repeats(chains)
 
@@ -46,8 +50,12 @@ def _main() -> list[Kind]:
         *(("m3dt", "mixed", variant) for variant in ("random", *_ROUTED)),
         ("proportional", "mixed", "dense"),
         *(("m3dt", "mixed", variant) for variant in ("dense", "gradient", "gradient+one")),
-        *((budget, "mixed", "wide") for budget in ("fixed", "proportional", "m3dt")),
     ]
+
+
+def _wide() -> list[Kind]:
+    # Twice the fixed steps of a wide model cost about the FLOPs of backbone, experts and routers.
+    return [(budget, "mixed", "wide") for budget in ("twice", "m3dt", "fixed", "proportional")]
 
 
 def _matched() -> list[Kind]:
@@ -69,18 +77,16 @@ def _hidden() -> list[Kind]:
         ("fixed", "mixed", "dense"),
         ("proportional", "mixed", "dense"),
         *(("m3dt", "mixed", variant) for variant in variants),
-        ("proportional", "mixed", "wide"),
     ]
 
 
 def _cheap() -> list[Kind]:
-    return [each for each in [*_main(), *_one_task()] if each[2] != "wide"]
+    return [each for each in _main() if not each[2].startswith("gradient")]
 
 
 def _chains(family: str, counts: Sequence[int], seeds: Sequence[int], kinds: Sequence[Kind]) -> Iterator[list[Cell]]:
-    for count in counts:
-        for seed in seeds:
-            yield [Cell(family, count, budget, batch, variant, seed) for budget, batch, variant in kinds]
+    for count, seed in product(counts, seeds):
+        yield [Cell(family, count, budget, batch, variant, seed) for budget, batch, variant in kinds]
 
 
 def _without_repeats(chains: Iterable[Sequence[Cell]]) -> list[list[Cell]]:

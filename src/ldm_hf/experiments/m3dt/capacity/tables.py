@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm_hf.experiments.m3dt.capacity.cells import ADDED_TASKS, ADDITIONS, GROUPINGS, Cell
 from ldm_hf.experiments.m3dt.capacity.routers import ROUTERS
+from ldm_hf.experiments.m3dt.capacity.tasks import FAMILIES
 
 Records = dict[Cell, dict[str, Any]]
 Table = list[list[str]]
@@ -17,6 +18,7 @@ Kind = tuple[str, str, str]
 
 BUDGETS = {
     "fixed": "the same at any number of tasks",
+    "twice": "twice that",
     "proportional": "in proportion to tasks",
     "m3dt": "M3DT's",
 }
@@ -29,8 +31,9 @@ def read(folder: Path) -> Records:
 
 
 def families(records: Iterable[Cell]) -> list[str]:
-    """Those that were measured, in the order of their first cells."""
-    return list(dict.fromkeys(cell.family for cell in records))
+    """Those that were measured, in the order of ``FAMILIES``."""
+    found = {cell.family for cell in records}
+    return [family for family in FAMILIES if family in found]
 
 
 def label(kind: Kind) -> str:
