@@ -25,12 +25,12 @@ def full_plan() -> list[list[Cell]]:
         *_chains("gridworlds", (160, 40), SEEDS[:1], _main()),
         *_chains("hidden", (160, 40), SEEDS[:1], _hidden()),
         *_chains("processes", COUNTS, SEEDS[:1], [*_wide(), *_matched(), *_one_task()]),
-        *_chains("processes", (160,), SEEDS, [*_mends(), *additions]),
         *_chains("gridworlds", (10, 20, 80), SEEDS[:1], _main()),
         *_chains("hidden", (10, 20, 80), SEEDS[:1], _hidden()),
+        *_chains("hidden", (160,), SEEDS, _hidden()),
+        *_chains("processes", (160,), SEEDS, [*_mends(), *additions]),
         *_chains("gridworlds", (160,), SEEDS[:1], [*_mends(), *_wide()]),
         *_chains("processes", (10, 20, 40), SEEDS, _cheap()),
-        *_chains("hidden", (160,), SEEDS, _hidden()),
     ]
     return _without_repeats(chains)
 
