@@ -85,7 +85,7 @@ def test_the_root_s_card_says_what_the_report_says(report):
         row = f"| {relation} | {summary.environments} | {summary.reached[0]} | {summary.reached[1]} | {summary.median:.1%} |"
         found = [line for line in text.splitlines() if line.startswith(row.replace("%", " %"))]
         assert len(found) == 1, row
-        if "deterministic reference |" in text[: text.index(found[0])].rpartition("\n\n")[2]:
+        if report.model["name"] == "ldm-base":  # the table of ldm-mini has no such column
             assert found[0].endswith(f"| {summary.deterministic_reached[0]}, {summary.deterministic_reached[1]} |")
 
 
