@@ -41,9 +41,10 @@ from ldm_hf.finetuning.episodes import (
 from ldm_hf.finetuning.finetune import FineTuning, OwnRollouts, finetune
 from ldm_hf.hub.model_card import kept_metadata
 from ldm_hf.hub.pretrained import load_pretrained
-from ldm_hf.modeling.spaces_ldm import Transitions
+from ldm_hf.modeling.quantization_ldm import ActionCode
+from ldm_hf.modeling.spaces_ldm import ABSENT, CONTINUOUS, DISCRETE, Transitions
 from ldm_hf.training.config import TrainingConfig
-from ldm_hf.training.validation import Validation
+from ldm_hf.training.validation import Validation, action_error
 
 TOY = {"max_steps": 4, "train_batch_size": 4, "save_steps": 2, "report_to": "none"}
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,6 +74,30 @@ def loss_on(folder: Path | str, dataset: EnvironmentDataset, start: int = 0) -> 
     sequence = processor.align(transitions, *layouts)
     with torch.no_grad():
         return float(model(**processor.collate([sequence])).loss)
+
+
+def share_of_wrong_actions(folder: Path | str, dataset: EnvironmentDataset, start: int = 0) -> float:
+    """How often the likeliest action is not the label, of the same transitions; actions are symbols."""
+    model, processor = load_pretrained(folder)
+    layouts = processor.observation_layout(dataset.observation_space), processor.action_layout(dataset.action_space)
+    transitions = dataset.chunk(0)[start : start + model.config.max_position_embeddings]
+    batch = processor.collate([processor.align(transitions, *layouts)])
+    labels = batch.pop("labels")[0, :, 0]
+    with torch.no_grad():
+        likeliest = model(**batch).logits[0, :, 0].argmax(-1)
+    return float((likeliest != labels).float().mean())
+
+
+def test_the_error_of_actions_by_hand():
+    """Bin 4 of 16 of [-1, 1] ends 3.5 bins before 0; a wrong symbol counts whole; what has no label, not at all."""
+    code = ActionCode(100.0, 256.0, 16, "uniform")
+    kinds = torch.tensor([[CONTINUOUS, DISCRETE], [CONTINUOUS, ABSENT]])
+    bounds = torch.tensor([[[-1.0, 1.0], [0.0, 2.0]], [[-1.0, 1.0], [0.0, 0.0]]])
+    logits = torch.zeros(2, 2, 2, 16)
+    logits[:, :, 0, 4], logits[:, :, 1, 1] = 1.0, 1.0
+    labels = torch.tensor([[[0.0, 2.0], [torch.nan, torch.nan]], [[-0.4375, 0.0], [1.0, 0.0]]])
+    first, second = (3.5 / 16 + 1) / 2, 0 + 11.5 / 16  # 1 is the end of the last bin, and -0.4375 the middle of bin 4
+    assert float(action_error(logits, labels, kinds, bounds, code)) == pytest.approx(first + second)
 
 
 def test_the_best_episodes_by_hand():
@@ -148,18 +173,20 @@ def test_episodes_in_other_orders(data):
     assert len(orders) > 1
 
 
-def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("metric", ["loss", "action_error"])
+def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch, metric):
     """Of a training that is bound to get worse, the best is kept; it stops; resumed anywhere, it is the same."""
     measured = []
 
     def spied(self, model):
-        measured.append(measure(self, model))
-        return measured[-1]
+        found = measure(self, model)
+        measured.append(found[metric])
+        return found
 
     measure = Validation.measure
     monkeypatch.setattr(Validation, "measure", spied)
     toy = {**TOY, "max_steps": 60, "learning_rate": 0.03, "warmup_steps": 0, "validation_steps": 2}
-    toy |= {"early_stopping_patience": 3, "save_steps": 2}
+    toy |= {"early_stopping_patience": 3, "save_steps": 2, "metric_for_best_model": metric}
     tuning = FineTuning(base, CARTPOLE, 10, str(data))
     folder = finetune(tuning, tmp_path / "out", toy)
     held_back = only(tmp_path / "out/validation", CARTPOLE)
@@ -172,13 +199,18 @@ def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch
     context = load_pretrained(folder)[0].config.max_position_embeddings
     total = len(held_back.chunk(0))
     windows = [(start, min(context, total - start)) for start in range(0, total, context)]
-    losses = [loss_on(folder, held_back, start) * length for start, length in windows]
-    assert sum(losses) / total == pytest.approx(min(measured), rel=1e-5)
+    of_window = loss_on if metric == "loss" else share_of_wrong_actions
+    found = [of_window(folder, held_back, start) * length for start, length in windows]
+    assert sum(found) / total == pytest.approx(min(measured), rel=1e-5)
     # Killed after the best, before the end: the best is known, and what follows is the same.
     again = tmp_path / "again"
     stop = 2 * (int(np.argmin(measured)) + 2)
     finetune(tuning, again, {**toy, "max_steps": stop})
     shutil.rmtree(again / "model")
+    (again / "finetuning.json").unlink()
+    other = "loss" if metric == "action_error" else "action_error"
+    with pytest.raises(ConfigError, match=f"metric_for_best_model '?{metric}'? and is '?{other}"):
+        finetune(tuning, again, {**toy, "metric_for_best_model": other})
     (again / "finetuning.json").unlink()
     resumed = finetune(tuning, again, toy)
     same = load_file(folder / "model.safetensors"), load_file(resumed / "model.safetensors")
@@ -187,7 +219,8 @@ def test_held_back_episodes_choose_the_weights(base, data, tmp_path, monkeypatch
 
 def test_training_that_only_harms_changes_nothing(base, data, tmp_path):
     toy = {**TOY, "max_steps": 6, "learning_rate": 10.0, "warmup_steps": 0, "validation_steps": 2}
-    folder = finetune(FineTuning(base, CARTPOLE, 5, str(data)), tmp_path, {**toy, "early_stopping_patience": 2})
+    toy |= {"early_stopping_patience": 2, "metric_for_best_model": "loss"}
+    folder = finetune(FineTuning(base, CARTPOLE, 5, str(data)), tmp_path, toy)
     same = load_file(folder / "model.safetensors"), load_file(Path(base) / "model.safetensors")
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
     assert not (tmp_path / "checkpoint-00000006").exists()  # it stopped after four steps

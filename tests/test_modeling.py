@@ -154,11 +154,34 @@ def test_even_bins_change_the_labels_alone(model, processor):
     assert abs(hidden[0].loss - hidden[1].loss) > 1e-3
 
 
+@torch.no_grad()
+def test_previous_actions_are_hidden_from_training_alone(model, processor):
+    """Of all transitions at a probability of 1, of some between, of none in rollout; rewards stay."""
+    batch = processor.collate([tokens(processor, CONTROL, 64, 1)])
+    others = {**batch, "previous_actions": -batch["previous_actions"]}
+    embedding = with_settings(model, previous_action_dropout=1.0).train().embedding
+    names = (*("observations", "observation_kinds", "previous_actions", "action_kinds"), "previous_rewards")
+
+    def embed(module, inputs):
+        return module(*(inputs[name] for name in names), inputs["previous_dones"], None, None, None)
+
+    torch.testing.assert_close(embed(embedding, batch), embed(embedding, others), atol=0, rtol=0)
+    rewarded = {**batch, "previous_rewards": batch["previous_rewards"] + 5}
+    assert not torch.equal(embed(embedding, batch), embed(embedding, rewarded))
+    torch.testing.assert_close(embed(embedding.eval(), batch), embed(model.embedding, batch), atol=0, rtol=0)
+    some = with_settings(model, previous_action_dropout=0.25).train().embedding
+    full, hidden = embed(model.embedding, batch), embed(embedding.train(), batch)
+    found = embed(some, batch)
+    shown = (found == full).all(-1)[0, 1:]  # before the first there is none
+    assert torch.equal(found, torch.where((found == full).all(-1, keepdim=True), full, hidden))
+    assert 0.5 < shown.float().mean() < 0.95
+
+
 @pytest.mark.parametrize(
-    "changes", [{"action_quantization": "log"}, {"action_smoothing": -1.0}], ids=["quantization", "smoothing"]
+    "changes", [{"action_quantization": "log"}, {"action_smoothing": -1.0}, {"previous_action_dropout": 1.5}], ids=str
 )
 def test_settings_that_mean_nothing_are_refused(changes):
-    with pytest.raises(Exception, match=r"action_(quantization|smoothing) must be"):
+    with pytest.raises(Exception, match=f"{next(iter(changes))} must be"):
         LDMConfig(**changes)
 
 

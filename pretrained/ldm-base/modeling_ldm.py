@@ -120,6 +120,11 @@ class LDMTransitionEmbedding(nn.Module):
         has_previous = (previous_dones != START).unsqueeze(-1)
         observed, acted = (None, None) if row_groups is None else row_groups.split()[:2]
         actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
+        if (
+            self.training and self.config.previous_action_dropout
+        ):  # hidden, as where there is none: the others do not grow
+            shown = torch.rand(has_previous.shape, device=actions.device) >= self.config.previous_action_dropout
+            actions = actions * shown
         reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
         done = self.done_embedding(previous_dones.clamp(max=START - 1)) @ self.scalar_projection[2]
         tokens = self._slots(observations, observation_kinds, self.observation_projection, observed) + self.bias

@@ -65,6 +65,9 @@ class LDMConfig(LlamaConfig):
             always are in rollout.
         wave_embedding: whether the embeddings of continuous bins start as waves of their position, so that neighbours
             start alike, instead of at random.
+        previous_action_dropout: probability that a transition of training does not show the action before it. Predicted from
+            those, which in recordings are the reference's own, actions repeat where they should not: what this is worth is
+            in docs/worth.md.
         standardize_images: whether each image is brought to a standard deviation of 1 before the convolutions, its mean
             kept, so that faint differences are seen as well as strong ones.
         num_experts: feed-forward networks that each block has beside its own, weighted by a router (docs/experts.md); 0 is
@@ -107,6 +110,7 @@ class LDMConfig(LlamaConfig):
     action_smoothing: float | int = 6.0
     mask_training_logits: bool = True
     wave_embedding: bool = True
+    previous_action_dropout: float | int = 0.0
     standardize_images: bool = True
     num_experts: int = 0
     router_hidden_layers: int = 1
@@ -132,6 +136,8 @@ class LDMConfig(LlamaConfig):
         """Called by ``strict`` when a configuration is made."""
         if self.action_quantization not in (MU_LAW, UNIFORM):
             raise ValueError(f"action_quantization must be {MU_LAW} or {UNIFORM}, got {self.action_quantization!r}")
+        if not 0 <= self.previous_action_dropout <= 1:
+            raise ValueError(f"previous_action_dropout must be from 0 to 1, got {self.previous_action_dropout}")
         if not 0 <= self.action_smoothing < math.inf:
             raise ValueError(
                 f"action_smoothing must be a finite number of bins, at least 0, got {self.action_smoothing}"

@@ -50,9 +50,10 @@ def finetune(
 ) -> None:
     """Fine-tune a model on episodes of one environment: recorded ones, or the best of its own.
 
-    Of five episodes or more one in five is held back: training ends when their loss no longer falls, and the weights of the
-    lowest are kept. Interrupted, the same command resumes from the last checkpoint. Here max_steps is 200 by default,
-    learning_rate 1e-3, warmup_steps 20, save_steps 100, validation_steps 10 and early_stopping_patience 5.
+    Of five episodes or more one in five is held back: training ends when the model's actions there come no nearer to the
+    labels, and the weights that came nearest are kept. Interrupted, the same command resumes from the last checkpoint. Here
+    max_steps is 200 by default, train_batch_size 8, learning_rate 1e-3, warmup_steps 20, previous_action_dropout 0.5,
+    metric_for_best_model action_error, save_steps 100, validation_steps 10 and early_stopping_patience 5.
     """
     require("`ldm finetune`", "train")
     from ldm_hf.errors import ConfigError

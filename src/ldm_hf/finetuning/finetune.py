@@ -22,8 +22,11 @@ from ldm_hf.utils.progress import progress_bar
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 200,
+    "train_batch_size": 8,
     "save_steps": 100,
     "validation_steps": 10,
+    "metric_for_best_model": "action_error",
+    "previous_action_dropout": 0.5,
     "early_stopping_patience": 5,
     "learning_rate": 1e-3,
     "warmup_steps": 20,

@@ -106,6 +106,10 @@ class TrainingConfig:
             "Share of training sequences whose slots, symbols, scales, images and labels are changed at random, alike."
         ),
     ] = 0.0
+    previous_action_dropout: Annotated[
+        Annotated[float, Ge(0), Le(1)] | None,
+        Doc("Probability that a transition does not show the action before it. Default: the model's."),
+    ] = None
     stream: Annotated[
         bool, Doc("Whether data of the Hub are read over the network each time, instead of from its cache.")
     ] = False
@@ -182,14 +186,20 @@ class TrainingConfig:
     validation_data: Annotated[
         _Name | _Names | None,
         Doc(
-            "Folder of datasets, as `data`, that are held back. Their loss is measured, and the finished model has the "
-            "weights of the lowest. Default: none."
+            "Folder of datasets, as `data`, that are held back. The model is measured on them, and when it is finished has "
+            "the best of its weights. Default: none."
         ),
     ] = None
-    validation_steps: Annotated[int, Ge(1), Doc("Steps between two measurements of the validation loss.")] = 20
+    metric_for_best_model: Annotated[
+        Literal["loss", "action_error"],
+        Doc(
+            "What decides on held-back data, lowest first: the loss, or how far the likeliest actions are from the labels."
+        ),
+    ] = "loss"
+    validation_steps: Annotated[int, Ge(1), Doc("Steps between two measurements on held-back data.")] = 20
     early_stopping_patience: Annotated[
         Annotated[int, Ge(1)] | None,
-        Doc("Measurements of the validation loss without a lower one after which training ends. Default: never."),
+        Doc("Measurements on held-back data without a better one after which training ends. Default: never."),
     ] = None
     report_to: Annotated[_Tracker, Doc("Tracker, which must be installed; all that are, or none.")] = "tensorboard"
 

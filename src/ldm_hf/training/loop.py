@@ -72,6 +72,8 @@ def train(
     set_seed(config.seed)
     disable_progress_bar()  # transformers' own, for weights: they would break up ours
     whole, processor = load(config)
+    if config.previous_action_dropout is not None:
+        whole.config.previous_action_dropout = config.previous_action_dropout
     datasets = training_datasets(config, functools.partial(_say, accelerator))
     mixture = make_mixture(datasets, config, whole, processor)
     passes = config.accumulation_steps(accelerator.num_processes) * accelerator.num_processes
@@ -164,7 +166,7 @@ def _run(
                 if validation is not None and validation.is_due(done):
                     log.scores(done, validation.check(model, optimizers, done, record))
                     if validation.is_over(done):
-                        log.say(f"the validation loss did not fall again: stopped after step {done}")
+                        log.say(f"the validation {validation.metric} did not fall again: stopped after step {done}")
                         return True
                 if stopping:
                     log.say(

@@ -42,8 +42,9 @@ def bound_settings(
 ) -> dict[str, Any]:
     """What may not change while a run continues, as JSON holds it; ``held_back`` are the datasets of validation."""
     settings: dict[str, Any] = {name: value for name, value in config.as_mapping().items() if name in _BOUND}
-    if held_back:  # or the best loss so far would be of other data
+    if held_back:  # or the best so far would be of other data, or by another measure
         settings["validation_data"] = "-".join(map(_fingerprint, held_back))
+        settings["metric_for_best_model"] = config.metric_for_best_model
     data = {dataset.environment: _fingerprint(dataset) for dataset in datasets}
     return json.loads(json.dumps({**settings, "context_length": context_length, "data": data}))
 
