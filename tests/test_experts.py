@@ -111,13 +111,13 @@ def test_a_block_adds_the_weighted_experts_to_its_feed_forward_layer(mixture_mod
 
 
 def test_deep_routers_let_as_much_through_as_shallow_ones(model):
-    """Four layers of small weights would give every token the same logits; parameters by formula."""
+    """Four layers of weights of 0.02 would give all tokens the same logits, up to 1e-6; parameters by formula."""
     deep = attach_experts(model, NUM_EXPERTS, router_hidden_layers=4, router_hidden_size=32)
     width, router = TOY_MODEL["hidden_size"], experts_of(deep)[0].router
     expected = (width + 1) * 32 + 3 * 33 * 32 + 33 * NUM_EXPERTS
     assert sum(parameter.numel() for parameter in router.parameters()) == expected
     logits = router(torch.randn(64, 5, width, generator=torch.Generator().manual_seed(0)))
-    assert logits.std(0).mean() > 0.005
+    assert logits.std(0).mean() > 1e-3  # 0.003 to 0.006 over thirty seeds
     assert all(0 < layer.weight.abs().max() <= layer.in_features**-0.5 for layer in (router.hidden, *router.deeper))
 
 
