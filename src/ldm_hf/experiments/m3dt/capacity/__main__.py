@@ -15,7 +15,7 @@ from ldm_hf.utils.dependencies import require
 
 def run(
     output: Annotated[Path, typer.Option(help="Folder for the cells.")] = Path("runs/capacity"),
-    short: Annotated[bool, typer.Option("--short", help="A part that takes ten minutes on two cores.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A part that takes seven minutes on two cores.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Optimizer steps per task. Default: 100, or 50 with --short.")
