@@ -9,7 +9,7 @@ from conftest import CARTPOLE, CLIFF, PENDULUM, TOY_MODEL
 from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.experiments.worth import remedies, remedies_page
 from ldm_hf.experiments.worth.page import Scale
-from ldm_hf.experiments.worth.tasks import HELD_OUT
+from ldm_hf.experiments.worth.remedies import ENVIRONMENTS
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.training.config import TrainingConfig
 
@@ -25,7 +25,7 @@ def small(monkeypatch):
     monkeypatch.setattr(
         remedies,
         "training_datasets",
-        lambda config: [type("D", (), {"environment": name}) for name in (*kept, HELD_OUT[0])],
+        lambda config: [type("D", (), {"environment": name}) for name in (*kept, ENVIRONMENTS[0])],
     )
 
 
@@ -52,7 +52,7 @@ def test_remedies_have_settings_that_there_are(remedy):
 
 def test_counts_by_hand(tmp_path):
     """Two environments: one far above random weights on both seeds, one as far below."""
-    names, scales = HELD_OUT[:2], {name: Scale(0.0, 10.0, None) for name in HELD_OUT[:2]}
+    names, scales = ENVIRONMENTS[:2], {name: Scale(0.0, 10.0, None) for name in ENVIRONMENTS[:2]}
     (tmp_path / "cells").mkdir()
     for remedy, means in (("random weights", (1.0, 9.0)), ("pretrained", (9.5, 2.0))):
         for seed in (0, 1):

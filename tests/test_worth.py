@@ -9,6 +9,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from conftest import CARTPOLE
+from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.experiments.worth import tasks
 from ldm_hf.experiments.worth.cloning import Cloner
@@ -18,12 +19,20 @@ from ldm_hf.modeling import LDMConfig
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
 
-def test_held_out_environments_are_held_out():
-    trained = set(LDMConfig.from_pretrained("pretrained/ldm-mini").environments)
-    assert len(set(tasks.HELD_OUT)) == 10 and not trained & set(tasks.HELD_OUT)
+@pytest.mark.parametrize("model", tasks.HELD_OUT)
+def test_held_out_environments_are_held_out(model):
+    trained = set(LDMConfig.from_pretrained(f"pretrained/{model}").environments)
+    environments, lists = tasks.held_out(f"pretrained/{model}"), tasks.HELD_OUT[model]
+    assert len(set(environments)) >= 9 and not trained & set(environments)
     libraries = {name.partition("/")[0] for name in trained}
-    assert all(name.partition("/")[0] in libraries for name in tasks.KNOWN)
-    assert not any(name.partition("/")[0] in libraries for name in tasks.UNKNOWN)
+    assert all(name.partition("/")[0] in libraries for name in lists.known)
+    assert not any(name.partition("/")[0] in libraries for name in lists.unknown)
+    assert not tasks.UNKNOWN & set(lists.known)  # pages mark them by name
+
+
+def test_a_model_without_a_list_needs_environments():
+    with pytest.raises(ConfigError, match="--environment"):
+        tasks.held_out("somebody/their-model")
 
 
 def score(*values: float) -> Score:
@@ -107,7 +116,7 @@ def test_every_way_to_learn(bench, data):
     scales = read_scales(data, [CARTPOLE])
     scores = read_scores(output, scales)
     assert set(scores) == {(CARTPOLE, 0), (CARTPOLE, 5)} and set(scores[CARTPOLE, 5]) == set(WAYS)
-    text = page(scores, scales)
+    text = page(scores, scales, "ldm-x")
     assert "| 5 | random weights | 1 |" in text and "## 5 episodes" in text
 
 
@@ -127,6 +136,6 @@ def test_the_command_makes_what_is_missing(data, tmp_path):
 
 
 def test_the_figure_is_drawn(tmp_path):
-    scores = {(tasks.HELD_OUT[0], 5): {"MLP": score(0.5, 0.6), "pretrained": score(0.7, 0.8)}}
+    scores = {(tasks.held_out("ldm-mini")[0], 5): {"MLP": score(0.5, 0.6), "pretrained": score(0.7, 0.8)}}
     draw(scores, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 5000

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm_hf.cli.main import run_command
-from ldm_hf.experiments.worth.tasks import HELD_OUT
+from ldm_hf.experiments.worth.tasks import held_out
 from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.files import replacing
 
@@ -20,7 +20,9 @@ def run(
     data: Annotated[Path, typer.Option(help="Folder of datasets of the references.")],
     model: Annotated[str, typer.Option(help="Folder or Hub name of the pretrained model.")] = "pretrained/ldm-mini",
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/worth"),
-    environment: Annotated[list[str] | None, typer.Option(help="Id; repeatable. Default: the ten held out.")] = None,
+    environment: Annotated[
+        list[str] | None, typer.Option(help="Id; repeatable. Default: those held out for this model.")
+    ] = None,
     episodes: Annotated[list[int] | None, typer.Option(help="Repeatable. Default: 1, 5 and 20.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each cell.")] = 3,
     way: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all, and zero-shot.")] = None,
@@ -31,16 +33,17 @@ def run(
     from ldm_hf.evaluation.protocol import Protocol
     from ldm_hf.experiments.worth.ways import PRETRAINED, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
 
+    environments = environment or held_out(model)
     bench = Bench(model, data, output, Protocol(), json.loads(setting))
     cells = [
         Cell(name, count, seed, one)
         for count in episodes or (1, 5, 20)
         for seed in range(seeds)
-        for name in environment or HELD_OUT
+        for name in environments
         for one in way or WAYS
     ]
     if way is None:
-        cells = [Cell(name, 0, 0, ZERO_SHOT) for name in environment or HELD_OUT] + cells
+        cells = [Cell(name, 0, 0, ZERO_SHOT) for name in environments] + cells
     for number, cell in enumerate(cells, start=1):
         path = _path(output, cell)
         if path.is_file():

@@ -1,6 +1,6 @@
 """The page of what ``python -m ldm_hf.experiments.worth`` measured.
 
-python -m ldm_hf.experiments.worth.page runs/worth runs/references docs/results/worth
+python -m ldm_hf.experiments.worth.page runs/worth runs/references docs/results/worth/ldm-base
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldm_hf.dataset_builder.format.reader import open_datasets
-from ldm_hf.experiments.worth.tasks import HELD_OUT, KNOWN
+from ldm_hf.experiments.worth.tasks import UNKNOWN, in_order
 from ldm_hf.utils.files import replacing
 
 _COLUMNS = {
@@ -96,10 +96,10 @@ def read_scores(folder: Path, scales: Mapping[str, Scale]) -> Scores:
     }
 
 
-def read_scales(data: Path, environments: Sequence[str] = HELD_OUT) -> dict[str, Scale]:
-    """The scales of environments, from the assessments of their references."""
+def read_scales(data: Path, environments: Sequence[str] | None = None) -> dict[str, Scale]:
+    """The scales of environments, by default of all whose data are there, from the assessments of their references."""
     scales = {}
-    for dataset in open_datasets(str(data), list(environments)):
+    for dataset in open_datasets(str(data), environments):
         info = dataset.best_run().info
         assert info.assessment is not None
         anchors = info.assessment.anchors
@@ -122,15 +122,16 @@ def compare(scores: Scores, episodes: int, one: str, other: str) -> dict[str, in
     return counts
 
 
-def page(scores: Scores, scales: Mapping[str, Scale]) -> str:
+def page(scores: Scores, scales: Mapping[str, Scale], model: str) -> str:
     """Markdown: the answer first, then a table for each number of episodes."""
     numbers = sorted({episodes for _, episodes in scores} - {0})
     lines = [
-        "# What pretraining is worth on environments that the model has not seen",
+        f"# What {model} is worth in environments that it has not seen",
         "",
-        "Made by `python -m ldm_hf.experiments.worth.page`; [worth.md](../../worth.md) says what was done. Scores: 0 % is a "
-        "random policy, 100 % the reference whose episodes were learned from; ± is half of a 95 % confidence interval over "
-        "seeds (Student's t), and missing where there is one. Each is the mean of 20 evaluation episodes, the same for all.",
+        "Made by `python -m ldm_hf.experiments.worth.page`; [worth.md](../../../worth.md) says what was done. Scores: 0 % "
+        "is a random policy, 100 % the reference whose episodes were learned from; ± is half of a 95 % confidence interval "
+        "over seeds (Student's t), and missing where there is one. Each is the mean of 20 evaluation episodes, the same for "
+        "all.",
         "",
         "| episodes | pretrained above | environments | higher | apart, higher | apart, lower |",
         "|---:|---|---:|---:|---:|---:|",
@@ -150,7 +151,7 @@ def draw(scores: Scores, path: Path) -> None:
     """Mean scores over environments by number of episodes, clipped to 0 and 120 %, and one panel for each environment."""
     from matplotlib.figure import Figure
 
-    names = [name for name in HELD_OUT if any(key[0] == name for key in scores)]
+    names = in_order({name for name, _ in scores})
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
@@ -185,18 +186,19 @@ def _score(cells: Sequence[dict[str, Any]], scale: Scale) -> Score:
 
 
 def _table(scores: Scores, scales: Mapping[str, Scale], episodes: int) -> list[str]:
-    ways = [way for way in _COLUMNS if way != "zero-shot"]
+    there = {way for (_, count), measured in scores.items() if count == episodes for way in measured}
+    ways = [way for way in _COLUMNS if way in there]
     head = ["environment", "transitions", "known good", "zero-shot", *ways]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     found: dict[str, list[Score]] = defaultdict(list)
-    for name in HELD_OUT:
+    for name in in_order({name for name, _ in scores}):
         measured = scores.get((name, episodes), {})
         if not measured:
             continue
         zero = scores.get((name, 0), {}).get("zero-shot")
         good = scales[name].known_good
         transitions = next(score.transitions for way, score in measured.items() if not way.startswith("SB3"))
-        cells = [f"`{name}`{'' if name in KNOWN else ' ᵘ'}", f"{transitions:,.0f}"]
+        cells = [f"`{name}`{' ᵘ' if name in UNKNOWN else ''}", f"{transitions:,.0f}"]
         cells += ["" if good is None else f"{scales[name].place(good):.0%}", "" if zero is None else f"{zero.mean:.0%}"]
         rows.append([*cells, *(_cell(measured.get(way)) for way in ways)])
         for way, score in measured.items():
@@ -221,13 +223,14 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="Folder of the benchmark.")
     parser.add_argument("data", type=Path, help="Folder of datasets of the references.")
     parser.add_argument("output", type=Path, help="Folder for README.md and scores.png.")
+    parser.add_argument("--model", default="ldm-base", help="Its name, for the title.")
     options = parser.parse_args()
     scales = read_scales(options.data)
     scores = read_scores(options.results, scales)
     options.output.mkdir(parents=True, exist_ok=True)
     draw(scores, options.output / "scores.png")
     with replacing(options.output / "README.md") as temporary:
-        temporary.write_text(page(scores, scales), encoding="utf-8")
+        temporary.write_text(page(scores, scales, options.model), encoding="utf-8")
 
 
 if __name__ == "__main__":

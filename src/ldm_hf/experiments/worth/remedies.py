@@ -63,6 +63,7 @@ TUNING: dict[str, Any] = {
 }
 """Settings of fine-tuning, over the defaults of ``ldm finetune``, that all have in common: what two cores can pay for."""
 
+ENVIRONMENTS = HELD_OUT["ldm-mini"].environments
 EPISODES = 5
 PROTOCOL = Protocol(episodes=5, rollouts=4)
 _FEW = 15  # environments, of the model that is trained on few
@@ -145,7 +146,7 @@ def pretrained(name: str, data: Path, output: Path) -> Path:
         return folder / "model"
     settings = {**PRETRAINING, **remedy.pretraining, "data": str(data), "output_dir": str(folder)}
     known = [one.environment for one in training_datasets(TrainingConfig.from_mapping(settings))]
-    environments = sorted(set(known) - set(HELD_OUT))
+    environments = sorted(set(known) - set(ENVIRONMENTS))
     if remedy.environments is not None:
         environments = sorted(np.random.default_rng(0).permutation(environments)[: remedy.environments].tolist())
     done = train(TrainingConfig.from_mapping({**settings, "environments": environments}))
@@ -205,7 +206,10 @@ def run(
     """Measure what changes of pretraining, fine-tuning and playing are worth, each by itself."""
     require("the benchmark of worth", "build", "train")
     cells = [
-        Cell(name, one, seed) for name in remedy or REMEDIES for seed in range(seeds) for one in environment or HELD_OUT
+        Cell(name, one, seed)
+        for name in remedy or REMEDIES
+        for seed in range(seeds)
+        for one in environment or ENVIRONMENTS
     ]
     for number, cell in enumerate(cells, start=1):
         path = output / "cells" / f"{cell.name}.json"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_hf.experiments.worth.page import Scale, Score, read_scales
 from ldm_hf.experiments.worth.remedies import EPISODES, PLAYS, REMEDIES
-from ldm_hf.experiments.worth.tasks import HELD_OUT, KNOWN
+from ldm_hf.experiments.worth.tasks import UNKNOWN, in_order
 from ldm_hf.utils.files import replacing
 
 Row = tuple[str, str]
@@ -59,7 +59,7 @@ def page(scores: Mapping[Row, Mapping[str, Score]]) -> str:
     ]
     base = scores[_BASELINE]
     for row in rows:
-        both = [name for name in HELD_OUT if name in scores[row] and name in base]
+        both = sorted(set(scores[row]) & set(base))
         pairs = [(scores[row][name], base[name]) for name in both]
         higher = sum(one.mean > other.mean for one, other in pairs)
         apart = [one.mean > other.mean for one, other in pairs if one.is_apart_from(other)]
@@ -70,8 +70,8 @@ def page(scores: Mapping[Row, Mapping[str, Score]]) -> str:
             f"| {row[0]}{_SHORT[row[1]]} | {len(both)} | {' | '.join(counted)} | {np.median(means):.0%} | {solved} |"
         )
     lines += ["", "## By environment", ""]
-    names = [name for name in HELD_OUT if any(name in found for found in scores.values())]
-    lines.append("| remedy | " + " | ".join(f"`{name}`{'' if name in KNOWN else ' ᵘ'}" for name in names) + " |")
+    names = in_order({name for found in scores.values() for name in found})
+    lines.append("| remedy | " + " | ".join(f"`{name}`{' ᵘ' if name in UNKNOWN else ''}" for name in names) + " |")
     lines.append("|---|" + "---:|" * len(names))
     for row in rows:
         cells = [_cell(scores[row][name]) if name in scores[row] else "" for name in names]
