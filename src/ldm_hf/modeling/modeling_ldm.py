@@ -120,9 +120,8 @@ class LDMTransitionEmbedding(nn.Module):
         has_previous = (previous_dones != START).unsqueeze(-1)
         observed, acted = (None, None) if row_groups is None else row_groups.split()[:2]
         actions = self._slots(previous_actions, action_kinds, self.action_projection, acted)
-        if (
-            self.training and self.config.previous_action_dropout
-        ):  # hidden, as where there is none: the others do not grow
+        if self.training and self.config.previous_action_dropout:
+            # Hidden, as where there is none: the others do not grow, as they would by dropout of features.
             shown = torch.rand(has_previous.shape, device=actions.device) >= self.config.previous_action_dropout
             actions = actions * shown
         reward = self.slot_embedding(self._bins(previous_rewards)) @ self.scalar_projection[1]
