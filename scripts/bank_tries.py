@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "bank_tries.md"
 LIST = ROOT / "recipes" / "bank" / "environments.txt"
+_PASSES = "in the bank"
 _WRITTEN = re.compile(r"written and (?:dropped|failed): (.*)")
 _HEAD = """# What was tried for the bank
 
@@ -30,7 +31,7 @@ a policy is dropped is in [racing.md](racing.md) and [datasets.md](datasets.md).
 """
 
 
-def race_row(path: Path, in_bank: dict[str, str]) -> tuple[str, list[str]]:
+def race_row(path: Path, in_bank: dict[str, tuple[str, str]]) -> tuple[str, list[str]]:
     """The environment of a race, and its row."""
     race = json.loads(path.read_text(encoding="utf-8"))
     tried = race["candidates"]
@@ -39,17 +40,24 @@ def race_row(path: Path, in_bank: dict[str, str]) -> tuple[str, list[str]]:
     transitions = sum(each["transitions"][-1] for each in tried if each["transitions"])
     figures = [str(len(tried)), f"{minutes:.1f}", f"{transitions:,}"]
     if environment in in_bank:
-        return environment, ["in the bank", in_bank[environment], *figures]
+        return environment, [*in_bank[environment], *figures]
     if any(each["result"] == "running" for each in tried):
         return environment, ["not finished", "stopped before its end", *figures]
+    if any(each["result"] == "kept" for each in tried):
+        return environment, ["none", "kept, but flagged: its returns are one number", *figures]
     reasons = {found[1] for each in tried if (found := _WRITTEN.search(each["result"]))}
     return environment, ["none", "; ".join(sorted(reasons)) or tried[0]["result"], *figures]
 
 
-def bank_policies() -> dict[str, str]:
-    """What made the policy of each environment of the bank."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "bank").glob("*/*/run.json"))]
-    return {record["environment"]: record["run"] for record in records}
+def bank_policies() -> dict[str, tuple[str, str]]:
+    """Of each environment of the bank, whether its policy passes every flag, and what made it, or the flags."""
+    found = {}
+    for path in sorted((ROOT / "bank").glob("*/*/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        flags = record["info"]["assessment"]["flags"]
+        cells = ("in the bank, flagged", f"{record['run']}: {'; '.join(flags)}") if flags else (_PASSES, record["run"])
+        found[record["environment"]] = cells
+    return found
 
 
 def listed() -> list[str]:
@@ -71,8 +79,8 @@ def summary(rows: Iterable[list[str]]) -> str:
     """How many environments gave a policy: of all, and of those whose races are known."""
     rows = list(rows)
     raced = [row for row in rows if row[3] != "—" and row[0] != "not finished"]
-    made, hours = sum(row[0] == "in the bank" for row in raced), sum(float(row[3]) for row in raced) / 60
-    in_bank = sum(row[0] == "in the bank" for row in rows)
+    made, hours = sum(row[0] == _PASSES for row in raced), sum(float(row[3]) for row in raced) / 60
+    in_bank = sum(row[0] == _PASSES for row in rows)
     return (
         f"Of {len(rows)} environments {in_bank} have a policy in the bank that passes every flag. Of {len(raced)} races "
         f"with records, {hours:.1f} core hours, {made} gave one ({made / max(1, len(raced)):.0%} of the environments; "
@@ -87,7 +95,7 @@ def main(folders: list[Path]) -> None:
     for environment in listed():
         made = in_bank.get(environment)
         old = rows.get(environment, ["no record", "", "—", "—", "—"])
-        rows[environment] = ["in the bank", made, *old[2:]] if made else old
+        rows[environment] = [*made, *old[2:]] if made else old
     rows |= found
     table = "".join(f"| `{name}` | {' | '.join(row)} |\n" for name, row in sorted(rows.items()))
     PAGE.write_text(_HEAD.format(summary=summary(rows.values())) + table, encoding="utf-8")

@@ -140,11 +140,18 @@ def test_a_good_reference_has_no_flag():
         ([5, 6], [9, 9], Conduct(18, "", -10.0, -0.1), _anchors(random=-50), "ends its episodes after 9 steps"),
         ([5, 6], [100] * 2, Conduct(200, "0 0", None, 0.1), _anchors(random=-50), "always does the same: 0 0"),
         ([5, 5, 5], [100] * 3, ALIVE, _anchors(random=-50, starts=1), "every episode begins alike"),
+        ([0, 0, 0], [100] * 3, ALIVE, _anchors(random=-50, starts=1), "every episode begins alike"),
+        # An aircraft in single precision: 135.17706 and 135.18999.
+        ([135.177, 135.19], [100] * 2, ALIVE, _anchors(random=-50, starts=1), "every episode begins alike"),
     ],
 )
 def test_each_kind_of_degenerate_reference_is_named(returns, lengths, conduct, anchors, reason):
     (found,) = flags(returns, lengths, conduct, anchors)
     assert reason in found
+
+
+def test_one_start_is_no_flag_where_chance_comes_later():
+    assert flags([5.0, 5.05, 4.95], [100] * 3, ALIVE, _anchors(random=-50, starts=1)) == []
 
 
 def test_rounding_makes_nobody_better_than_a_trivial_policy():

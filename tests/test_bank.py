@@ -83,7 +83,7 @@ def test_what_is_taken_acts_and_makes_data_again(runs, tmp_path):
     assert (
         "| gymnasium/CartPole-v1 | Box → Discrete |  | " in shown and "| 500 | 500 | 100% | yes | upright | " in shown
     )
-    assert "1 environments of 1 libraries, 0.0 MB; 1 with a known good score, 1 of them solved" in shown
+    assert "1 environments of 1 libraries, 0.0 MB; 1 with a known good score, 1 of them solved; 0 with a flag" in shown
 
 
 def test_a_policy_of_the_bank_is_not_curated_again(runs, tmp_path):

@@ -13,6 +13,10 @@ _ROUNDING = 1e-9
 ALIKE = "because every episode begins alike"
 """How the one reason ends that lies in the environment: no other run on it is without."""
 
+SAME = 1e-3
+"""Share of a return within which returns of one start are one number: rounding depends on what is computed beside it, and
+grows along an episode."""
+
 BARELY = 0.01
 """Share of the way from random to known good below which nothing was learned, however significant the difference."""
 
@@ -35,7 +39,7 @@ def flags(
       negative, the step that ends an episode costs even more, and known good is not reached. Where all steps cost the same,
       ending episodes soon is what the rewards ask for.
     - It always does the same.
-    - Its returns are one number, because every episode begins alike.
+    - Its returns are one number, to three digits, because every episode begins alike.
 
     Args:
         returns, lengths: of the reference's deterministic episodes; at least one. No lengths where they are not known.
@@ -62,7 +66,7 @@ def flags(
         found.append(f"ends its episodes after {length:.3g} steps, a random policy after {usual:.3g}, while steps cost")
     if conduct is not None and conduct.only_action and conduct.steps > 1:
         found.append(f"always does the same: {conduct.only_action}")
-    if len(returns) > 1 and anchors.starts == 1 and np.ptp(returns) <= _ROUNDING * max(1.0, abs(returns[0])):
+    if len(returns) > 1 and anchors.starts == 1 and np.ptp(returns) <= SAME * abs(returns[0]):
         found.append(f"returns {returns[0]:.4g} in every episode, {ALIKE}")
     return found
 

@@ -262,7 +262,7 @@ def requests(
 
 COLUMNS = (
     *("environment", "spaces", "trained for", "random", "best trivial", "policy"),
-    *("known good", "share", "solved", "made by", "kB"),
+    *("known good", "share", "solved", "made by", "kB", "flags"),
 )
 """Of the table of a bank."""
 
@@ -284,6 +284,7 @@ def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
             {None: "", True: "yes", False: "no"}[entry.solved],
             info.run.partition("-rollouts-")[0],
             f"{entry.bytes / 1000:.0f}",
+            "; ".join(entry.assessment.flags),
         )
 
 
@@ -291,8 +292,8 @@ def summary(entries: Sequence[Entry]) -> str:
     """A line on a whole bank."""
     libraries = {entry.folder.parent.name for entry in entries}
     known = [entry.solved for entry in entries if entry.solved is not None]
-    size = sum(entry.bytes for entry in entries) / 1e6
+    size, flagged = sum(entry.bytes for entry in entries) / 1e6, sum(bool(entry.assessment.flags) for entry in entries)
     return (
         f"{len(entries)} environments of {len(libraries)} libraries, {size:.1f} MB; {len(known)} with a known good score, "
-        f"{sum(known)} of them solved"
+        f"{sum(known)} of them solved; {flagged} with a flag"
     )

@@ -18,7 +18,7 @@ from ldm_hf.utils.files import replacing
 
 def run(
     data: Annotated[Path, typer.Option(help="Folder of datasets of the references.")],
-    model: Annotated[str, typer.Option(help="Folder or Hub name of the pretrained model.")] = "pretrained/ldm-mini",
+    model: Annotated[str, typer.Option(help="Folder or Hub name of the pretrained model.")] = "pretrained/ldm-base",
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/worth"),
     environment: Annotated[
         list[str] | None, typer.Option(help="Id; repeatable. Default: those held out for this model.")
