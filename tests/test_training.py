@@ -336,6 +336,8 @@ def test_degenerate_references_are_left_out_unless_they_are_named(data, tmp_path
     assert [line.split(":")[1].strip() for line in said] == sorted(flagged)
     assert all(flag in line for line, name in zip(said, sorted(flagged), strict=True) for flag in flagged[name])
     assert len(training_datasets(TrainingConfig(**settings))) == 3
+    weights = dict.fromkeys(settings["environments"], 1.0)
+    assert len(training_datasets(TrainingConfig(**{**settings, "environments": None, "weights": weights}))) == 3
 
 
 def test_nothing_but_degenerate_references_is_one_line(data, tmp_path):

@@ -86,7 +86,8 @@ class TrainingConfig:
         Doc("Rank of LoRA adapters in the backbone, which are then trained instead of the weights."),
     ] = None
     environments: Annotated[
-        _Names | None, Doc("Ids to train on. Default: all in `data` whose reference has no flag.")
+        _Names | None,
+        Doc("Ids to train on. Default: all in `data` whose reference has no flag, or which `weights` names."),
     ] = None
     weights: Annotated[
         Literal["uniform", "size"] | dict[str, Annotated[float, Gt(0), Lt(math.inf)]],

@@ -19,7 +19,7 @@ _NOT_SHOWN = (
 def training_datasets(
     config: TrainingConfig, say: Callable[[str], None] = lambda line: None
 ) -> list[EnvironmentDataset]:
-    """The datasets of a training run; where the settings name no environments, those of flagged references are left out.
+    """The datasets of a training run; where the settings do not name them, those of flagged references are left out.
 
     Args:
         config: the settings.
@@ -32,9 +32,12 @@ def training_datasets(
     datasets = open_datasets(config.data, config.environments, cached=not config.stream)
     if config.environments is not None:
         return datasets
-    kept = [dataset for dataset in datasets if not dataset.info.flags]
+    named = () if isinstance(config.weights, str) else config.weights
+    kept = []
     for dataset in datasets:
-        if dataset.info.flags:
+        if not dataset.info.flags or dataset.environment in named:
+            kept.append(dataset)
+        else:
             say(f"left out: {dataset.environment}: its reference {'; '.join(dataset.info.flags)}")
     if not kept:
         raise ConfigError(

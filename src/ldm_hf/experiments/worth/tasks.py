@@ -44,7 +44,7 @@ HELD_OUT = {
             "panda-gym/PandaReachJointsDense-v3",
         ),
     ),
-    # Known: all of recipes/ldm-base/held_out.txt. Unknown: so far the only library that it does not know of which a race
+    # Known: all of recipes/ldm-base/held_out.txt. Unknown: so far the only libraries that it does not know of which a race
     # made a reference that passes every flag (docs/worth.md).
     "ldm-base": HeldOut(
         known=(
@@ -57,7 +57,7 @@ HELD_OUT = {
             "minigrid/BabyAI-GoToRedBall-v0",
             "minigrid/BabyAI-GoToRedBlueBall-v0",
         ),
-        unknown=("gym-simplegrid/SimpleGrid-4x4-v0",),
+        unknown=("gym-classics/WindyGridworldKingsStochastic-v0", "gym-simplegrid/SimpleGrid-4x4-v0"),
     ),
 }
 """By the name of the model's folder or repository."""
