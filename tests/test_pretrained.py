@@ -19,7 +19,7 @@ from ldm_hf.training.config import renamed
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained"
 MEGABYTES = {"ldm-base": 60, "ldm-mini": 20}
-RECIPES = {"ldm-base": "train-3.yaml", "ldm-mini": "train.yaml"}
+RECIPES = {"ldm-base": "train-4.yaml", "ldm-mini": "train.yaml"}
 
 
 @pytest.fixture(scope="module", params=sorted(MEGABYTES))

@@ -63,13 +63,18 @@ def test_a_build_is_timed_to_its_end_and_then_only_read(tmp_path):
 
 def test_the_page_of_tries_keeps_rows_and_says_why(tmp_path, monkeypatch):
     """Of two races one gave what the bank holds, the other dropped what it wrote; a third environment has no record."""
-    names = ["lib/Kept-v0", "lib/Dropped-v0", "lib/Waiting-v0", "lib/Expert-v0"]
+    names = ["lib/Kept-v0", "lib/Dropped-v0", "lib/Waiting-v0", "lib/Expert-v0", "lib/Alike-v0"]
     (tmp_path / "docs").mkdir()
-    (tmp_path / "list.txt").write_text("# a comment\n" + "\n".join([*names[:3], f"{names[3]} expert"]) + "\n")
-    for environment, run in ((names[0], "PPO-0"), (names[3], "expert-0")):
+    (tmp_path / "list.txt").write_text("# a comment\n" + "\n".join([*names[:3], f"{names[3]} expert", names[4]]) + "\n")
+    for environment, run, flags in (
+        (names[0], "PPO-0", []),
+        (names[3], "expert-0", []),
+        (names[4], "SAC-0", ["alike"]),
+    ):
         folder = tmp_path / "bank" / environment
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"environment": environment, "run": run}))
+        record = {"environment": environment, "run": run, "info": {"assessment": {"flags": flags}}}
+        (folder / "run.json").write_text(json.dumps(record))
     for environment, result in ((names[0], "kept"), (names[1], "written and dropped: no improvement")):
         candidates = [
             {"candidate": "PPO", "seconds": [30.0, 60.0], "transitions": [500, 1500], "result": result},
@@ -89,6 +94,8 @@ def test_the_page_of_tries_keeps_rows_and_says_why(tmp_path, monkeypatch):
     assert "| `lib/Dropped-v0` | none | no improvement | 2 | 2.0 | 2,000 |" in page
     assert "| `lib/Waiting-v0` | no record |  | — | — | — |" in page
     assert "| `lib/Expert-v0` | in the bank | expert-0 | — | — | — |" in page
+    assert "| `lib/Alike-v0` | in the bank, flagged | SAC-0: alike | — | — | — |" in page
+    assert "Of 5 environments 2 have a policy" in page
     assert "Of 2 races with records, 0.1 core hours, 1 gave one (50%" in page
     script["main"]([])  # without records: what the page has stays
     assert places["PAGE"].read_text() == page
