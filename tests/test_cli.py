@@ -35,6 +35,7 @@ README = (REPOSITORY / "README.md").read_text()
         ("quickstart",),
         ("train",),
         ("finetune",),
+        ("average",),
         ("evaluate",),
         ("report",),
         ("env",),

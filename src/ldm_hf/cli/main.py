@@ -23,7 +23,7 @@ from ldm_hf.cli.gallery import gallery
 from ldm_hf.cli.publishing import publish
 from ldm_hf.cli.serve import serve
 from ldm_hf.cli.solve import solve
-from ldm_hf.cli.training import LAUNCH, launch, train
+from ldm_hf.cli.training import LAUNCH, average, launch, train
 from ldm_hf.errors import LDMError
 from ldm_hf.utils.dependencies import require
 from ldm_hf.utils.processes import is_first_to_say
@@ -43,6 +43,7 @@ _ORDER = (
         "train",
         "launch",
         "finetune",
+        "average",
         "evaluate",
         "verify",
         "report",
@@ -90,6 +91,7 @@ app.command()(convert)
 app.command()(train)
 app.command(**LAUNCH)(launch)
 app.command()(finetune)
+app.command()(average)
 app.command()(evaluate)
 app.command()(verify)
 app.command()(report)

@@ -1,4 +1,4 @@
-"""The commands that train: ``ldm train`` and ``ldm launch``."""
+"""The commands that make weights: ``ldm train``, ``ldm launch`` and ``ldm average``."""
 
 import os
 import signal
@@ -50,3 +50,29 @@ def launch(context: typer.Context) -> None:
     from ldm_hf.training.launch import launch as run
 
     raise typer.Exit(run(context.args))
+
+
+def average(
+    models: Annotated[
+        list[str], typer.Argument(help="Model folders, or names on the Hub; two or more.", metavar="MODEL...")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the average; a model there is replaced.")],
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each model, in their order; repeatable. Default: alike.", show_default=False),
+    ] = None,
+    save_precision: Annotated[
+        str,
+        typer.Option(
+            "--save_precision", "--save-precision", help="fp32, or fp16 for numbers in half precision in the file."
+        ),
+    ] = "fp32",
+) -> None:
+    """Average the weights of models that were trained from the same ones, such as a model and a fine-tuned one.
+
+    The average can be better than each; docs/learning.md has an example. Of models that were trained apart it is worthless.
+    """
+    require("`ldm average`", "train")
+    from ldm_hf.training.averaging import average_models
+
+    typer.echo(f"The model is in {average_models(models, output, share, save_precision)}/", err=True)

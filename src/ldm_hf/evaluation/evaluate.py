@@ -11,7 +11,7 @@ from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.evaluation.asynchronous import roll_out_as_ready
 from ldm_hf.evaluation.batches import batches
 from ldm_hf.evaluation.known_references import Reference, known_references
-from ldm_hf.evaluation.lineage import relation, training_settings
+from ldm_hf.evaluation.lineage import relation
 from ldm_hf.evaluation.players import ModelPlayer
 from ldm_hf.evaluation.protocol import Protocol, RolloutResult
 from ldm_hf.evaluation.render import write_all
@@ -21,7 +21,7 @@ from ldm_hf.evaluation.rollout import roll_out
 from ldm_hf.evaluation.showcase import record_videos
 from ldm_hf.evaluation.versions import package_versions
 from ldm_hf.hub.model_card import kept_metadata, model_name, weights_hash
-from ldm_hf.hub.pretrained import load_pretrained
+from ldm_hf.hub.pretrained import load_pretrained, training_settings
 from ldm_hf.utils.files import replacing
 
 if TYPE_CHECKING:

@@ -2,25 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.errors import ConfigError
 from ldm_hf.evaluation.results import HELD_OUT, TRAINED, UNKNOWN, UNSEEN_LIBRARY, EnvironmentResult
-from ldm_hf.hub.pretrained import load_config
+from ldm_hf.hub.pretrained import load_config, training_settings
 
-_SETTINGS, REPORT = "training.yaml", "report.json"
-
-
-def training_settings(folder: Path) -> dict[str, Any]:
-    """The settings that made a model: ``training.yaml`` in its folder, or beside it, where training leaves it."""
-    for path in (folder / _SETTINGS, folder.resolve().parent / _SETTINGS):
-        if path.is_file():
-            found = yaml.safe_load(path.read_text())
-            return found if isinstance(found, dict) else {}
-    return {}
+REPORT = "report.json"
 
 
 def published_references(folder: Path) -> list[EnvironmentResult]:

@@ -31,14 +31,15 @@ class Training:
     """What a model was trained on, as its card says it.
 
     Attributes:
-        base_model: name of the model that it was trained from; None if it started from random weights.
+        base_model: name of the model that it was trained from, or names of those that its weights are the average of; None
+            if it started from random weights.
         datasets: repositories of the Hub that its data were read from.
         environments: ids of the environments of its data.
         transitions: number of transitions in its data.
         settings: of the training run.
     """
 
-    base_model: str | None = None
+    base_model: str | Sequence[str] | None = None
     datasets: Sequence[str] = ()
     environments: Sequence[str] = ()
     transitions: int | None = None

@@ -9,6 +9,9 @@ from ldm_hf.errors import CheckpointError
 if TYPE_CHECKING:
     from ldm_hf.modeling import LDMModel, LDMProcessor
 
+SETTINGS = "training.yaml"
+"""Where training keeps its settings: in its output folder, beside the folder of the model."""
+
 
 def load_pretrained(folder: str | Path) -> "tuple[LDMModel, LDMProcessor]":
     """Load a model and its processor through the Auto classes, from a folder or the Hub.
@@ -68,6 +71,17 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if config.get("model_type") != "ldm":
         raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}; it must be 'ldm'")
     return config
+
+
+def training_settings(folder: Path) -> dict[str, Any]:
+    """The settings that made a model, from its folder or from beside it, where training leaves them; {} without any."""
+    for path in (folder / SETTINGS, folder.resolve().parent / SETTINGS):
+        if path.is_file():
+            import yaml
+
+            found = yaml.safe_load(path.read_text())
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _is_hub_name(folder: str | Path) -> bool:

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
 from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
+from ldm_hf.hub.pretrained import SETTINGS
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.batches import Batch, Failure, Inputs, make_batches, to_device
 from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
@@ -93,7 +94,7 @@ def train(
     optimizers = make_optimizers(model, config)
     start = 0 if checkpoint is None else load_checkpoint(accelerator, model, optimizers, checkpoint)
     if accelerator.is_main_process:
-        config.save(Path(config.output_dir) / "training.yaml")
+        config.save(Path(config.output_dir) / SETTINGS)
         (Path(config.output_dir) / RECORD).unlink(missing_ok=True)  # of an earlier attempt
     _start_trackers(accelerator, config)
     record = made_with(accelerator, config, bound, start, history)
