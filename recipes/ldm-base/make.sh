@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What makes pretrained/ldm-base from the bank, from the root of the repository; resumable, also in the middle of a training.
 # Rollouts of 120 policies and training; then, three times, rollouts of the model labelled by the policies where it falls short,
-# and training further; and two rollouts of ten episodes in each environment, and in eight that are held out.
+# and training further; the average of the last two models; and two rollouts of ten episodes in each environment, and in eight that
+# are held out.
 set -euo pipefail
 data=runs/base-data model=pretrained/ldm-base processes=${PROCESSES:-2}
 mapfile -t environments < <(sed -n 's/^- //p' recipes/ldm-base/train.yaml)
@@ -22,8 +23,7 @@ correct runs/ldm-base-3/model recipes/ldm-base/train-4.yaml runs/base-correction
 mapfile -t languages < <(sed -n 's/^  \(.*\): 6$/\1/p' recipes/ldm-base/train-4.yaml)
 ldm build "${languages[@]}" --from-bank bank --transitions 200000 --seed 100 --output runs/base-missions
 train recipes/ldm-base/train-4.yaml
-mkdir -p "$model"
-cp runs/ldm-base/model/* runs/ldm-base/training.yaml "$model"
+ldm average runs/ldm-base-3/model runs/ldm-base-4/model --output "$model" --save-precision fp16
 sed -i '2i license: apache-2.0' "$model/README.md" # which later cards keep
-ldm evaluate "$model" --data "$data" --data runs/base-held-out --environments all --output runs/ldm-base/evaluation
-cp runs/ldm-base/evaluation/{README.md,report.json,threshold_curve.png} "$model"
+ldm evaluate "$model" --data "$data" --data runs/base-held-out --environments all --output runs/ldm-base-evaluation
+cp runs/ldm-base-evaluation/{README.md,report.json,threshold_curve.png} "$model"
