@@ -47,7 +47,7 @@ _NEXT = {
     "validated": "a model with other limits, or a wrapper",
     "fits": "nothing: the newer version stands for it",
     "newest": "`ldm build ID`",
-    "reference": "`ldm build ID --core-minutes` with more of them",
+    "reference": "`ldm build ID --core-minutes` with more of them; not where every episode begins alike",
     "no flag": "`ldm build --from-bank`",
     "data": "`ldm train`",
     "trained on": "more training, or data",
