@@ -107,5 +107,11 @@ def test_what_is_no_model_is_neither_read_nor_replaced(models, tmp_path):
     with pytest.raises(ConfigError, match="in the way"):
         average_models(models, tmp_path / "papers")
     assert (tmp_path / "papers/thesis.txt").read_text() == "years of work"
+    (tmp_path / "papers/config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="in the way"):
+        average_models(models, tmp_path / "papers")
+    with pytest.raises(ConfigError, match="in the way"):
+        average_models(models, tmp_path / "papers/thesis.txt")
+    assert (tmp_path / "papers/thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match="fp32 or fp16"):
         average_models(models, tmp_path / "mean", save_precision="int4")

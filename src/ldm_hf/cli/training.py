@@ -54,7 +54,7 @@ def launch(context: typer.Context) -> None:
 
 def average(
     models: Annotated[
-        list[str], typer.Argument(help="Model folders, or names on the Hub; two or more.", metavar="MODEL...")
+        list[str], typer.Argument(help="Model folders, or names on the Hub; two or more.", metavar="MODEL")
     ],
     output: Annotated[Path, typer.Option(help="Folder of the average; a model there is replaced.")],
     share: Annotated[

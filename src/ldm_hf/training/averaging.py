@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import yaml
 
-from ldm_hf.errors import ConfigError
+from ldm_hf.errors import CheckpointError, ConfigError
 from ldm_hf.hub.model_card import Training, base_model_name
-from ldm_hf.hub.pretrained import SETTINGS, load_pretrained, training_settings
+from ldm_hf.hub.pretrained import SETTINGS, load_config, load_pretrained, training_settings
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.checkpoint import save_model
 from ldm_hf.utils.files import replacing
@@ -44,20 +44,14 @@ def average_models(
     portions = _portions(models, shares)
     if save_precision not in ("fp32", "fp16"):
         raise ConfigError(f"save_precision must be fp32 or fp16, got {save_precision!r}")
-    if (
-        output.exists()
-        and any(output.iterdir() if output.is_dir() else [output])
-        and not (output / "config.json").is_file()
-    ):
-        raise ConfigError(f"{output} is in the way and holds no model: choose another output folder")
+    _check_replaceable(output)
     loaded = [load_pretrained(model) for model in models]
     config = _common_config(models, loaded)
     precision = torch.float16 if save_precision == "fp16" else torch.float32
+    states = [model.state_dict() for model, _ in loaded]
     weights = {
-        name: sum(
-            portion * model.state_dict()[name].double() for portion, (model, _) in zip(portions, loaded, strict=True)
-        ).to(precision)
-        for name in loaded[0][0].state_dict()
+        name: sum(portion * state[name].double() for portion, state in zip(portions, states, strict=True)).to(precision)
+        for name in states[0]
     }
     about = Training([base_model_name(model) for model in models])
     settings = training_settings(Path(models[-1]))
@@ -66,6 +60,17 @@ def average_models(
         if settings:
             (temporary / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return output
+
+
+def _check_replaceable(output: Path) -> None:
+    """Raise if something is there that is neither a model's folder nor an empty one."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists():
+        try:
+            load_config(output)
+        except CheckpointError as error:
+            raise ConfigError(f"{output} is in the way and holds no model: choose another output folder") from error
 
 
 def _portions(models: Sequence[str], shares: Sequence[float] | None) -> list[float]:
