@@ -14,7 +14,7 @@ from ldm_hf.evaluation.protocol import Protocol
 from ldm_hf.experiments.worth import tasks
 from ldm_hf.experiments.worth.cloning import Cloner
 from ldm_hf.experiments.worth.page import Scale, Score, compare, draw, page, read_scales, read_scores
-from ldm_hf.experiments.worth.ways import MLP, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
+from ldm_hf.experiments.worth.ways import AVERAGED, MLP, PRETRAINED, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
 from ldm_hf.modeling import LDMConfig
 from ldm_hf.modeling.spaces_ldm import SlotLayout
 
@@ -105,6 +105,9 @@ def test_every_way_to_learn(bench, data):
     assert len(set(fed.values())) == 1 and min(fed.values()) > 0  # all learn from the same
     assert found["SB3, same steps"]["transitions"] >= fed[MLP]  # to the end of a rollout
     assert found[SB3_TIME]["seconds"] < 30 and found[ZERO_SHOT]["transitions"] == 0
+    assert found[AVERAGED]["seconds"] < found[PRETRAINED]["seconds"]  # of the same fine-tuned model, which was kept
+    assert len(list((output / "models").iterdir())) == 1
+    made.close()
     assert not list((output / "models").iterdir())  # hundreds of models would fill a disk
     # Imitating a reference that keeps the pole up is not what an untrained network does.
     assert np.mean(found[MLP]["returns"]) > 2 * np.mean(found[ZERO_SHOT]["returns"])
@@ -117,7 +120,7 @@ def test_every_way_to_learn(bench, data):
     scores = read_scores(output, scales)
     assert set(scores) == {(CARTPOLE, 0), (CARTPOLE, 5)} and set(scores[CARTPOLE, 5]) == set(WAYS)
     text = page(scores, scales, "ldm-x")
-    assert "| 5 | random weights | 1 |" in text and "## 5 episodes" in text
+    assert "| 5 | pretrained | random weights | 1 |" in text and "## 5 episodes" in text
 
 
 def test_the_same_seed_learns_the_same(bench):

@@ -4,7 +4,9 @@ A cell (environment, number of episodes, seed, way to learn) is a file in the ou
 those that are missing.
 """
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +33,9 @@ def run(
     """Measure what pretraining is worth: every way to learn from the same episodes, on the same evaluation episodes."""
     require("the benchmark of worth", "build", "train", "lora")
     from ldm_hf.evaluation.protocol import Protocol
-    from ldm_hf.experiments.worth.ways import PRETRAINED, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
+    from ldm_hf.experiments.worth.ways import AVERAGED, PRETRAINED, SB3_TIME, WAYS, ZERO_SHOT, Bench, Cell
 
     environments = environment or held_out(model)
-    bench = Bench(model, data, output, Protocol(), json.loads(setting))
     cells = [
         Cell(name, count, seed, one)
         for count in episodes or (1, 5, 20)
@@ -44,20 +45,23 @@ def run(
     ]
     if way is None:
         cells = [Cell(name, 0, 0, ZERO_SHOT) for name in environments] + cells
-    for number, cell in enumerate(cells, start=1):
-        path = _path(output, cell)
-        if path.is_file():
-            continue
-        seconds = None
-        if cell.way == SB3_TIME:  # as long as the pretrained model was fine-tuned
-            beside = _path(output, Cell(cell.environment, cell.episodes, cell.seed, PRETRAINED))
-            seconds = json.loads(beside.read_text(encoding="utf-8"))["seconds"]
-        found = bench.measure(cell, seconds)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        returns = [value for rollout in found["returns"] for value in rollout]
-        mean = sum(returns) / len(returns)
-        typer.echo(f"{number}/{len(cells)} {cell.name}: {mean:.4g}, {found['seconds']:g} s", err=True)
+    with contextlib.closing(Bench(model, data, output, Protocol(), json.loads(setting))) as bench:
+        for number, cell in enumerate(cells, start=1):
+            path = _path(output, cell)
+            if path.is_file():
+                continue
+            beside = _path(output, replace(cell, way=PRETRAINED))
+            tuned = (
+                json.loads(beside.read_text(encoding="utf-8"))["seconds"] if cell.way in (AVERAGED, SB3_TIME) else 0.0
+            )
+            found = bench.measure(cell, tuned)
+            if cell.way == AVERAGED:
+                found["seconds"] = max(found["seconds"], tuned)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            returns = [value for rollout in found["returns"] for value in rollout]
+            mean = sum(returns) / len(returns)
+            typer.echo(f"{number}/{len(cells)} {cell.name}: {mean:.4g}, {found['seconds']:g} s", err=True)
 
 
 def _path(output: Path, cell: Any) -> Path:

@@ -4,6 +4,7 @@ python -m ldm_hf.experiments.worth.page runs/worth runs/references docs/results/
 """
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,20 @@ from ldm_hf.utils.files import replacing
 _COLUMNS = {
     "zero-shot": "#9ca3af",
     "pretrained": "#16a34a",
+    "pretrained, averaged": "#0d9488",
     "pretrained, LoRA": "#86efac",
     "random weights": "#dc2626",
     "MLP": "#2563eb",
     "SB3, same steps": "#f59e0b",
     "SB3, same time": "#b45309",
 }
+
+_COMPARED = (
+    *itertools.product(
+        ("pretrained", "pretrained, averaged"), ("random weights", "MLP", "SB3, same steps", "SB3, same time")
+    ),
+    ("pretrained, averaged", "pretrained"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,14 +142,13 @@ def page(scores: Scores, scales: Mapping[str, Scale], model: str) -> str:
         "over seeds (Student's t), and missing where there is one. Each is the mean of 20 evaluation episodes, the same for "
         "all.",
         "",
-        "| episodes | pretrained above | environments | higher | apart, higher | apart, lower |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| episodes | way | above | environments | higher | apart, higher | apart, lower |",
+        "|---:|---|---|---:|---:|---:|---:|",
     ]
-    for episodes in numbers:
-        for other in ("random weights", "MLP", "SB3, same steps", "SB3, same time"):
-            counts = compare(scores, episodes, "pretrained", other)
-            if counts["environments"]:
-                lines.append(f"| {episodes} | {other} | {' | '.join(map(str, counts.values()))} |")
+    for episodes, (one, other) in itertools.product(numbers, _COMPARED):
+        counts = compare(scores, episodes, one, other)
+        if counts["environments"]:
+            lines.append(f"| {episodes} | {one} | {other} | {' | '.join(map(str, counts.values()))} |")
     lines += ["", "![scores](scores.png)", ""]
     for episodes in numbers:
         lines += [f"## {episodes} episode{'s' if episodes > 1 else ''}", "", *_table(scores, scales, episodes), ""]

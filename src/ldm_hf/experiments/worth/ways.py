@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from ldm_hf.finetuning.choosing import choose_episodes
 from ldm_hf.finetuning.finetune import FineTuning, finetune
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMModel
+from ldm_hf.training.averaging import average_models
 from ldm_hf.utils.files import remove, replacing
 
-PRETRAINED, LORA, RANDOM_WEIGHTS, MLP = "pretrained", "pretrained, LoRA", "random weights", "MLP"
+PRETRAINED, AVERAGED, LORA = "pretrained", "pretrained, averaged", "pretrained, LoRA"
+RANDOM_WEIGHTS, MLP = "random weights", "MLP"
 SB3_STEPS, SB3_TIME, ZERO_SHOT = "SB3, same steps", "SB3, same time", "zero-shot"
-WAYS = (PRETRAINED, LORA, RANDOM_WEIGHTS, MLP, SB3_STEPS, SB3_TIME)
+WAYS = (PRETRAINED, AVERAGED, LORA, RANDOM_WEIGHTS, MLP, SB3_STEPS, SB3_TIME)
 """What learns; ``ZERO_SHOT`` does not."""
 
 _ALL_WEIGHTS: dict[str, Any] = {"report_to": "none", "save_steps": 1000, "save_total_limit": 1, "bf16": False}
@@ -58,7 +60,7 @@ class Cell:
 
 
 class Bench:
-    """Makes policies of cells and plays them.
+    """Makes policies of cells and plays them; keeps the model that was fine-tuned last, until it is closed.
 
     Args:
         model: folder of the pretrained model.
@@ -73,9 +75,16 @@ class Bench:
     ) -> None:
         self._model, self._data, self._output, self._protocol = model, data, output, protocol
         self._settings = {**_ALL_WEIGHTS, **(settings or {})}
+        self._tuned: Cell | None = None  # whose model is kept
+
+    def close(self) -> None:
+        """Delete the model that is kept: those of hundreds of cells would fill a disk."""
+        if self._tuned is not None:
+            remove(self._output / "models" / self._tuned.name)
+            self._tuned = None
 
     def measure(self, cell: Cell, seconds: float | None = None) -> dict[str, Any]:
-        """Returns of the evaluation and seconds of learning of a cell.
+        """Returns of the evaluation and seconds of learning of a cell; averaging the model that is kept takes hardly any.
 
         Args:
             cell: which.
@@ -106,15 +115,27 @@ class Bench:
             return ReferencePlayer(policy), done
         if cell.way == MLP:
             return ClonerPlayer(clone(train, held_back, cell.seed)), transitions
+        if cell.way == AVERAGED:
+            tuned = self._tune(replace(cell, way=PRETRAINED))
+            folder = average_models([self._model, str(tuned)], tuned.parent / "average")
+        else:
+            folder = self._tune(cell)
+        return ModelPlayer(*load_pretrained(folder)), transitions
+
+    def _tune(self, cell: Cell) -> Path:
+        """The folder of a fine-tuned model: the one that is kept, if it is the cell's."""
+        output = self._output / "models" / cell.name
+        if self._tuned == cell:
+            return output / "model"
+        self.close()
         model = self._random_weights(cell.seed) if cell.way == RANDOM_WEIGHTS else self._model
         settings = {**self._settings, "seed": cell.seed} | ({"lora_rank": 8} if cell.way == LORA else {})
         tuning = FineTuning(str(model), cell.environment, cell.episodes, str(self._data))
-        folder = finetune(tuning, self._output / "models" / cell.name, settings)
+        folder = finetune(tuning, output, settings)
         if folder is None:
             raise SystemExit(143)
-        player = ModelPlayer(*load_pretrained(folder))
-        remove(folder.parent)  # weights of hundreds of cells; what they played is kept
-        return player, transitions
+        self._tuned = cell
+        return folder
 
     def _episodes(self, cell: Cell) -> tuple[EnvironmentDataset, EnvironmentDataset | None]:
         """What is learned from, and what is held back: as fine-tuning chooses them."""
