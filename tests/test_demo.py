@@ -43,12 +43,12 @@ def stage(folder):
 
 
 def last(stage, who, **options):
-    *_, moment = stage.play(CARTPOLE, who, **{"episodes": 2, "drawn": False, **options})
+    *_, moment = stage.play(CARTPOLE, who, **{"episodes": 2, "rendered": False, **options})
     return moment
 
 
 def test_the_model_plays_as_in_an_evaluation(stage, folder):
-    seen = list(stage.play(CARTPOLE, MODEL, episodes=3, seed=2, drawn=False))
+    seen = list(stage.play(CARTPOLE, MODEL, episodes=3, seed=2, rendered=False))
     played = evaluate_environment(*load_pretrained(folder / "toy"), CARTPOLE, episodes=3, rollouts=1, seed=2)
     assert seen[-1].returns == played.returns[0]
     ends = [before for before, after in itertools.pairwise(seen) if after.episode > before.episode]

@@ -8,7 +8,8 @@ import torch
 
 from conftest import CARTPOLE, PENDULUM
 from ldm_hf.dataset_builder.format.reader import open_datasets
-from ldm_hf.experiments.failures import Finding, agreement, alike, found
+from ldm_hf.evaluation.results import EnvironmentResult
+from ldm_hf.experiments.failures import Finding, agreement, alike, found, perfect_matches
 from ldm_hf.modeling.spaces_ldm import Transitions
 
 
@@ -55,6 +56,21 @@ def test_what_one_observation_leaves_open_is_seen_in_pairs_of_episodes(monkeypat
 )
 def test_causes(measured, cause):
     assert Finding("a/b", 0.5, *measured).cause == cause
+
+
+def result(deterministic: float | None, last10: float, *returns: float) -> EnvironmentResult:
+    return EnvironmentResult("a/b", 1.0, 0.0, 0.0, last10, deterministic, [list(returns)])
+
+
+def test_a_perfect_copy_matches_half_of_the_equal_ones():
+    """Two returns of 1 and 3 have a standard error of 1; 0.8413 of a normal distribution lies above -1."""
+    assert perfect_matches([result(5.0, 5.0, 1, 3)]) == pytest.approx(0.5)
+    assert perfect_matches([result(None, 5.0, 1, 3)]) == pytest.approx(0.5)
+    assert perfect_matches([result(6.0, 5.0, 1, 3)]) == pytest.approx(0.8413, abs=1e-4)
+    assert perfect_matches([result(4.0, 5.0, 1, 3)]) == pytest.approx(0.1587, abs=1e-4)
+    assert (
+        perfect_matches([result(5.0, 5.0, 2, 2), result(5.1, 5.0, 2, 2), result(4.9, 5.0, 2, 2)]) == 2
+    )  # nothing varies
 
 
 def test_a_model_that_knows_nothing_finds_what_chance_does(model, processor, data):

@@ -106,7 +106,7 @@ def test_statisticians_find_the_best_arm():
 
 
 def test_a_cleared_context_knows_nothing_of_earlier_episodes():
-    """In a bandit all episodes look alike at first: likeliest actions on a cleared context are the same in each.
+    """In a bandit all episodes look alike at first: greedy actions on a cleared context are the same in each.
 
     The rewards within an episode differ, so its first action only is compared, by the family that counts it.
     """
@@ -121,12 +121,12 @@ def test_a_cleared_context_knows_nothing_of_earlier_episodes():
     model = LDMModel(LDMConfig.preset("nano", num_hidden_layers=1)).eval()
     processor = LDMProcessor()
     family = Counting(Bandit.draw(6, True, np.random.default_rng(0)))
-    returns = play(model, processor, family, 3, Mode(kept=False, drawn=0))
+    returns = play(model, processor, family, 3, Mode(kept=False, sampled=0))
     assert returns.shape == (6, 3)
     assert first[0] == first[1] == first[2]
     first.clear()
-    again = play(model, processor, family, 3, Mode(kept=True, drawn=3), seed=5)
-    assert np.array_equal(again, play(model, processor, family, 3, Mode(kept=True, drawn=3), seed=5))
+    again = play(model, processor, family, 3, Mode(kept=True, sampled=3), seed=5)
+    assert np.array_equal(again, play(model, processor, family, 3, Mode(kept=True, sampled=3), seed=5))
 
 
 def test_the_command_makes_everything_once(tmp_path, monkeypatch, capsys):
@@ -137,7 +137,7 @@ def test_the_command_makes_everything_once(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "dark-room, trained together" in shown and "Thompson" in shown
     found = json.loads((tmp_path / "together-0" / "bandit.json").read_text())
-    assert np.array(found["kept, drawn"]).shape == (3, 2)
+    assert np.array(found["kept, sampled"]).shape == (3, 2)
     weights = (tmp_path / "together-0" / "model" / "model.safetensors").stat().st_mtime_ns
     run(tmp_path, ["bandit", "dark-room"], together=True, **options)
     assert (tmp_path / "together-0" / "model" / "model.safetensors").stat().st_mtime_ns == weights

@@ -58,7 +58,7 @@ def test_counts_by_hand(tmp_path):
         for seed in (0, 1):
             for name, mean in zip(names, means, strict=True):
                 cell = remedies.Cell(remedy, name, seed)
-                found = {**vars(cell), "returns": {"likeliest": [[mean + seed / 10], [mean]]}, "seconds": 1.0}
+                found = {**vars(cell), "returns": {"greedy": [[mean + seed / 10], [mean]]}, "seconds": 1.0}
                 (tmp_path / f"cells/{cell.name}.json").write_text(json.dumps(found))
     text = remedies_page.page(remedies_page.read(tmp_path, scales))
     assert "| pretrained | 2 | 1 | 1 | 1 | 58% | 1 |" in text  # (95.25 + 20.25) / 2, and one of them is 90 %

@@ -15,7 +15,9 @@ def demo(
     ] = None,
     environment: Annotated[
         list[str] | None,
-        typer.Option(help="Id to offer; repeatable. Default: all that are installed, fit the model and can be drawn."),
+        typer.Option(
+            help="Id to offer; repeatable. Default: all that are installed, fit the model and can be rendered."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[

@@ -40,7 +40,7 @@ def finetune(
         typer.Option(help="Share of the episodes that is trained on, by return. Default: 0.25.", rich_help_panel=_OWN),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="At which actions are drawn. Default: 1.", rich_help_panel=_OWN)
+        float | None, typer.Option(help="At which actions are sampled. Default: 1.", rich_help_panel=_OWN)
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Torch device that acts. Default: cpu.", rich_help_panel=_OWN)

@@ -61,9 +61,7 @@ def app(stage: Stage, name: str) -> gr.Blocks:
                 environment = gr.Dropdown(names, value=first, label="Environment", filterable=True)
                 who = gr.Radio(_choices(stage, first), value=MODEL, label="Player")
                 context = gr.Radio([_KEPT, _CLEARED], value=_KEPT, label="Context of the model")
-                temperature = gr.Slider(
-                    0, 2, value=0, step=0.1, label="Temperature of the model", info="0 takes the likeliest actions."
-                )
+                temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature of the model", info="0 is greedy.")
                 episodes = gr.Slider(1, 20, value=3, step=1, label="Episodes")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
                 with gr.Row():
@@ -153,7 +151,7 @@ def _compared(
     with _readable():
         for who in stage.players(environment):
             started, length, moment = time.monotonic(), 0, Moment(1, 0, 0.0)
-            for moment in stage.play(environment, who, episodes=int(episodes), drawn=False, **options):
+            for moment in stage.play(environment, who, episodes=int(episodes), rendered=False, **options):
                 length += moment.step > 0
                 if moment.step % 50 == 0:
                     yield gr.skip(), _said(who, moment)

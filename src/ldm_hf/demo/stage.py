@@ -30,7 +30,7 @@ class Moment:
         step: of the episode; 0 after its reset.
         total: rewards of the episode so far.
         returns: of the episodes that have ended, with this one if it has.
-        frame: uint8 RGB, None where nothing is drawn.
+        frame: uint8 RGB, None where nothing is rendered.
     """
 
     episode: int
@@ -46,7 +46,7 @@ class Stage:
     Args:
         model: folder, or name on the Hub.
         references: banks and data folders whose policies can be watched too; scripted experts cannot.
-        environments: ids to offer; by default all that fit the model, can be drawn, and need no installation.
+        environments: ids to offer; by default all that fit the model, can be rendered, and need no installation.
 
     Raises:
         CheckpointError: there is no such model.
@@ -63,7 +63,9 @@ class Stage:
         if refused := [spec.id for spec in self.specs.values() if not self._is_offered(spec)]:
             raise ConfigError(f"{', '.join(refused)} cannot be watched: it does not fit the model, or draws no image")
         if not self.specs:
-            raise ConfigError("no environment is installed that fits the model and can be drawn: see `ldm env install`")
+            raise ConfigError(
+                "no environment is installed that fits the model and can be rendered: see `ldm env install`"
+            )
 
     def environments(self) -> list[str]:
         """Ids: those that the model was trained on first."""
@@ -82,7 +84,7 @@ class Stage:
         seed: int = 0,
         kept: bool = True,
         temperature: float = 0.0,
-        drawn: bool = True,
+        rendered: bool = True,
     ) -> Iterator[Moment]:
         """Play, one moment after another; the environment is closed when the iterator is.
 
@@ -92,16 +94,16 @@ class Stage:
             episodes: how many, one after another.
             seed: the first episode begins as the first of rollouts with this seed in an evaluation.
             kept: whether the model's context is kept between episodes, or cleared.
-            temperature: of the model's actions; 0 takes the likeliest.
-            drawn: whether moments have frames.
+            temperature: of the model's actions; 0 is greedy.
+            rendered: whether moments have frames.
 
         Raises:
-            EnvironmentFailure: the environment broke, or cannot be drawn.
+            EnvironmentFailure: the environment broke, or cannot be rendered.
         """
         player = self._player(environment, who, seed, temperature)
-        env = registry.make(environment, render_mode=RENDER_MODE if drawn else None)
+        env = registry.make(environment, render_mode=RENDER_MODE if rendered else None)
         try:
-            yield from _episodes(env, player, episodes, Protocol(seed=seed).first_seed(0), kept, drawn)
+            yield from _episodes(env, player, episodes, Protocol(seed=seed).first_seed(0), kept, rendered)
         finally:
             env.close()
 
@@ -121,7 +123,7 @@ class Stage:
 
 
 def _episodes(
-    env: gymnasium.Env, player: Player, episodes: int, seed: int, kept: bool, drawn: bool
+    env: gymnasium.Env, player: Player, episodes: int, seed: int, kept: bool, rendered: bool
 ) -> Iterator[Moment]:
     policy = player.start([env])
     outcome: tuple[list[Any], ...] = ()
@@ -132,7 +134,7 @@ def _episodes(
             policy, outcome = player.start([env]), ()
         moment, over = Moment(episode, 0, 0.0, returns), False
         while True:
-            moment.frame = shown_frame(env) if drawn else None
+            moment.frame = shown_frame(env) if rendered else None
             yield moment
             if over:
                 break

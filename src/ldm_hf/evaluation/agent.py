@@ -83,7 +83,7 @@ class Agent:
         Args:
             observation: what the last ``reset`` or ``step`` of the environment gave.
             state, episode_start: taken for the sake of Stable-Baselines3's callers; the agent remembers both itself.
-            deterministic: the most likely action; otherwise one is drawn.
+            deterministic: the most likely action; otherwise one is sampled.
 
         Raises:
             RuntimeError: ``set_env`` was not called, or the environment was not stepped since the last call.

@@ -31,7 +31,7 @@ def record_videos(
 ) -> dict[str, dict[str, str]]:
     """Record some of a report's environments, from the best score to the worst, in rollouts of their own.
 
-    Drawing may be slow, may fail, and may use an environment's random numbers, so what is scored is never drawn. It may
+    Rendering may be slow, may fail, and may use an environment's random numbers, so what is scored is never rendered. It may
     also end the process (a driver of graphics that finds no screen does), so it has one of its own.
 
     Args:
@@ -47,15 +47,15 @@ def record_videos(
     """
     worked = [result for result in report.environments if result.failure is None]
     worked.sort(key=lambda result: -(result.normalized_score or 0.0))
-    drawn = [result for result in worked if RENDER_MODE in registry.spec(result.id).render_modes]
-    notes = {result.id: {"note": "it shows no images"} for result in worked if result not in drawn}
+    shown = [result for result in worked if RENDER_MODE in registry.spec(result.id).render_modes]
+    notes = {result.id: {"note": "it shows no images"} for result in worked if result not in shown}
     # Those without images need not all be told of: as many as could have been chosen.
     videos = dict(list(notes.items())[:number])
     context = multiprocessing.get_context("spawn")
     start = (model.resolve(), device, os.getpid())
     with pebble.ProcessPool(1, context=context, initializer=_start, initargs=start) as pool:
-        for index in np.unique(np.linspace(0, max(0, len(drawn) - 1), min(number, len(drawn))).round().astype(int)):
-            environment = drawn[index].id
+        for index in np.unique(np.linspace(0, max(0, len(shown) - 1), min(number, len(shown))).round().astype(int)):
+            environment = shown[index].id
             try:
                 videos[environment] = pool.schedule(_record, args=(environment, folder, protocol)).result()
             except pebble.ProcessExpired as error:

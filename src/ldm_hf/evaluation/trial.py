@@ -92,13 +92,13 @@ class Trial:
             self._futures = {number: executor.submit(self._make, number) for number in range(self.protocol.rollouts)}
 
     def _make(self, number: int) -> gymnasium.Env:
-        drawn = number == 0 and self._watch is not None
+        rendered = number == 0 and self._watch is not None
         try:
             return make(
-                self.environment, render_mode=RENDER_MODE if drawn else None, step_timeout=self.protocol.step_timeout
+                self.environment, render_mode=RENDER_MODE if rendered else None, step_timeout=self.protocol.step_timeout
             )
         except EnvironmentFailure as error:
-            if not drawn:
+            if not rendered:
                 raise
             raise EnvironmentFailure(f"{self.environment} cannot be made to draw itself: {error}") from error
 

@@ -14,18 +14,23 @@ Of each environment whose score in the model's ``report.json`` is below ``--belo
 The cause is named by a rule: pairs disagree in more than a tenth, *ambiguous*; else less than 0.9 is found, *not learned*;
 else fresh paths lose more than 0.05, *overfitted*; else *off the path*: the labels are known where the reference goes, and
 errors lead elsewhere.
+
+Before the table stands how many environments a perfect copy of all references would match in expectation: where its mean is
+theirs, the mean of as many episodes as were played is below it half of the time.
 """
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
 
 from ldm_hf.dataset_builder.format.reader import EnvironmentDataset, open_datasets
+from ldm_hf.evaluation.lineage import published_references
+from ldm_hf.evaluation.results import TRAINED, EnvironmentResult
 from ldm_hf.experiments.figures import print_table, write_json
 from ldm_hf.hub.pretrained import load_pretrained
 from ldm_hf.modeling import LDMModel, LDMProcessor
@@ -36,6 +41,7 @@ from ldm_hf.training.batches import model_inputs
 
 AMBIGUOUS, LEARNED, OVERFITTED = 0.1, 0.9, 0.05
 WINDOWS, LEAST_PAIRS = 48, 200
+_SAME = 1e-9  # of a return: two numbers are one
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,24 @@ class Finding:
         if self.fresh is not None and self.fresh < self.found - OVERFITTED:
             return "overfitted"
         return "off the path"
+
+
+def perfect_matches(results: Sequence[EnvironmentResult]) -> float:
+    """How many environments a perfect copy of the references, acting deterministically, matches in expectation.
+
+    The mean of as many episodes as the model played is taken as normal, around the reference's deterministic return, with
+    the spread of the model's own returns, as the report has none of the reference's.
+    """
+    expected = 0.0
+    for result in results:
+        returns = np.concatenate(result.returns)
+        center = result.last10 if result.deterministic_return is None else result.deterministic_return
+        error, margin = float(np.std(returns, ddof=1) / np.sqrt(len(returns))), center - result.last10
+        if error > _SAME * max(1.0, abs(center)):
+            expected += NormalDist(0, error).cdf(margin)
+        else:
+            expected += margin >= -_SAME * max(1.0, abs(center))
+    return expected
 
 
 def windows(dataset: EnvironmentDataset, processor: LDMProcessor, length: int) -> Iterator[TokenSequence]:
@@ -126,12 +150,11 @@ def main() -> None:
     options = parser.parse_args()
     model, processor = load_pretrained(options.model)
     model.eval()
-    report = json.loads((Path(options.model) / "report.json").read_text(encoding="utf-8"))
-    scores = {
-        each["id"]: each["normalized_score"]
-        for each in report["environments"]
-        if each["training"] == "trained on" and each["failure"] is None and each["normalized_score"] < options.below
-    }
+    results = [each for each in published_references(Path(options.model)) if each.training == TRAINED]
+    scored = [(each, each.normalized_score) for each in results if each.normalized_score is not None]
+    scores = {each.id: score for each, score in scored if score < options.below}
+    matched, expected = sum(score >= 1 for _, score in scored), perfect_matches([each for each, _ in scored])
+    print(f"{matched} of {len(scored)} are matched; a perfect copy of the references would match {expected:.0f}")
     recorded = {each.environment: each for each in open_datasets(options.data)}
     fresh = {} if options.fresh is None else {each.environment: each for each in open_datasets(options.fresh)}
     findings = [

@@ -49,7 +49,7 @@ def collect(
 ) -> RunInfo:
     """Let a model act and write its episodes as the one run ``rollouts-<round>`` of a data folder.
 
-    Actions are drawn, because the most likely ones would make every episode alike where the environment is deterministic.
+    Actions are sampled, because the most likely ones would make every episode alike where the environment is deterministic.
     Contexts are kept across episodes, as in evaluation.
 
     Args:

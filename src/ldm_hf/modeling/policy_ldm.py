@@ -49,11 +49,11 @@ class LDMPolicy:
         context_length: most transitions to remember; by default, and at most, what the model was trained for.
         compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
             takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
-        temperature: 0 takes the most likely bins. Otherwise bins are drawn, from the logits divided by it.
+        temperature: 0 takes the most likely bins. Otherwise bins are sampled, from the logits divided by it.
         exploration_temperature: the same in environments all of whose rewards so far were alike: a context that says nothing
             of what is good has to look around first, and every second draw there is that of the step before, which gets
             further than drawing each. By default ``temperature`` there too. What it is worth is in docs/in_context.md.
-        seed: of what is drawn.
+        seed: of what is sampled.
 
     Raises:
         UnsupportedSpaceError: an environment does not fit the model.
@@ -120,7 +120,7 @@ class LDMPolicy:
         terminated: Sequence[bool] | None = None,
         truncated: Sequence[bool] | None = None,
     ) -> list[Any]:
-        """Choose an action for every environment: the most likely bins that its action space allows, or drawn ones.
+        """Choose an action for every environment: the most likely bins that its action space allows, or sampled ones.
 
         Args:
             observations: one observation per environment. After the end of an episode, that of the reset.
@@ -295,7 +295,7 @@ class LDMPolicy:
         return np.where(self._rewards_differ, self.temperature, exploring)
 
     def _choose(self, logits_BAK: torch.Tensor, bins_BA: torch.Tensor) -> torch.Tensor:
-        """The bins (B, A) to act by, given logits and the most likely bins: these, or drawn ones."""
+        """The bins (B, A) to act by, given logits and the most likely bins: these, or sampled ones."""
         temperatures_B = self._temperatures()
         return self._drawn(logits_BAK, bins_BA, temperatures_B) if temperatures_B.any() else bins_BA
 
@@ -314,7 +314,7 @@ class LDMPolicy:
         ]
 
     def _drawn(self, logits_BAK: torch.Tensor, bins_BA: torch.Tensor, temperatures_B: np.ndarray) -> torch.Tensor:
-        """Bins (B, A), drawn by their likelihood; those that an action space does not allow have none.
+        """Bins (B, A), sampled by their likelihood; those that an action space does not allow have none.
 
         Rows of temperature 0 keep theirs.
         """

@@ -194,7 +194,7 @@ class TrainingConfig:
     metric_for_best_model: Annotated[
         Literal["loss", "action_error"],
         Doc(
-            "What decides on held-back data, lowest first: the loss, or how far the likeliest actions are from the labels."
+            "What decides on held-back data, lowest first: the loss, or how far the most likely actions are from the labels."
         ),
     ] = "loss"
     validation_steps: Annotated[int, Ge(1), Doc("Steps between two measurements on held-back data.")] = 20

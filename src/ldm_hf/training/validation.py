@@ -23,7 +23,7 @@ BEST = "best"
 """Folder of a run in which the checkpoint of the lowest ``metric_for_best_model`` is kept."""
 
 _MOST = 64  # sequences: what a few more would add to the mean is below what training moves it by
-_LOGITS = 2**27  # that are in memory at a time, to find the likeliest of each slot: 512 MiB
+_LOGITS = 2**27  # that are in memory at a time, to find the most likely of each slot: 512 MiB
 
 
 class Validation:
@@ -77,7 +77,7 @@ class Validation:
         """Means over the transitions that are held back; every process calls this, and computes all of it.
 
         Returns:
-            ``loss``, and where it decides, ``action_error``: how far the likeliest action is from the label, see
+            ``loss``, and where it decides, ``action_error``: how far the most likely action is from the label, see
             ``action_error``.
         """
         model.eval()
@@ -143,7 +143,7 @@ def action_error(
     bounds_BA2: torch.Tensor,
     code: ActionCode,
 ) -> torch.Tensor:
-    """How far the likeliest actions are from the labels: a number from 0 to 1, averaged over slots, summed over transitions.
+    """How far the most likely actions are from the labels: from 0 to 1, averaged over slots, summed over transitions.
 
     Of a continuous slot the distance, as a share of the bins that it may take; of a discrete one 1 where the symbol is
     another. Unlike the cross-entropy, it does not rise where a model that is right grows too sure of what it gets wrong.

@@ -1,4 +1,4 @@
-"""Histories of learning: B tasks of a family, acted in worse at first and better later, labelled by who knows the parameter.
+"""Histories of learning: B tasks of a family, acted in worse at first and better later, labelled by an expert.
 
 Supervised pretraining on these is that of Decision-Pretrained Transformers (arXiv 2306.14892), with behaviour that improves
 along a history, as algorithm distillation with noise has it (AD-eps, arXiv 2312.12275).
@@ -29,7 +29,7 @@ _NEW_GUESS, _STRAY = 0.15, 0.05  # chances in each step: of another guess while 
 
 
 class Learner:
-    """Acts in B tasks: exploring by guesses and at random at first, then ever more as who knows the parameters does."""
+    """Acts in B tasks: exploring by guesses and at random at first, then ever more like the expert."""
 
     def __init__(self, family: TaskFamily, episodes: int, rng: np.random.Generator) -> None:
         """Learn over a number of episodes, each task at a pace of its own."""
@@ -46,10 +46,10 @@ class Learner:
         fresh = self._family.draw(number, False, rng)
         self._guesses = np.where(renewed.reshape(-1, *[1] * (fresh.ndim - 1)), fresh, self._guesses)
         self._guessing = np.where(renewed, rng.random(number) < 0.5, self._guessing)
-        guessed, drawn = self._family.expert(self._guesses), self._random(known)
+        guessed, strayed = self._family.expert(self._guesses), self._random(known)
         exploring = rng.random(number) < np.clip(1.5 - 1.5 * episode / np.maximum(self._done_exploring, 1e-9), 0, 1)
-        chosen = np.where(_like(exploring, known), np.where(_like(self._guessing, known), guessed, drawn), known)
-        return np.where(_like(rng.random(number) < _STRAY, known), drawn, chosen).astype(known.dtype)
+        chosen = np.where(_like(exploring, known), np.where(_like(self._guessing, known), guessed, strayed), known)
+        return np.where(_like(rng.random(number) < _STRAY, known), strayed, chosen).astype(known.dtype)
 
     def _random(self, known: np.ndarray) -> np.ndarray:
         if known.dtype.kind == "f":
@@ -115,7 +115,7 @@ def _record_run(root: Path, name: str, run: str, number: int, episodes: int, see
 
 
 def _info(name: str, run: str, family: TaskFamily, recorder: Recorder, recording: Recording, seed: int) -> RunInfo:
-    """What is kept of a run: 0 % is a random policy's return, 100 % that of who knows the parameters."""
+    """What is kept of a run: 0 % is a random policy's return, 100 % the expert's, which knows the parameters."""
     bounds = [Sample.of(returns.mean(1)) for returns in (random_returns(family, 1), expert_returns(family, 1))]
     curve = replace(recorder.curve(), first=bounds[0], last=bounds[1], order=BY_POLICY)
     return RunInfo(
@@ -129,7 +129,7 @@ def _info(name: str, run: str, family: TaskFamily, recorder: Recorder, recording
         num_transitions=int(recording.lengths.sum()),
         num_streams=recording.num_streams,
         training_steps=0,
-        algorithm="who knows the hidden parameter",
+        algorithm="expert that knows the hidden parameter",
         hyperparameters={},
         source="ldm_hf.experiments.in_context",
         seed=seed,
@@ -143,7 +143,7 @@ def _info(name: str, run: str, family: TaskFamily, recorder: Recorder, recording
 
 
 def expert_returns(family: TaskFamily, episodes: int) -> np.ndarray:
-    """Returns of who knows the parameters, of shape (B, episodes)."""
+    """Returns of the expert, which knows the parameters, of shape (B, episodes)."""
     return _returns(family, episodes, lambda: family.expert(family.parameters))
 
 

@@ -19,10 +19,10 @@ _COLORS = {
     "expert": "#111827",
     "random": "#9ca3af",
     "kept, exploring": "#16a34a",
-    "kept, drawn": "#2563eb",
-    "kept, likeliest": "#7c3aed",
-    "cleared, drawn": "#dc2626",
-    "cleared, likeliest": "#f59e0b",
+    "kept, sampled": "#2563eb",
+    "kept, greedy": "#7c3aed",
+    "cleared, sampled": "#dc2626",
+    "cleared, greedy": "#f59e0b",
     "Thompson": "#0891b2",
 }
 _DASHED = ("expert", "random", "Thompson")
@@ -130,7 +130,7 @@ def main() -> None:
         "",
         "Made by `python -m ldm_hf.experiments.in_context.page`; [in_context.md](../../in_context.md) says what was done. "
         f"{tasks} held-out tasks of each family; means over their parameters; ± is half of a 95 % confidence interval "
-        "over these (Student's t). *Of the expert*: 0 % is a random policy, 100 % who knows the hidden parameter.",
+        "over these (Student's t). *Of the expert*: 0 % is a random policy, 100 % the expert, which knows the parameter.",
         "",
         "![curves](curves.png)",
         "",

@@ -1,4 +1,4 @@
-"""How a model acts on held-out tasks: with its context kept or cleared between episodes, by drawn or likeliest actions."""
+"""How a model acts on held-out tasks: with its context kept or cleared between episodes, by sampled or greedy actions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ class Mode:
 
     Attributes:
         kept: whether the context is kept across the episodes of a task, or cleared before each.
-        drawn: of the episodes of a task, in how many actions are drawn; from then on they are the likeliest.
-        exploration: temperature at which they are drawn until two rewards differ; 1 afterwards. None draws alike.
+        sampled: of the episodes of a task, in how many actions are sampled; from then on they are greedy.
+        exploration: temperature at which they are sampled until two rewards differ; 1 afterwards. None is 1 throughout.
     """
 
     kept: bool
-    drawn: int
+    sampled: int
     exploration: float | None = None
 
 
 def modes(episodes: int) -> dict[str, Mode]:
     """The ways that are compared. The last two look around first, and then rely on what they have seen."""
     return {
-        "kept, drawn": Mode(True, episodes),
-        "kept, likeliest": Mode(True, 0),
-        "cleared, drawn": Mode(False, episodes),
-        "cleared, likeliest": Mode(False, 0),
-        "kept, drawn then likeliest": Mode(True, episodes // 2),
+        "kept, sampled": Mode(True, episodes),
+        "kept, greedy": Mode(True, 0),
+        "cleared, sampled": Mode(False, episodes),
+        "cleared, greedy": Mode(False, 0),
+        "kept, sampled then greedy": Mode(True, episodes // 2),
         "kept, exploring": Mode(True, episodes, EXPLORATION),
     }
 
@@ -52,8 +52,8 @@ def play(
     for episode in range(episodes):
         if episode and not mode.kept:
             policy, outcome = model.policy(processor, spaces, seed=seed + episode), ()
-        drawing = episode < mode.drawn
-        policy.temperature, policy.exploration_temperature = (1.0, mode.exploration) if drawing else (0.0, None)
+        sampling = episode < mode.sampled
+        policy.temperature, policy.exploration_temperature = (1.0, mode.exploration) if sampling else (0.0, None)
         for _ in range(family.episode_length):
             actions = policy.act(list(observations), *map(np.ndarray.tolist, outcome))
             observations, *brought, _ = family.step(np.stack(actions))

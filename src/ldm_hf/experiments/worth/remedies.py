@@ -85,11 +85,11 @@ class Remedy:
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     environments: int | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
-    plays: Sequence[str] = ("likeliest",)
+    plays: Sequence[str] = ("greedy",)
 
 
-PLAYS = ("likeliest", "drawn", "demonstrations first")
-"""Ways to play: the likeliest actions; drawn ones; the likeliest, with the demonstrations in the context from the start."""
+PLAYS = ("greedy", "sampled", "demonstrations first")
+"""Ways to play: greedy actions; sampled ones; greedy ones with the demonstrations in the context from the start."""
 
 _AUGMENTED = {"augmentation": 0.75}
 _LONG = {"model_overrides": {"max_position_embeddings": 1024}, "context_length": 1024, "train_batch_size": 4}
@@ -98,11 +98,11 @@ REMEDIES = {
     "pretrained": Remedy("plain", plays=PLAYS),
     "augmentation": Remedy("augmented", _AUGMENTED, plays=PLAYS),
     "augmentation, also in fine-tuning": Remedy(
-        "augmented", _AUGMENTED, tuning={"augmentation": 0.5}, plays=("likeliest", "demonstrations first")
+        "augmented", _AUGMENTED, tuning={"augmentation": 0.5}, plays=("greedy", "demonstrations first")
     ),
     "embedding and head at random": Remedy("plain", tuning={"reinitialize": ["embedding", "action_head"]}),
     "fewer environments": Remedy("few", environments=_FEW),
-    "four times the context": Remedy("long", _LONG, plays=("likeliest", "demonstrations first")),
+    "four times the context": Remedy("long", _LONG, plays=("greedy", "demonstrations first")),
 }
 
 
@@ -190,7 +190,7 @@ def measure(cell: Cell, data: Path, output: Path) -> dict[str, Any]:
 def _player(play: str, folder: Path, data: Path, environment: str) -> Player:
     model, processor = load_pretrained(folder)
     if play != "demonstrations first":
-        return ModelPlayer(model, processor, temperature=float(play == "drawn"))
+        return ModelPlayer(model, processor, temperature=float(play == "sampled"))
     (dataset,) = open_datasets(str(data), [environment])
     episodes = [episode for episode in recorded_episodes([dataset]) if episode.stream == 0]
     return DemonstratedPlayer(model, processor, read_episodes([dataset], episodes)[0])

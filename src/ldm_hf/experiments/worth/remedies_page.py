@@ -20,7 +20,7 @@ Row = tuple[str, str]
 """A remedy and a way to play."""
 
 _BASELINE: Row = ("random weights", PLAYS[0])
-_SHORT = {"likeliest": "", "drawn": ", drawn actions", "demonstrations first": ", demonstrations in the context"}
+_SHORT = {"greedy": "", "sampled": ", sampled actions", "demonstrations first": ", demonstrations in the context"}
 
 
 def read(folder: Path, scales: Mapping[str, Scale]) -> dict[Row, dict[str, Score]]:
@@ -51,7 +51,7 @@ def page(scores: Mapping[Row, Mapping[str, Score]]) -> str:
         "Made by `python -m ldm_hf.experiments.worth.remedies_page`; [worth.md](../../worth.md) says what was done. Each "
         f"row is a small model, fine-tuned on {EPISODES} episodes, on {min(seeds)} to {max(seeds)} seeds. Scores: 0 % is a "
         "random policy, 100 % the reference; ± is half of a 95 % confidence interval over seeds. *Higher* and *apart* "
-        "count environments whose mean is above that of random weights, playing the likeliest actions, and those whose "
+        "count environments whose mean is above that of random weights, playing greedily, and those whose "
         "intervals do not overlap.",
         "",
         "| remedy | environments | higher | apart, higher | apart, lower | median score | of them solved (90 %) |",
