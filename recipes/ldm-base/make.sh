@@ -24,6 +24,6 @@ mapfile -t languages < <(sed -n 's/^  \(.*\): 6$/\1/p' recipes/ldm-base/train-4.
 ldm build "${languages[@]}" --from-bank bank --transitions 200000 --seed 100 --output runs/base-missions
 train recipes/ldm-base/train-4.yaml
 ldm average runs/ldm-base-3/model runs/ldm-base-4/model --output "$model" --save-precision fp16
-sed -i '2i license: apache-2.0' "$model/README.md" # which later cards keep
+grep -q '^license' "$model/README.md" || sed -i '2i license: apache-2.0' "$model/README.md" # which later cards keep
 ldm evaluate "$model" --data "$data" --data runs/base-held-out --environments all --output runs/ldm-base-evaluation
 cp runs/ldm-base-evaluation/{README.md,report.json,threshold_curve.png} "$model"
