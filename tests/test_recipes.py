@@ -24,6 +24,7 @@ PROCESSES = {
     "ldm-base/train-2.yaml": [1, 2],
     "ldm-base/train-3.yaml": [1, 2],
     "ldm-base/train-4.yaml": [1, 2],
+    "ldm-base/train-6.yaml": [1, 2],
     "ldm-mini/train.yaml": [1, 3],
     "paper.yaml": [1, 8, 16],
 }

@@ -51,9 +51,9 @@ def run(
             if path.is_file():
                 continue
             beside = _path(output, replace(cell, way=PRETRAINED))
-            tuned = (
-                json.loads(beside.read_text(encoding="utf-8"))["seconds"] if cell.way in (AVERAGED, SB3_TIME) else 0.0
-            )
+            tuned = 0.0
+            if cell.way == SB3_TIME or (cell.way == AVERAGED and beside.is_file()):
+                tuned = json.loads(beside.read_text(encoding="utf-8"))["seconds"]
             found = bench.measure(cell, tuned)
             if cell.way == AVERAGED:
                 found["seconds"] = max(found["seconds"], tuned)
