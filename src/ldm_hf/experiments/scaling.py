@@ -4,9 +4,10 @@
 
 All sizes see as many transitions of an environment (``proportional``), so neither time nor data is what more environments
 cost the first 15. For the middle size there is also a total that does not grow (``fixed``: the steps of 45 environments).
-Sets take environments library by library in a fixed order, so that the first 15 are of 15 libraries. Scores are 0 at a
-random policy and 100 at the reference's deterministic one. Cells that are finished are only read when the command is run
-again, and one that was interrupted resumes.
+They are trained with the settings of ldm-base's last training, from weights at random. Sets take environments library by
+library in a fixed order, so that the first 15 are of 15 libraries. Scores are 0 at a random policy and 100 at the
+reference's deterministic one. Cells that are finished are only read when the command is run again, and one that was
+interrupted resumes.
 """
 
 import argparse
@@ -56,10 +57,11 @@ class Cell:
 
 
 def cells(seeds: int) -> list[Cell]:
-    """All of them, cheap ones first."""
+    """All of them, the longest of each seed first, so that none is left to run alone at the end."""
     found = [Cell(size, number, seed=seed) for seed in range(seeds) for number in NUMBERS for size in SIZES]
     found += [Cell("middle", number, "fixed", seed) for seed in range(seeds) for number in (NUMBERS[0], NUMBERS[-1])]
-    return sorted(found, key=lambda cell: (cell.seed, cell.number))
+    sizes = list(SIZES)
+    return sorted(found, key=lambda cell: (cell.seed, -sizes.index(cell.size), -cell.number))
 
 
 def in_turns(environments: Sequence[str]) -> list[str]:
@@ -81,7 +83,14 @@ def measure(cell: Cell, order: Sequence[str], options: argparse.Namespace) -> di
     settings = {
         **{"data": str(options.data), "output_dir": str(folder), "environments": environments, "model": "nano"},
         **{"model_overrides": SIZES[cell.size], "max_steps": cell.steps(options.steps), "train_batch_size": BATCH},
-        **{"learning_rate": 1e-3, "warmup_steps": 50, "decay_fraction": 0.5, "seed": cell.seed, "bf16": False},
+        **{
+            "optim": "muon",
+            "learning_rate": 2e-3,
+            "warmup_steps": 20,
+            "decay_fraction": 0.6,
+            "previous_action_dropout": 0.5,
+        },
+        **{"seed": cell.seed, "bf16": True},
         **{"report_to": "none", "save_steps": 250, "save_total_limit": 1, "cache_gib": 0.75, "logging_steps": 50},
     }
     folder.mkdir(parents=True, exist_ok=True)
