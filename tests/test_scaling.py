@@ -17,7 +17,7 @@ def test_sets_grow_library_by_library():
 
 
 def test_budgets_grow_in_proportion_or_not_at_all():
-    """Three sizes by three numbers, and the middle size with 45 environments' steps on 15 and 120; the longest of a seed first."""
+    """Three sizes by three numbers, and the middle size with 45 environments' steps on 15 and 120; long ones first."""
     found = cells(2)
     assert len(found) == len({cell.name for cell in found}) == 22
     assert found[0] == Cell("large", 120) and found[10] == Cell("small", 15) and found[11].seed == 1
