@@ -33,10 +33,13 @@ def test_scores_begin_at_random_and_end_at_the_reference():
 
 
 def test_the_page_tells_old_environments_from_new_ones(tmp_path):
+    """A cell of 45 environments has scores on the first 15 and the first 45; one of 15 has none on the first 45."""
+    order = [f"a/{number}" for number in range(45)]
     cell = {"size": "small", "number": 45, "budget": "proportional", "seed": 0, "steps": 450, "parameters": 1234567}
-    cell["scores"] = {"a/1": 1.0, "b/1": 0.5, "a/2": 0.0}
-    assert row(cell, ["a/1", "b/1"])[4:] == ["450", "1,234,567", "75.0", "50%", "50.0", "33%"]
-    write_page([cell], ["a/1", "b/1"], tmp_path, 10)
+    cell["scores"] = {"a/0": 1.0, "a/14": 0.5, "a/15": 0.0}
+    assert row(cell, order)[4:] == ["450", "1,234,567", "75.0", "50%", "50.0", "33%", "50.0", "33%"]
+    assert row(cell | {"number": 15, "scores": {"a/0": 1.0}}, order)[6:] == ["100.0", "100%", "", "", "100.0", "100%"]
+    write_page([cell], order, tmp_path, 10)
     text = (tmp_path / "README.md").read_text()
-    assert "| small | 45 | proportional | 0 | 450 | 1,234,567 | 75.0 | 50% | 50.0 | 33% |" in text
-    assert "The first 15: a/1, b/1." in text and (tmp_path / "scaling.png").stat().st_size > 5000
+    assert "| small | 45 | proportional | 0 | 450 | 1,234,567 | 75.0 | 50% | 50.0 | 33% | 50.0 | 33% |" in text
+    assert "The first 15: a/0, a/1, " in text and (tmp_path / "scaling.png").stat().st_size > 5000

@@ -113,14 +113,20 @@ def measure(cell: Cell, order: Sequence[str], options: argparse.Namespace) -> di
 
 COLUMNS = (
     *("size", "environments", "budget", "seed", "steps", "parameters"),
-    *("first 15", "of those, at 80 %", "all", "all, at 80 %"),
+    *(word for number in NUMBERS[:-1] for word in (f"first {number}", f"first {number}, at 80 %")),
+    *("all", "all, at 80 %"),
 )
 
 
-def row(cell: dict[str, Any], first: Sequence[str]) -> list[str]:
-    """A cell's row of the table."""
-    common, own = [cell["scores"][name] for name in first if name in cell["scores"]], list(cell["scores"].values())
-    means = [text for scores in (common, own) for text in (_mean(scores), f"{np.mean(np.array(scores) >= 0.8):.0%}")]
+def row(cell: dict[str, Any], order: Sequence[str]) -> list[str]:
+    """A cell's row of the table: its scores on the sets that are part of its own, and on all that it was trained on."""
+    sets = [order[:number] if number <= cell["number"] else () for number in NUMBERS[:-1]]
+    chosen = [[cell["scores"][name] for name in each if name in cell["scores"]] for each in sets]
+    means = [
+        text
+        for scores in (*chosen, list(cell["scores"].values()))
+        for text in ((_mean(scores), f"{np.mean(np.array(scores) >= 0.8):.0%}") if scores else ("", ""))
+    ]
     return [
         cell["size"],
         *map(str, (cell["number"], cell["budget"], cell["seed"])),
@@ -133,13 +139,14 @@ def _mean(scores: Sequence[float]) -> str:
     return f"{100 * float(np.mean(scores)):.1f}"
 
 
-def write_page(found: Sequence[dict[str, Any]], first: Sequence[str], folder: Path, steps: int) -> None:
+def write_page(found: Sequence[dict[str, Any]], order: Sequence[str], folder: Path, steps: int) -> None:
     """Write README.md, scaling.png and cells.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    first = order[: NUMBERS[0]]
     _draw(found, first, folder / "scaling.png")
-    lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *(row(cell, first) for cell in found)]
+    lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *(row(cell, order) for cell in found)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = (__doc__ or "").partition("\n\n")[2].strip()
+    about = (__doc__ or "").partition("\n\n")[2].strip("\n")
     text = f"# Size, and number of environments\n\n{about}\n\n{steps} steps of {BATCH} sequences per environment.\n\n"
     text += f"![Scores over the number of environments](scaling.png)\n\n{table}\n\nThe first 15: {', '.join(first)}.\n"
     for name, content in (("README.md", text), ("cells.json", json.dumps(list(found), indent=1) + "\n")):
@@ -198,11 +205,10 @@ def main() -> None:
     order = in_turns(yaml.safe_load(options.recipe.read_text(encoding="utf-8"))["environments"])
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(lambda cell: measure(cell, order, options), cells(options.seeds)))
-    first = order[: NUMBERS[0]]
-    print_table("scores", COLUMNS, [row(cell, first) for cell in found])
+    print_table("scores", COLUMNS, [row(cell, order) for cell in found])
     write_json(options.json, {"cells": found})
     if options.page is not None:
-        write_page(found, first, options.page, options.steps)
+        write_page(found, order, options.page, options.steps)
 
 
 if __name__ == "__main__":
