@@ -1,6 +1,7 @@
 """The pool: who is compatible with what, held against the algorithms themselves."""
 
 import inspect
+import tempfile
 
 import gymnasium
 import numpy as np
@@ -113,6 +114,17 @@ def test_what_is_trained_is_recorded_and_labelled(kind, actions, tmp_path):
     assert (found.images is not None) == (layouts[0].image is not None)
     np.testing.assert_array_equal(found.reference_actions.shape, found.actions.shape)
     assert sum(len(part.steps) for part in source.terminals()) == recording.terminated[:16].sum()
+
+
+@pytest.mark.parametrize(
+    "candidate", [Candidate("A2C", {"n_steps": 8}, 2), Candidate("DQN", {"learning_starts": 8}, 2)]
+)
+def test_training_leaves_nothing_in_the_temporary_directory(candidate, tmp_path, monkeypatch):
+    """Where Stable-Baselines3 puts a folder for the logs of each algorithm, even if nothing is logged."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    venv = environments(OBSERVATIONS["vector"], ACTIONS["discrete"])
+    train_policy(venv, candidate, timesteps=32, seed=0, progress=lambda done: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_says_why():

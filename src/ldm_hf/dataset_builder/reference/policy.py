@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -276,6 +277,7 @@ def make_model(
         device=device,
         **_arguments(candidate, venv, timesteps),
     )
+    model.set_logger(Logger(folder=None, output_formats=[]))  # the default one leaves an empty temporary folder behind
     return model, normalizer
 
 
