@@ -120,6 +120,15 @@ def test_a_page_holds_no_file_from_outside_the_report_s_folder(tmp_path):
     assert base64.b64encode(b"own").decode() in text and base64.b64encode(b"a secret").decode() not in text
 
 
+def test_environments_without_a_video_are_named_after_those_with_one(tmp_path):
+    (tmp_path / "own.mp4").write_text("own")
+    videos = {"lib/A-v0": {"note": "it shows no images"}, "lib/B-v0": {"file": "own.mp4", "note": "returns 1, 2"}}
+    text = page([replace(toy_report(), videos=videos)], [], [tmp_path])
+    assert text.count("<figure>") == 1 and "<figcaption>lib/B-v0: returns 1, 2</figcaption>" in text
+    assert "Environments without a video (1)" in text
+    assert text.index("<figure>") < text.index("<li>lib/A-v0: it shows no images</li>")
+
+
 def test_several_reports_are_compared_over_their_sizes(tmp_path):
     for name, parameters, returns in (("small", 10**6, (1.0, 2.0)), ("large", 10**8, (9.0, 10.0))):
         toy_report(name, parameters, returns).save(tmp_path / name / "report.json")
@@ -197,6 +206,8 @@ def test_the_page_in_a_browser(tmp_path, width):
         shown.filtered = change("filter", "OTHER"); change("filter", "");
         shown.below = change("show", "below"); change("show", "");
         shown.held = change("training", "held out"); shown.count = document.querySelector("[data-count]").textContent;
+        const widths = [...document.querySelectorAll("td:first-child")].map((cell) => cell.clientWidth);
+        shown.narrowest = Math.min(...widths.filter((found) => found));  // 0 of what is hidden
         table.parentElement.scrollLeft = 300;
         shown.sticky = table.tBodies[0].rows[0].cells[0].getBoundingClientRect().left >= 0;
         const low = [...table.tBodies[0].rows].find((row) => row.cells[0].dataset.value === "lib/Low-v0");
@@ -206,6 +217,7 @@ def test_the_page_in_a_browser(tmp_path, width):
     shown = in_browser(tmp_path / "report.html", width, program)
     names = ["lib/Flat-v0", "lib/Gone-v0", "lib/Up-v0", "lib/Low-v0", "other/High-v0"]
     assert shown["start"] == names and not shown["wide"]
+    assert shown["narrowest"] > 100 or width > 600  # a phone's column of names breaks no short word
     assert shown["down"] == ["other/High-v0", "lib/Up-v0", "lib/Low-v0", "lib/Flat-v0", "lib/Gone-v0"]
     assert shown["up"] == shown["down"][::-1]
     assert shown["filtered"] == ["other/High-v0"] and shown["below"] == ["lib/Low-v0"]
