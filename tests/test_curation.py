@@ -97,6 +97,19 @@ def test_a_run_must_improve():
     assert unfit(curve([-1000, -1000], [-200, -200]), None) is None
 
 
+def test_a_short_run_may_learn_within_its_first_episodes():
+    """Seven of fourteen episodes of a cliff walk: most of the improvement lies in the first half, which it widens."""
+    random = Sample.of([-9_000, -10_000, -11_000])
+    run = curve([-7600, -3000, -1200, -900, -700, -500, -300], [-1900, -1100, -700, -600, -500, -400, -350])
+    assert unfit(run, None).startswith("no significant improvement")
+    assert unfit(run, None, random) is None
+    assert unfit(run, None, Sample.of([-1000, -800])) is not None  # no better than random
+    lower = curve([-400.0] * 7, [-500.0] * 7)  # better than random, but it got worse
+    assert unfit(lower, None, random) is not None
+    many = curve([-1000.0, 0.0] * 6, [-900.0, 0.0] * 6)  # twelve of more than a hundred: the paper's rule
+    assert unfit(many, None, random) is not None
+
+
 def test_the_deterministic_policy_must_hold_what_the_training_promised():
     run = curve(LOW, HIGH)  # from 1 to 10: 5 % of the improvement is 0.45
     assert unfit(run, Sample.of([9, 10, 11])) is None

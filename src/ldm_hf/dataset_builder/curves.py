@@ -18,7 +18,9 @@ BY_POLICY = "policy"
 """Of rollouts of a policy that learns nothing: ``first`` is of a random policy, ``last`` its own, deterministic."""
 
 MIN_EPISODES = 10
-_WINDOW = 10  # episodes of a window at least: 10 % of a short run are too few to tell anything
+WINDOW = 10
+"""Episodes of a curve's ``first`` and ``last`` at least: 10 % of a short run are too few to tell anything."""
+
 _MAX_POINTS = 200  # of a curve that is kept for plots
 
 
@@ -103,7 +105,7 @@ class LearningCurve:
             )
         order = np.argsort(begun, kind="stable")
         values, begun = values[order], begun[order]
-        share = max(1, len(values) // 10, min(_WINDOW, len(values) // 2))
+        share = max(1, len(values) // 10, min(WINDOW, len(values) // 2))
         edges = np.linspace(0, len(values), min(len(values), _MAX_POINTS) + 1).round().astype(int)
         return cls(
             Sample.of(values[:share]),

@@ -76,7 +76,7 @@ def build_rollouts(
             dropped = unfit_policy(random, judged)
             if origin is not None and origin.curve.order != BY_POLICY:
                 curve = origin.curve
-                dropped = dropped or (unfit(curve, judged) if request.keep == "fit" else None)
+                dropped = dropped or (unfit(curve, judged, random) if request.keep == "fit" else None)
             dropped = None if request.keep == "all" else dropped
             info = _info(request, described, policy, recorded, curve, scored.returns, assessment)
             if dropped is None:

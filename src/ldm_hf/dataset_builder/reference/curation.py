@@ -1,8 +1,8 @@
-"""Which runs are kept, and why the others are not (paper section 4.2, and one rule more)."""
+"""Which runs are kept, and why the others are not (paper section 4.2, and two rules more)."""
 
 from collections.abc import Mapping
 
-from ldm_hf.dataset_builder.curves import LearningCurve, Sample, significantly_higher
+from ldm_hf.dataset_builder.curves import WINDOW, LearningCurve, Sample, significantly_higher
 
 NEAR_BEST = 0.95
 """Share of the best run's improvement that a run must reach (paper section 4.2)."""
@@ -11,19 +11,26 @@ DETERMINISTIC_TOLERANCE = 0.05
 """Share of its improvement by which the deterministic policy may always stay below the training return."""
 
 
-def unfit(curve: LearningCurve, deterministic: Sample | None) -> str | None:
+def unfit(curve: LearningCurve, deterministic: Sample | None, random: Sample | None = None) -> str | None:
     """Why a run is dropped on its own account, or None.
 
     A run must improve: the returns of the last 10 % of its episodes are significantly above those of the first 10 %.
     And, which the paper does not ask: its deterministic policy, whose actions are the labels, must not fall short of its
     training, significantly and by more than ``DETERMINISTIC_TOLERANCE`` of the improvement.
 
+    A short run, whose first "10 %" are ten episodes or fewer and may be half of the run, can learn most within them. Its
+    last episodes need only be higher, if they are significantly above those of a random policy.
+
     Args:
         curve: of the run.
         deterministic: returns of the final policy acting deterministically, or None to leave that rule out.
+        random: returns of a random policy, where they are known.
     """
     first, last = curve.first, curve.last
-    if not significantly_higher(last, first):
+    learned_early = (
+        random is not None and first.size <= WINDOW and last.mean > first.mean and significantly_higher(last, random)
+    )
+    if not learned_early and not significantly_higher(last, first):
         few = ", too few to tell" if first.size < 2 else ""
         return (
             f"no significant improvement: {first.mean:.4g} in the first and {last.mean:.4g} in the last "

@@ -111,7 +111,8 @@ def write_run(
             request, described, recording, training_steps, curve, episodes.returns, extra or {}, assessment
         )
         judged = None if request.keep == "improved" else Sample.of(episodes.returns)
-        dropped = None if request.keep == "all" else unfit(curve, judged)
+        random = None if assessment is None else assessment.anchors.random
+        dropped = None if request.keep == "all" else unfit(curve, judged, random)
         if dropped is None:
             flat = FlatObservations(space_from_json(described.observation_space))
             batch = max(1, _BATCH_BYTES // observation_bytes(space_to_json(flat.space)))
