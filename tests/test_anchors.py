@@ -1,10 +1,13 @@
 """Anchors and flags: what trivial policies get, what a return is worth beside them, and which references are degenerate."""
 
+import contextlib
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ldm_hf.dataset_builder.anchors import anchors as module
 from ldm_hf.dataset_builder.anchors import assessment
@@ -60,6 +63,38 @@ def test_a_damaged_file_is_measured_again(cache):
     path.write_text(path.read_text()[:100])
     assert measure_anchors(TAXI, cache) == found
     assert json.loads(path.read_text())["anchors"]["environment"] == TAXI
+
+
+class Road(gymnasium.Env):
+    """Standing still (2) costs nothing for 100 steps; whoever moves crashes at once."""
+
+    observation_space, action_space = spaces.Box(0, 1, (2,)), spaces.Discrete(5)
+    _steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._steps = 0
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        return self.np_random.random(2, np.float32), -20.0 * (action != 2), bool(action != 2), self._steps >= 100, {}
+
+
+def test_what_stands_still_is_played_in_the_time_that_crashes_leave():
+    """Six policies, 120 steps of two environments: a share of 20 is too few for an episode of 100, the 210 left are not."""
+    with contextlib.closing(SyncVectorEnv([Road] * 2, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
+        played = module._trivial_samples(envs, 0, 120, 100)
+    assert played["always 2"].mean == 0 and all(played[f"always {action}"].mean == -20 for action in (0, 1, 3, 4))
+    still = Anchors("a/b", Sample(-20, 0, 20), Sample(1, 0, 20), played)
+    assert flags([0.0] * 4, [100] * 4, ALIVE, still) == ["is no better than a trivial policy, always 2: 0 against 0"]
+
+
+def test_where_steps_are_slow_one_trivial_policy_is_played_all_the_same():
+    """MountainCar's 200 steps in two environments, and time for 60 and 60 of them: all three actions outlast it."""
+    with contextlib.closing(make_vec("gymnasium/MountainCar-v0", 2, autoreset_mode="SameStep")) as envs:
+        assert {name: one.mean for name, one in module._trivial_samples(envs, 0, 60, 200).items()} == {"always 0": -200}
+        assert module._trivial_samples(envs, 0, 60, None) == {}  # episodes may have no end
 
 
 def test_a_single_start_is_seen():
@@ -183,7 +218,7 @@ def test_an_environment_that_cannot_be_measured_costs_no_run(monkeypatch):
         raise EnvironmentFailure(f"{environment} broke")
 
     monkeypatch.setattr(assessment, "measure_anchors", breaks)
-    assert assessment.assess(Episodes([1.0], [1], ALIVE, 1), CLIFF) is None
+    assert assessment.assess(Episodes([1.0], [1], ALIVE, 1, 1), CLIFF) is None
 
 
 def test_without_trivial_policies_it_is_measured_once_and_again_when_they_are_wanted(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CARTPOLE, run_ldm_here
-from ldm_hf.dataset_builder.bank.bank import ENTRY, Entry, add, best_runs, read_bank, requests
+from ldm_hf.dataset_builder.bank.bank import ENTRY, Entry, add, best_runs, judge, read_bank, requests
 from ldm_hf.dataset_builder.bank.rollout_jobs import RolloutJob
 from ldm_hf.dataset_builder.bank.rollout_request import RolloutRequest
 from ldm_hf.dataset_builder.bank.rollouts import build_rollouts
@@ -107,6 +107,26 @@ def test_only_what_is_better_is_taken(runs, tmp_path):
     assert add(best, bank)[1] is None
     before = hashes(bank)
     assert add(best, bank)[1] == "returns 500, what the bank holds 500" and hashes(bank) == before
+
+
+def test_a_bank_is_judged_again_by_what_is_measured_now(runs, tmp_path):
+    """Judged by other anchors before, an episode of 500 steps seemed no better than standing still; a falling one is not."""
+    bank = tmp_path / "bank"
+    entry, _ = add(best_runs(runs)[0], bank)
+    path, before = entry.folder / "run.json", hashes(bank)
+    assert judge(bank, None, pytest.fail) == 0 and hashes(bank) == before
+    record = json.loads(path.read_text())
+    record["info"]["assessment"]["flags"] = ["is no better than a trivial policy, always 2: 500 against 500"]
+    path.write_text(json.dumps(record))
+    said = run_ldm_here("bank", "judge", CARTPOLE, "--bank", bank)
+    assert said.stdout == f"{CARTPOLE}: no flag any more\n" and before.items() <= hashes(bank).items()
+    assert said.stderr == f"0 of the policies of {bank} have a flag\n"
+    record["info"]["deterministic_returns"] = [9.0, 10.0] * 10
+    path.write_text(json.dumps(record))
+    found: list[str] = []
+    assert judge(bank, ["gymnasium"], found.append) == 1
+    assert found == [f"{CARTPOLE}: {reason}" for reason in read_bank(bank)[0].info.flags]
+    assert found[0].startswith(f"{CARTPOLE}: is no better than random: 9.5 against ")
 
 
 def test_weights_that_16_bits_change_stay_as_they_are(tmp_path):

@@ -194,3 +194,23 @@ def show(
         table.add_row(*row)
     (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
     typer.echo(summary(entries), err=True)
+
+
+@bank.command()
+def judge(
+    environments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ENVIRONMENTS]...", help="Ids, or slugs of libraries. Default: all.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--bank", help="Folder of the bank.")] = Path("bank"),
+) -> None:
+    """Judge the bank's policies again beside random and trivial ones, after an update of a library or of this package.
+
+    Random and trivial policies are played where that was not done with this installation; the bank's own are not. Says whose
+    flags are others than before.
+    """
+    require("`ldm bank judge`", "build")
+    from ldm_hf.dataset_builder.bank import bank as policies
+
+    with sole_writer(to.absolute()):
+        flagged = policies.judge(to.absolute(), environments, typer.echo)
+    typer.echo(f"{flagged} of the policies of {to} have a flag", err=True)

@@ -25,14 +25,14 @@ from ldm_hf.utils.files import replacing
 SOLVED = 0.9
 """Share of the way to known good at which an environment counts as solved."""
 
-FORMAT = 1
+FORMAT = 2
 _SEED = 900_000_000  # far from the seeds of training, of scoring references and of evaluations
 _NUM_ENVS = 4
 _RANDOM_EPISODES, _MORE_EPISODES, _MORE_STEPS = 20, 100, 20_000
 _BEST, _BEST_EPISODES = 3, 20
 _SECONDS = 60
-"""Time that a random policy may take, and all trivial ones together, at the steps per second of the report, so that every
-machine makes the same steps."""
+"""Time that a random policy may take, and half of that of all trivial ones together, at the steps per second of the report,
+so that every machine makes the same steps."""
 _LEAST_STEPS, _MOST_STEPS = 4_000, 200_000
 
 
@@ -44,7 +44,9 @@ class Anchors:
         environment: its id.
         random: returns of a random policy.
         random_length: lengths of the same episodes, in steps.
-        trivial: returns of trivial policies by what they do, see ``trivial_policies``; those that did not end are left out.
+        trivial: returns of trivial policies by what they do, see ``trivial_policies``. Those whose episodes do not end in
+            the time that there is are left out; where episodes have a time limit, the first one never is. The best three
+            come first, and were played again.
         starts: how many different observations episodes began with; 1 where every episode begins alike.
         known: the known good score; None where there is none.
     """
@@ -58,10 +60,9 @@ class Anchors:
 
     @property
     def best_trivial(self) -> tuple[str, Sample] | None:
-        """The trivial policy with the highest mean return, among those that were played on; None if there is none."""
-        most = max((sample.size for sample in self.trivial.values()), default=0)
-        played = [(name, sample) for name, sample in self.trivial.items() if sample.size == most]
-        return max(played, key=lambda one: one[1].mean, default=None)
+        """The trivial policy with the highest mean return, among those that were played again; None if there is none."""
+        again = list(self.trivial.items())[:_BEST]
+        return max(again, key=lambda one: one[1].mean, default=None)
 
     def share(self, value: float) -> float | None:
         """How far a mean return is from a random policy's (0) to known good (1).
@@ -150,7 +151,7 @@ def _measure(environment: str, seed: int, trivial: bool, step_timeout: float) ->
         envs = make_vec(environment, _NUM_ENVS, autoreset_mode="SameStep", step_timeout=step_timeout)
         with contextlib.closing(envs):
             random = _random_episodes(envs, first, most)
-            samples = _trivial_samples(envs, first, most) if trivial else {}
+            samples = _trivial_samples(envs, first, most, spec(environment).max_episode_steps) if trivial else {}
     return Anchors(
         environment,
         Sample.of(random.returns),
@@ -170,18 +171,32 @@ def _random_episodes(envs: VectorEnv, seed: int, most: int) -> Episodes:
     return play(envs, random_policy, _MORE_EPISODES, seed)
 
 
-def _trivial_samples(envs: VectorEnv, seed: int, most: int) -> dict[str, Sample]:
+def _trivial_samples(envs: VectorEnv, seed: int, most: int, limit: int | None) -> dict[str, Sample]:
     policies = trivial_policies(envs.single_observation_space, envs.single_action_space)
+    seeds = {name: seed + 10 * index for index, name in enumerate(policies, start=1)}
     played: dict[str, Sample] = {}
-    for index, (name, policy) in enumerate(policies.items(), start=1):
-        share = most / len(policies)
-        episodes = play(envs, policy, _NUM_ENVS, seed + 10 * index, most_steps=share, at_least_one=False)
+    left = 2 * most
+
+    def screen(name: str, allowed: float) -> None:
+        nonlocal left
+        episodes = play(envs, policies[name], _NUM_ENVS, seeds[name], most_steps=allowed, at_least_one=False)
+        left = max(0, left - episodes.steps)
         if episodes.returns:
             played[name] = Sample.of(episodes.returns)
-    for index, name in enumerate(sorted(played, key=lambda one: -played[one].mean)[:_BEST]):
+
+    for name in policies:
+        screen(name, most / len(policies))
+    # Where others die at once, what lives for long is what a reference is most easily no better than.
+    whole = envs.num_envs * (limit or 0)
+    waiting = [name for name in policies if name not in played]
+    for index, name in enumerate(waiting):
+        share = left / (len(waiting) - index)
+        screen(name, whole if whole > share and (whole <= left or not played) else share)
+    ranked = sorted(played, key=lambda one: -played[one].mean)
+    for index, name in enumerate(ranked[:_BEST]):
         again = play(envs, policies[name], _BEST_EPISODES, seed + 500 + 10 * index, most_steps=most / _BEST)
         played[name] = Sample.of(again.returns)
-    return played
+    return {name: played[name] for name in ranked}
 
 
 WORTH = ("random", "known good", "share", "solved")

@@ -1,5 +1,6 @@
 """What a reference policy is worth: its deterministic episodes beside those of random and trivial policies."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,10 +31,15 @@ class Assessment:
     @classmethod
     def of(cls, episodes: Episodes, anchors: Anchors) -> "Assessment":
         """Assess the episodes of a policy that acted deterministically."""
-        found = flags(episodes.returns, episodes.lengths, episodes.conduct, anchors, episodes.successes)
+        unjudged = cls(episodes.lengths, episodes.conduct, anchors, [], episodes.successes)
+        return unjudged.by(anchors, episodes.returns)
+
+    def by(self, anchors: Anchors, returns: Sequence[float]) -> "Assessment":
+        """The same episodes, whose returns these are, judged by other anchors, such as those of another installation."""
+        found = flags(returns, self.lengths, self.conduct, anchors, self.successes)
         best = anchors.best_trivial
         kept = replace(anchors, trivial={} if best is None else dict([best]))
-        return cls(episodes.lengths, episodes.conduct, kept, found, episodes.successes)
+        return replace(self, anchors=kept, flags=found)
 
     def to_json(self) -> dict[str, Any]:
         """The assessment as plain data; known scores are the package's."""

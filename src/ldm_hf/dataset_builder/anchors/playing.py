@@ -48,6 +48,7 @@ class Episodes:
         returns, lengths: of each.
         conduct: how the policy acted in them.
         starts: how many different observations they began with.
+        steps: of all environments together, those of episodes that are left out included.
         successes: whether each succeeded, where the environment says so; empty elsewhere.
     """
 
@@ -55,6 +56,7 @@ class Episodes:
     lengths: list[int]
     conduct: Conduct
     starts: int
+    steps: int
     successes: list[bool] = field(default_factory=list)
 
 
@@ -115,6 +117,7 @@ def play(
         [length for _, length, _ in kept],
         watched.conduct(),
         len(starts),
+        steps,
         successes if len(successes) == len(kept) else [],
     )
 

@@ -16,7 +16,7 @@ from ldm_hf.dataset_builder.curves import BY_POLICY
 from ldm_hf.dataset_builder.format.records import RECORD, RunRecord, describe_files, read_records, sha256
 from ldm_hf.dataset_builder.format.schema import POLICY_FOLDER, RunInfo, environment_folder
 from ldm_hf.env_registry.registry import spec
-from ldm_hf.errors import ConfigError, DatasetFormatError, EnvironmentFailure
+from ldm_hf.errors import ConfigError, DatasetFormatError, EnvironmentFailure, UnknownEnvironmentError
 from ldm_hf.utils.files import remove_leftovers, replacing, scratch_folder
 
 FORMAT = 1
@@ -234,6 +234,39 @@ def add_all(runs: Path, bank: Path, say: Callable[[str], None]) -> int:
         else:
             say(f"{name}: not taken, {reason}")
     return taken
+
+
+def judge(bank: Path, environments: Sequence[str] | None, say: Callable[[str], None]) -> int:
+    """Judge the policies of a bank by what random and trivial policies get in the libraries as they are installed now.
+
+    Nothing is played but these, and only where that was not done before; the policies' own episodes are those of the bank.
+    An environment that cannot be made or breaks keeps what was found before.
+
+    Args:
+        bank: its folder.
+        environments: as of ``read_bank``.
+        say: called with a line for each policy whose flags are others now, or that could not be judged.
+
+    Returns:
+        How many have a flag now.
+
+    Raises:
+        LDMError: as ``read_bank``, or the disk is full.
+    """
+    flagged = 0
+    for entry in read_bank(bank, environments):
+        before = entry.assessment
+        try:
+            after = before.by(measure_anchors(entry.info.environment), entry.info.deterministic_returns)
+        except (EnvironmentFailure, UnknownEnvironmentError) as failure:
+            after = before
+            say(f"{entry.info.environment}: as before, {failure}")
+        flagged += bool(after.flags)
+        if after.flags != before.flags:
+            say(f"{entry.info.environment}: {'; '.join(after.flags) or 'no flag any more'}")
+        if after != before:
+            replace(entry.record, info=replace(entry.info, assessment=after)).write(entry.folder)
+    return flagged
 
 
 def requests(

@@ -11,7 +11,7 @@ from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
 from ldm_hf.dataset_builder.reference.candidates import Candidate
 from ldm_hf.env_registry.spec import EnvironmentSpec
 
-_ANCHOR_SECONDS = 120.0  # the most that anchors of an environment take: random policies and trivial ones
+_ANCHOR_SECONDS = 180.0  # the most that anchors of an environment take: random policies and trivial ones
 
 
 @dataclass(frozen=True)
