@@ -451,6 +451,13 @@ def test_a_heuristic_becomes_data_and_a_bad_policy_none(isolated, tmp_path):
     assert bad.dropped is not None and "no better than random" in bad.dropped
     assert bad.info is not None and "always does the same: 1" in bad.info.flags
     assert not list(folder.glob("*.parquet")) and (folder / "policy" / "expert.py").exists()
+    again = RolloutRequest(CARTPOLE, f"{tmp_path}/lean.py:act", 300)
+    assert RolloutJob(again, tmp_path).is_done and not RolloutJob(replace(again, keep="all"), tmp_path).is_done
+    settings = []
+    for content in (b"one", b"other"):
+        (tmp_path / "statistics.pkl").write_bytes(content)
+        settings.append(replace(again, normalizer=str(tmp_path / "statistics.pkl")).settings)
+    assert settings[0] != settings[1]  # so that rollouts with the right statistics replace those with wrong ones
 
 
 class AtOnce:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -52,9 +53,13 @@ def test_what_was_measured_is_kept_for_the_installation_that_it_was_measured_wit
     measure_anchors(TAXI, cache)
     monkeypatch.setattr(module, "_measure", lambda *_: pytest.fail("it was measured again"))
     measure_anchors(TAXI, cache)
-    monkeypatch.setattr(module, "library_version", lambda _: "0.0")
-    with pytest.raises(pytest.fail.Exception):
-        measure_anchors(TAXI, cache)
+    for name, other in (
+        ("library_version", lambda _: "0.0"),
+        ("find_manifest", lambda _: SimpleNamespace(validation_key="other arguments")),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception):
+            patch.setattr(module, name, other)
+            measure_anchors(TAXI, cache)
 
 
 def test_a_damaged_file_is_measured_again(cache):

@@ -22,7 +22,7 @@ from ldm_hf.dataset_builder.build.costs import run_seconds
 from ldm_hf.dataset_builder.build.pipeline import run_build
 from ldm_hf.dataset_builder.build.plan import make_plan
 from ldm_hf.dataset_builder.build.race.field import order
-from ldm_hf.dataset_builder.build.race.race import best_slice, first_seconds, places, sizes, stand
+from ldm_hf.dataset_builder.build.race.race import best_slice, core_seconds, first_seconds, places, sizes, stand
 from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
 from ldm_hf.dataset_builder.build.race.race_build import RaceBuild
 from ldm_hf.dataset_builder.build.race.race_plan import estimate_races
@@ -62,6 +62,12 @@ def test_the_time_of_a_race_is_divided_among_rounds_that_take_the_same():
     assert first_seconds(8, 320) == 10 and first_seconds(1, 30) == 2
     budget = RaceBudget(core_minutes=320 / 60)
     assert [budget.slice_seconds(number, 8) for number in range(6)] == [10, 20, 40, 80, 80, 80]
+
+
+def test_more_cores_shorten_a_race_to_a_point():
+    """Rounds of 8, 4, 2 and 1 slices, each of twice the time: 32 of a core; on two cores 4 x 1, 2 x 2, 4 and 8 pass."""
+    assert [core_seconds(60, jobs) for jobs in (1, 2, 8, 64)] == [60, 60 * 32 / 20, 60 * 32 / 15, 60 * 32 / 15]
+    assert core_seconds(60, 8, candidates=3) == 60 * (3 + 2 * 2 + 4 + 8) / 15
 
 
 def test_the_worse_half_is_dropped_and_the_rest_continues():
@@ -430,6 +436,26 @@ def test_time_that_is_left_goes_to_the_run_that_is_nearest_to_solved(tmp_path):
     assert table(tmp_path)["candidates"][1]["confirmed"][-1] == 490  # known good is reached: it ends with time left
 
 
+def test_failures_after_a_run_was_kept_leave_it_in_place(tmp_path):
+    """The slice that continues it fails, is tried again, and is no better; then its longer run cannot be written."""
+    returns = {"A2C": [100, 200, 250, 300, 350, None], "PPO": [0]}
+    run_build(a_race(tmp_path, names=("A2C", "PPO"), minutes=4), Script(returns, seconds=10.0), lambda line: None)
+    folder = tmp_path / "gymnasium/CartPole-v1/A2C-0"
+    kept = (folder / "run.json").read_text()
+    build, again = (
+        a_race(tmp_path, names=("A2C", "PPO"), minutes=4),
+        Script({**returns, "A2C": [*returns["A2C"][:5], 10]}),
+    )
+    assert build.forget_failures() == 1 and (folder / "run.json").read_text() == kept
+    run_build(build, again, lambda line: None)
+    assert f"{CARTPOLE} A2C slice 5" in again.started and (folder / "run.json").read_text() == kept
+    [race] = build._races
+    record = replace(RunRecord.read(folder), dropped=None)  # the script says of all that it dropped them
+    record.write(folder)
+    race._keep_job("A2C").fail("failed: its process died")
+    assert RunRecord.read(folder) == record and read_kept(race._keep_job("A2C").result)["dropped"].startswith("failed")
+
+
 def test_a_build_that_is_given_more_time_continues_the_run_that_is_kept(tmp_path):
     names = ("A2C", "PPO")
     returns = {"A2C": [100, 200, 250, 300, 350, 400, 490], "PPO": [0]}
@@ -517,6 +543,14 @@ def assessed(monkeypatch, *reasons):
         return replace(Assessment.of(episodes, anchors(environment, random=9.0)), flags=list(reasons))
 
     monkeypatch.setattr("ldm_hf.dataset_builder.reference.run.assess", assess)
+
+
+def test_an_environment_that_breaks_under_a_trivial_policy_has_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm_hf.dataset_builder.reference.run.assess", lambda episodes, environment: None)
+    slice_job(tmp_path, "PPO", 0).execute()
+    job = KeepJob(slice_job(tmp_path, "PPO", 0).request, tmp_path, 0, 1.0, 0)
+    job.execute()
+    assert read_kept(job.result)["dropped"] is None and RunRecord.read(job.request.folder(tmp_path)).info.flags == []
 
 
 def test_a_run_that_is_degenerate_gives_way_to_one_that_is_not(tmp_path, monkeypatch):

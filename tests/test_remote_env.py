@@ -1,6 +1,7 @@
 """Workers and their clients, without an installation of their own: this interpreter runs the worker."""
 
 import ast
+import contextlib
 import dataclasses
 import gc
 import os
@@ -21,6 +22,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from ldm_hf.dataset_builder.anchors.playing import play
+from ldm_hf.dataset_builder.reference.recorder import Recorder
+from ldm_hf.dataset_builder.reference.recording import Recording
 from ldm_hf.dataset_builder.reference.sb3_vec_env import Sb3VecEnv
 from ldm_hf.env_registry.library.manifest import EntryPoint, Manifest, RewardWeights, Texts
 from ldm_hf.env_registry.providers.inprocess import TranslatedEnv
@@ -344,6 +348,20 @@ def test_a_failing_worker_is_an_error_and_then_replaced(harm, reason):
         env.step(0)
     assert (env.reset(seed=0)[0] == 0).all()
     env.close()
+
+
+def test_what_a_failing_worker_cut_off_is_in_no_return(tmp_path):
+    """Environment 1 raises at its third step, once; each episode is worth 50, that of its neighbour in the worker too."""
+    made = settings("Hostile/raise_error-v0", kwargs={"only": 1}, restart=True)
+    with contextlib.closing(RemoteVectorEnv(made, 2, num_workers=1, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
+        recorder = Recorder(envs, 12, 100, Recording(tmp_path / "recording", 100, envs))
+        recorder.reset(seed=[0, 1])
+        while recorder.is_recording:
+            recorder.step(np.zeros(2, int))
+        assert recorder.episodes()[1].tolist() == [50, 50]
+    with contextlib.closing(RemoteVectorEnv(made, 2, num_workers=1, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
+        played = play(envs, lambda envs, seed: lambda observations: np.zeros(2, int), 6, 0)
+    assert played.returns == [50] * 6 and played.lengths == [50] * 6
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import ldm_hf
 from conftest import run_ldm_here
+from ldm_hf import policy_search
 from ldm_hf.env_registry.library.add import slug_of
 from ldm_hf.errors import ConfigError, UnknownEnvironmentError
 from ldm_hf.policy_search import FROM_SCRATCH, Round, _Search, find_environment
@@ -68,6 +70,27 @@ def test_what_cannot_be_solved_is_refused_at_once(tmp_path):
     assert not (tmp_path / "x").exists()
     done = run_ldm_here("solve", "gymnasium/CartPol-v1")
     assert done.returncode == 1 and "did you mean" in done.stderr
+
+
+def test_a_search_that_was_begun_for_something_else_is_not_resumed(tmp_path, monkeypatch):
+    def search(model="a", seed=0, jobs=1):
+        return _Search("gymnasium/CartPole-v1", tmp_path, 1.0, model, jobs, seed, print)
+
+    search()._save()
+    assert search(jobs=8)._state["rounds"] == []  # on more cores it is the same
+    with pytest.raises(ConfigError, match="was begun with another model and seed: give another --output"):
+        search("b", 1)
+    monkeypatch.setattr(policy_search, "find_manifest", lambda library: SimpleNamespace(validation_key="changed"))
+    with pytest.raises(ConfigError, match="was begun with another installation of its library"):
+        search()
+
+
+def test_a_race_of_one_environment_is_given_what_it_can_use(tmp_path):
+    """36 minutes on one core and on eight: all ten candidates that act in CartPole, of which eight race."""
+    of = {
+        jobs: _Search("gymnasium/CartPole-v1", tmp_path, 1.0, None, jobs, 0, print)._core_minutes(36) for jobs in (1, 8)
+    }
+    assert of == {1: 36, 8: pytest.approx(36 * 32 / 15)}
 
 
 @pytest.mark.long

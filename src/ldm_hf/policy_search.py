@@ -20,7 +20,7 @@ from ldm_hf.env_registry.doctor import diagnose
 from ldm_hf.env_registry.library.add import slug_of
 from ldm_hf.env_registry.library.manifest import load_manifests
 from ldm_hf.env_registry.library.own_code import name_of
-from ldm_hf.env_registry.registry import list_environments, spec
+from ldm_hf.env_registry.registry import find_manifest, list_environments, spec
 from ldm_hf.errors import ConfigError, EnvironmentFailure, UnsupportedSpaceError
 from ldm_hf.utils.files import remove, replacing, sole_writer
 from ldm_hf.utils.processes import run_child
@@ -174,9 +174,20 @@ class _Search:
         self._environment, self._folder, self._jobs, self._seed, self._say = environment, folder, jobs, seed, say
         self._seconds, self._data = 3600 * hours, folder / "data"
         self._pretrained = model or (PRETRAINED if Path(PRETRAINED).is_dir() else None)
-        self._state: dict[str, Any] = {"rounds": [], "race_seconds": None}
+        task = {
+            "environment": environment,
+            "installation of its library": find_manifest(environment.partition("/")[0]).validation_key,
+            "model": self._pretrained,
+            "seed": seed,
+        }
+        self._state: dict[str, Any] = {"rounds": [], "race_seconds": None, "task": task}
         if (folder / "solve.json").is_file():
             self._state = json.loads((folder / "solve.json").read_text(encoding="utf-8"))
+        if (begun := self._state.get("task", task)) != task:
+            others = " and ".join(name for name in task if begun.get(name) != task[name])
+            raise ConfigError(
+                f"{folder} was begun with another {others}: give another --output, or remove it to begin again"
+            )
         self._rounds = [Round(**values) for values in self._state["rounds"]]
 
     def run(self, push: str | None) -> Solved:
@@ -185,7 +196,8 @@ class _Search:
         self._say(f"1/4 a reference: candidates race for {minutes:.0f} minutes on {self._jobs} cores at most")
         if self._state["race_seconds"] is None:
             started = time.monotonic()
-            race = ["--core-minutes", f"{minutes * self._jobs:.3g}", "--jobs", self._jobs, "--seed", self._seed]
+            core_minutes = self._core_minutes(minutes)
+            race = ["--core-minutes", f"{core_minutes:.3g}", "--jobs", self._jobs, "--seed", self._seed]
             _ldm("build", self._environment, *race, "--output", self._data)
             self._state["race_seconds"] = time.monotonic() - started
             self._save()
@@ -220,6 +232,17 @@ class _Search:
             self._say(f"4/4 publishing {push}")
             _ldm("publish", kept, "--namespace", namespace, "--name", name, "--yes")
         return found
+
+    def _core_minutes(self, minutes: float) -> float:
+        """Core time of a race that lasts so long."""
+        from ldm_hf.dataset_builder.build.race.race import FIELD, core_seconds
+        from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
+        from ldm_hf.dataset_builder.reference.candidates import choose_pool
+
+        budget = RaceBudget(minutes)
+        pool = budget.pool(self._environment, choose_pool(None))
+        fit = len(pool) - len(budget.incompatible(spec(self._environment), pool))
+        return core_seconds(minutes, self._jobs, min(FIELD, max(1, fit)))
 
     def _reference(self) -> list[float]:
         """Returns of the reference policy that the race left."""

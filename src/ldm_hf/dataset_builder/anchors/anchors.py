@@ -17,7 +17,7 @@ from ldm_hf.dataset_builder.curves import Sample
 from ldm_hf.env_registry.ids import EnvironmentId
 from ldm_hf.env_registry.known_scores import THRESHOLD, KnownScore, known_score
 from ldm_hf.env_registry.library.manifest import home
-from ldm_hf.env_registry.registry import library_version, make_vec, provenance, spec
+from ldm_hf.env_registry.registry import find_manifest, library_version, make_vec, provenance, spec
 from ldm_hf.env_registry.remote.worker_batch import STEP_TIMEOUT
 from ldm_hf.errors import failures_of
 from ldm_hf.utils.files import replacing
@@ -130,7 +130,8 @@ def measure_anchors(
     """
     parsed = EnvironmentId.parse(environment)
     path = (home() / "anchors" if cache is None else cache) / parsed.library / f"{parsed.config_name}.json"
-    key = {"format": FORMAT, "seed": seed, "library": library_version(environment), **provenance(environment)}
+    made = {"manifest": find_manifest(parsed.library).validation_key, "limit": spec(environment).max_episode_steps}
+    key = {"format": FORMAT, "seed": seed, "library": library_version(environment), **made, **provenance(environment)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # several runs on an environment begin together
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not ours: it is replaced

@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from ldm_hf.dataset_builder.anchors.success import EpisodeSuccess, step_info
+from ldm_hf.env_registry.remote.worker_pool import FAILURE_KEY, replaced
 from ldm_hf.errors import EnvironmentFailure
 
 Act = Callable[[Any], Any]
@@ -18,6 +19,9 @@ Act = Callable[[Any], Any]
 
 Policy = Callable[[VectorEnv, int], Act]
 """Begins to act in an environment, with a seed for what is random."""
+
+_MOST_FAILURES = 10
+"""Times that workers may fail while a policy is played."""
 
 _SAME = 1e-3
 """Share of an action's range within which two actions count as the same."""
@@ -79,8 +83,10 @@ def play(
         most_steps: of all environments together, after which no further round of episodes is waited for.
         at_least_one: whether the first round is waited for however long it takes.
 
+    An episode that ends because its worker failed, and was replaced, does not count; another one is played.
+
     Raises:
-        EnvironmentFailure: a reward is not finite.
+        EnvironmentFailure: a reward is not finite, or workers failed again and again.
     """
     number = envs.num_envs
     rounds = -(-episodes // number)
@@ -91,7 +97,7 @@ def play(
     starts = {_fingerprint(one) for one in iterate(envs.observation_space, observations)}
     watched = _Watched(envs.single_action_space)
     totals, lengths = np.zeros(number), np.zeros(number, int)
-    steps = 0
+    steps = failures = 0
     while (least := min(map(len, ended))) < rounds and (steps < most_steps or (at_least_one and not least)):
         actions = act(observations)
         observations, rewards, terminated, truncated, infos = envs.step(actions)
@@ -103,8 +109,14 @@ def play(
         totals, lengths, steps = totals + rewards, lengths + 1, steps + number
         for row, signal in enumerate(signals if infos else ()):  # most environments say nothing at most steps
             signal.see(step_info(infos, row, bool(terminated[row] or truncated[row])))
+        failed = replaced(infos)
+        failures += failed is not None
+        if failed is not None and failures > _MOST_FAILURES:
+            reason = infos["final_info"][FAILURE_KEY][int(np.argmax(failed))]
+            raise EnvironmentFailure(f"its worker failed {failures} times: {reason}")
         for index in np.flatnonzero(terminated | truncated):
-            ended[index].append((float(totals[index]), int(lengths[index]), signals[index].result))
+            if failed is None or not failed[index]:
+                ended[index].append((float(totals[index]), int(lengths[index]), signals[index].result))
             totals[index] = lengths[index] = 0
             signals[index] = EpisodeSuccess()
         if (terminated | truncated).any():

@@ -47,8 +47,9 @@ class RolloutJob:
         """Whether these rollouts are there: of this policy, with these settings."""
         if not self.result.is_file():
             return False
-        info = RunRecord.read(self.result.parent).info
-        if info is None:
+        record = RunRecord.read(self.result.parent)
+        info = record.info
+        if info is None or (record.dropped is not None and self.request.keep == "all"):
             return False
         found = {key: info.hyperparameters[key] for key in ROLLOUT_SETTINGS if key in info.hyperparameters}
         return found == self.request.settings and info.seed == self.request.seed

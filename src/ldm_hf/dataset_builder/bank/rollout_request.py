@@ -15,7 +15,7 @@ Experts with noise of several levels, labelled by what the expert would do, are 
 (arXiv 2312.12275) train on; JAT (arXiv 2402.09844) on experts only.
 """
 
-ROLLOUT_SETTINGS = ("noise", "transitions", "policy_sha256", "actor_sha256")
+ROLLOUT_SETTINGS = ("noise", "transitions", "policy_sha256", "normalizer_sha256", "actor_sha256")
 """Keys of the hyperparameters of a run that say how it was rolled out."""
 
 ROLLOUTS_OF = "rollouts of "
@@ -72,6 +72,7 @@ class RolloutRequest:
             "noise": list(self.noise),
             "transitions": self.timesteps,
             "policy_sha256": fingerprint(self.source),
+            "normalizer_sha256": None if self.normalizer is None else fingerprint(self.normalizer),
             "actor_sha256": None if self.actor is None else fingerprint(self.actor),
         }
         return {key: value for key, value in settings.items() if value is not None}

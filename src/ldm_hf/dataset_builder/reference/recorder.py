@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from ldm_hf.dataset_builder.curves import MIN_EPISODES, LearningCurve
 from ldm_hf.dataset_builder.reference.recording import Recording
+from ldm_hf.env_registry.remote.worker_pool import replaced
 from ldm_hf.errors import ConfigError
 
 
@@ -40,6 +41,10 @@ class EpisodeLog:
     def break_off(self, streams: np.ndarray) -> None:
         """Forget the running episodes of some environments, which will not be played to their ends."""
         self._broken_off |= streams & self.running
+        self.forget(streams)
+
+    def forget(self, streams: np.ndarray) -> None:
+        """Forget the running episodes of some environments, which something else than the policy ended."""
         self._totals[streams], self._starts[streams] = 0, self._transitions
 
     @property
@@ -160,7 +165,12 @@ class Recorder(gymnasium.vector.VectorWrapper):
         if not self.is_recording:
             return step
         over = terminated | truncated
-        self._log.step(rewards, over & self._recorded)
+        failed = replaced(
+            info
+        )  # whose worker died: how its episode would have ended is not known, so it is in no return
+        self._log.step(rewards, over & self._recorded if failed is None else over & self._recorded & ~failed)
+        if failed is not None:
+            self._log.forget(failed)
         if self._recording is not None:
             self._recording.append(rewards, terminated, truncated, info.get("final_obs", ()), self._recorded)
             self._recording.observe(observations)  # after the end of an episode already those of the reset

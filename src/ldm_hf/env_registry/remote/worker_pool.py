@@ -18,6 +18,14 @@ from ldm_hf.env_registry.remote.worker_batch import CLIENT_SPIN, RemoteSettings,
 from ldm_hf.errors import ConfigError, EnvironmentFailure, InvalidValueError
 
 FAILURE_KEY = "worker_failure"
+
+
+def replaced(info: dict[str, Any]) -> np.ndarray | None:
+    """Which environments a step under ``SAME_STEP`` cut off because their worker failed, shape (B,); None if none."""
+    failed = info.get("final_info", {}).get(f"_{FAILURE_KEY}")
+    return None if failed is None or not np.any(failed) else np.asarray(failed, bool)
+
+
 """Key of the info that says why a worker was replaced."""
 
 COUNTS = ("steps", "observations_outside_space", "nonfinite_rewards", "vector_rewards")

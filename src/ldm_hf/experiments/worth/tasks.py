@@ -57,7 +57,12 @@ HELD_OUT = {
             "minigrid/BabyAI-GoToRedBall-v0",
             "minigrid/BabyAI-GoToRedBlueBall-v0",
         ),
-        unknown=("gym-classics/WindyGridworldKingsStochastic-v0", "gym-simplegrid/SimpleGrid-4x4-v0"),
+        unknown=(
+            "carl-bench/carl/CARLCartPole-v0",  # another implementation of a task that ldm-base knows
+            "carl-bench/carl/CARLPendulum-v0",  # the same
+            "gym-classics/WindyGridworldKingsStochastic-v0",
+            "gym-simplegrid/SimpleGrid-4x4-v0",
+        ),
     ),
 }
 """By the name of the model's folder or repository."""

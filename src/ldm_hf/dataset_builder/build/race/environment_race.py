@@ -200,7 +200,8 @@ class EnvironmentRace:
             number = len(self.slices(name)) - 1
             remove(slice_folder(self._root, self._request(name), number))
             del self._results[name, number]
-            remove(self._request(name).folder(self._root) / "run.json")
+            if not self._is_kept(name):
+                remove(self._request(name).folder(self._root) / "run.json")
         return len(failed)
 
     def clear(self) -> None:

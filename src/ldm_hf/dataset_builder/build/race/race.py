@@ -33,6 +33,19 @@ def first_seconds(candidates: int, seconds: float) -> float:
     return seconds / sum(size * 2**number for number, size in enumerate(sizes(candidates)))
 
 
+def core_seconds(seconds: float, jobs: int, candidates: int = FIELD) -> float:
+    """Core time of a race that ends after ``seconds``, if ``jobs`` slices are trained at a time.
+
+    The last rounds have fewer slices than a machine has cores, so that more of these end it sooner only to a point.
+    """
+    rounds = [(size, 2**number) for number, size in enumerate(sizes(candidates))]
+    used, lasted = (
+        sum(size * length for size, length in rounds),
+        sum(-(-size // jobs) * length for size, length in rounds),
+    )
+    return seconds * used / lasted
+
+
 @dataclass(frozen=True)
 class Standing:
     """How a race stands.

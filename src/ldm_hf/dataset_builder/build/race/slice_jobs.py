@@ -159,10 +159,12 @@ class KeepJob:
             self.fail(f"failed: {error}")
 
     def fail(self, reason: str) -> None:
-        """Record that the run cannot be written."""
-        from ldm_hf.dataset_builder.format.records import RunRecord
+        """Record that the run cannot be written; the shorter one that it continues, if that is kept, stays as it is."""
+        from ldm_hf.dataset_builder.format.records import RECORD, RunRecord
 
-        RunRecord(self.request.environment, self.request.name, reason, None).write(self.request.folder(self.root))
+        folder = self.request.folder(self.root)
+        if not (folder / RECORD).is_file() or RunRecord.read(folder).dropped is not None:
+            RunRecord(self.request.environment, self.request.name, reason, None).write(folder)
         self.finish(reason, ())
 
     def finish(self, dropped: str | None, deterministic: tuple[float, ...]) -> None:

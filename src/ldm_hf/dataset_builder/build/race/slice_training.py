@@ -209,8 +209,8 @@ def keep_run(job: "KeepJob", progress: Progress = lambda stage, done, total: Non
             {"slices": [result.transitions for result in results], "planned": [result.planned for result in results]},
         )
         info = record.info
-        assert info is not None and info.assessment is not None
-        reasons = [reason for reason in info.assessment.flags if not reason.endswith(ALIKE)]
+        assert info is not None
+        reasons = [reason for reason in info.flags if not reason.endswith(ALIKE)]  # none where it cannot be assessed
         flagged = f"{DEGENERATE}{'; '.join(reasons)}" if reasons else None
         target = request.folder(job.root)
         # A run that was continued replaces the one it continues only if it is fit as well.
