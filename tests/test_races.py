@@ -42,6 +42,7 @@ from ldm_hf.env_registry.known_scores import known_score
 from ldm_hf.env_registry.registry import spec
 from ldm_hf.errors import ConfigError
 from ldm_hf.executors.base import JobResult
+from ldm_hf.finetuning.episodes import recorded_episodes
 
 CARTPOLE, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Pendulum-v1"
 
@@ -283,6 +284,9 @@ def test_the_slices_of_a_run_are_written_as_one_that_replays(tmp_path, name):
     assert not found.defects and found.rows == record.info.num_transitions
     again = replay(found.dataset)
     assert (again.rows, again.different) == (record.info.num_transitions, 0), again.first
+    # Whoever learns from the end of the training learns from the end of its last slice.
+    slices = [one.stream // request.candidate.num_envs for one in recorded_episodes([found.dataset])]
+    assert slices == sorted(slices) and set(slices) == {0, 1}
     # The labels are those of the slice that is the best, not of the last.
     policy = load_file(request.folder(tmp_path) / "policy/policy.safetensors")
     best = load_file(slice_job(tmp_path, name, 1).folder / "policy/policy.safetensors")

@@ -38,6 +38,8 @@ class Episode:
 def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
     """The episodes of runs, in the order in which they ended; those that were broken off are left out.
 
+    A race joins the slices of a run as further streams, each of which begins at row 0: those of a later slice come later.
+
     Args:
         runs: datasets of one run each.
 
@@ -45,7 +47,8 @@ def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
         DatasetFormatError, HubError: one cannot be read.
     """
     found = [episode for number, run in enumerate(runs) for episode in _episodes_of(number, run)]
-    return sorted(found, key=lambda episode: (episode.run, episode.stop, episode.stream))
+    widths = [run.info.num_streams // len(run.info.hyperparameters.get("slices") or [1]) for run in runs]
+    return sorted(found, key=lambda one: (one.run, one.stream // widths[one.run], one.stop, one.stream))
 
 
 def best_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
