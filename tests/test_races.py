@@ -68,6 +68,7 @@ def test_the_time_of_a_race_is_divided_among_rounds_that_take_the_same():
 def test_more_cores_shorten_a_race_to_a_point():
     """Rounds of 8, 4, 2 and 1 slices, each of twice the time: 32 of a core; on two cores 4 x 1, 2 x 2, 4 and 8 pass."""
     assert [core_seconds(60, jobs) for jobs in (1, 2, 8, 64)] == [60, 60 * 32 / 20, 60 * 32 / 15, 60 * 32 / 15]
+    assert RaceBudget(32).least_seconds == 15 * 60
     assert core_seconds(60, 8, candidates=3) == 60 * (3 + 2 * 2 + 4 + 8) / 15
 
 

@@ -1,5 +1,6 @@
 """The mixture, the settings, the loop and its checkpoints."""
 
+import json
 import os
 import re
 import shutil
@@ -278,6 +279,27 @@ def test_a_finished_run_repeats_nothing(straight, data, tmp_path):
     done = run_ldm_here("train", "--config", write_settings(tmp_path / "s.yaml", settings_))
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in straight.glob("checkpoint-*/*")} == before
+
+
+def test_what_an_attempt_without_a_checkpoint_found_best_is_forgotten(data, tmp_path):
+    """It ends before its first checkpoint; another one in its folder, which learns nothing, does not get its weights."""
+    settings = toy_settings(
+        data, tmp_path / "run", save_steps=500, max_steps=8, validation_data=str(data), validation_steps=2
+    )
+
+    def interrupt(done):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    def best_step():
+        [best] = (tmp_path / "run/best").iterdir()
+        return json.loads((best / "training.json").read_text())["step"]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainingConfig(**settings, seed=1), progress=interrupt)
+    assert best_step() > 2 and not list((tmp_path / "run").glob("checkpoint-*"))
+    train(TrainingConfig(**{**settings, "learning_rate": 1e-9, "max_steps": 2}, seed=2))
+    assert best_step() <= 2
 
 
 def test_a_finished_model_can_be_saved_at_half_the_size(straight, data, tmp_path):

@@ -86,6 +86,12 @@ def test_more_comparisons_need_more_evidence():
     assert [compare(reported(before), worse, number).verdict for number in (1, 100)] == [DIFFERS, AGREES]
 
 
+def test_a_report_of_many_environments_can_be_found_wrong():
+    """20 episodes of about 9 against 20 of about 0: p is as small as the permutations allow, and corrected by 1,000."""
+    now = RolloutResult([np.linspace(0, 0.2, 10).tolist()] * 2, [[1], [1]])
+    assert compare(reported(np.linspace(9, 9.2, 20)), now, 1000).verdict == DIFFERS
+
+
 def test_a_failure_is_no_agreement():
     one = compare(reported([5.0, 5.0]), RolloutResult([[]], [[]], EnvironmentFailure("it broke")), 1)
     assert (one.verdict, one.reason, one.again) == (FAILED, "it broke", None)

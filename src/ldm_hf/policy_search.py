@@ -195,11 +195,16 @@ class _Search:
         minutes = RACE_SHARE * self._seconds / 60
         self._say(f"1/4 a reference: candidates race for {minutes:.0f} minutes on {self._jobs} cores at most")
         if self._state["race_seconds"] is None:
-            started = time.monotonic()
             core_minutes = self._core_minutes(minutes)
             race = ["--core-minutes", f"{core_minutes:.3g}", "--jobs", self._jobs, "--seed", self._seed]
-            _ldm("build", self._environment, *race, "--output", self._data)
-            self._state["race_seconds"] = time.monotonic() - started
+            started, before = time.monotonic(), self._state.get("interrupted_seconds", 0.0)
+            try:
+                _ldm("build", self._environment, *race, "--output", self._data)
+            except BaseException:
+                self._state["interrupted_seconds"] = before + time.monotonic() - started
+                self._save()
+                raise
+            self._state["race_seconds"] = before + time.monotonic() - started
             self._save()
         reference = self._reference()
         models = [FINE_TUNED, FROM_SCRATCH] if self._pretrained else [FROM_SCRATCH]
@@ -211,7 +216,9 @@ class _Search:
         self._say(f"3/4 the best is {best.model} after {best.steps} steps: it is played on seeds that chose nothing")
         kept = self._folder / "model"
         _keep(Path(best.folder), kept)
-        result = self._evaluate(kept, kept, _FINAL_SEED, videos=1)  # which leaves card, report and video beside it
+        result = self._evaluate(
+            kept, kept, self._seed + _FINAL_SEED, videos=1
+        )  # which leaves card, report and video beside it
         returns = [value for rollout in result["returns"] for value in rollout]
         random = None if result["random"] is None else result["random"]["mean"]
         trivial = None if result["trivial"] is None else (result["trivial"]["name"], result["trivial"]["mean"])

@@ -137,14 +137,16 @@ def _cost(plan: "Plan", settings: Any, jobs: int | None) -> str:
     from ldm_hf.dataset_builder.build.race.race_budget import RaceBudget
 
     number = sum(len(group.environments) for group in plan.groups)
+    at_least = 0.0
     if isinstance(settings.budget, RaceBudget):
         hours = number * settings.budget.core_minutes / 60
+        at_least = settings.budget.least_seconds / 3600
         what = f"{count(number, 'race')} of {settings.budget.core_minutes:g} core minutes"
     else:
         costs = estimate(plan, settings.pool, settings.budget)
         hours = costs.core_hours
         what = f"{count(number, 'environment')}, {count(costs.ranking_runs + costs.runs, 'run')}"
-    return f"{what}: about {hours:,.1f} core hours at most. {on_cores(hours, jobs)}"
+    return f"{what}: about {hours:,.1f} core hours at most. {on_cores(hours, jobs, at_least)}"
 
 
 def _unfit(plan: "Plan", candidates: Sequence[str]) -> dict[str, str]:
@@ -264,7 +266,8 @@ def _print_races(plan: "Plan", pool: "Mapping[str, Candidate]", budget: "RaceBud
         f"they were not played yet.\n"
         f"Winners train for {middle(costs.least):,} (the slowest of the field) to {middle(costs.most):,} transitions (the "
         f"fastest), medians of the environments; {costs.bytes / 2**30:,.1f} GiB at most.\n"
-        f"{on_cores(costs.core_hours, cores)}; races that reach known good end sooner, and leave their time to others."
+        f"{on_cores(costs.core_hours, cores, budget.least_seconds / 3600)}; races that reach known good end sooner, and "
+        "leave their time to others."
     )
 
 

@@ -61,8 +61,8 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def on_cores(core_hours: float, cores: int | None) -> str:
-    """How long something takes on some cores; by default on those of this process."""
+def on_cores(core_hours: float, cores: int | None, at_least: float = 0.0) -> str:
+    """How long something takes on some cores, by default on those of this process; ``at_least`` hours on however many."""
     number = cores or len(os.sched_getaffinity(0))
-    days = core_hours / number / 24
+    days = max(core_hours / number, at_least) / 24
     return f"On {count(number, 'core')}: " + (f"{days:,.1f} days" if days >= 2 else f"{days * 24 * 60:,.0f} minutes")

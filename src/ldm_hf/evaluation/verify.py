@@ -1,5 +1,6 @@
 """Plays again what a model's report says, on other seeds, and compares."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ MARGIN = 0.01
 """Share of the reference's improvement by which means may differ whatever a test says: other processors round otherwise."""
 
 _PERMUTATIONS = 9999
+_FINEST = 4
+"""Times that the smallest p of a test, after correction, fits into ``LEVEL``: many environments take more permutations."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def compare(result: EnvironmentResult, played: RolloutResult, comparisons: int) 
     test = stats.permutation_test(
         (before, now),
         lambda one, other, axis: np.mean(one, axis) - np.mean(other, axis),
-        n_resamples=_PERMUTATIONS,
+        n_resamples=max(_PERMUTATIONS, math.ceil(_FINEST * 2 * comparisons / LEVEL)),
+        batch=_PERMUTATIONS,
         rng=np.random.default_rng(0),
     )
     corrected = min(1.0, float(test.pvalue) * comparisons)

@@ -85,6 +85,7 @@ def _write(
         num_transitions=sum(map(len, streams)),
         num_streams=orders,
         training_steps=None,  # the episodes of several streams, one after another
+        hyperparameters={key: value for key, value in info.hyperparameters.items() if key not in ("slices", "planned")},
     )
     write_run(root, written, streams, terminals)
 

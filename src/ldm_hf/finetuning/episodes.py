@@ -36,7 +36,7 @@ class Episode:
 
 
 def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
-    """The episodes of runs, in the order in which they ended; those that were broken off are left out.
+    """The episodes of runs, in the order in which they began; those that were broken off are left out.
 
     A race joins the slices of a run as further streams, each of which begins at row 0: those of a later slice come later.
 
@@ -47,8 +47,13 @@ def recorded_episodes(runs: Sequence[EnvironmentDataset]) -> list[Episode]:
         DatasetFormatError, HubError: one cannot be read.
     """
     found = [episode for number, run in enumerate(runs) for episode in _episodes_of(number, run)]
-    widths = [run.info.num_streams // len(run.info.hyperparameters.get("slices") or [1]) for run in runs]
-    return sorted(found, key=lambda one: (one.run, one.stream // widths[one.run], one.stop, one.stream))
+    widths = [_streams_of_a_slice(run.info) for run in runs]
+    return sorted(found, key=lambda one: (one.run, one.stream // widths[one.run], one.start, one.stream))
+
+
+def _streams_of_a_slice(info: RunInfo) -> int:
+    slices = info.hyperparameters.get("slices")  # which rollouts of a raced policy have too: they trained nothing
+    return info.num_streams // len(slices) if slices and info.training_steps is None else info.num_streams
 
 
 def best_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:

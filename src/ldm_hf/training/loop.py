@@ -18,7 +18,7 @@ from ldm_hf.errors import ConfigError, InvalidValueError, LDMError, one_line
 from ldm_hf.hub.pretrained import SETTINGS
 from ldm_hf.modeling import LDMConfig, LDMModel, LDMProcessor
 from ldm_hf.training.batches import Batch, Failure, Inputs, make_batches, to_device
-from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_finished
+from ldm_hf.training.checkpoint import latest_checkpoint, load_checkpoint, on_main, save_checkpoint, save_finished
 from ldm_hf.training.chunk_cache import node_cache
 from ldm_hf.training.config import TrainingConfig
 from ldm_hf.training.datasets import described, training_datasets
@@ -39,7 +39,8 @@ from ldm_hf.training.parallel import (
 from ldm_hf.training.preflight import check_machine
 from ldm_hf.training.resume import bound_settings, check_resume, made_with
 from ldm_hf.training.scoring import score_model
-from ldm_hf.training.validation import Validation
+from ldm_hf.training.validation import BEST, Validation
+from ldm_hf.utils.files import remove
 from ldm_hf.utils.processes import Termination
 
 _log = logging.getLogger(__name__)
@@ -81,10 +82,14 @@ def train(
     rows = config.train_batch_size // passes
     check_shared_memory(loader_bytes(mixture.layouts, rows, mixture.context_length), config)
     about = described(config, datasets, base_model)
+    checkpoint = latest_checkpoint(accelerator, Path(config.output_dir))
+    if checkpoint is None:  # what an attempt that ended before its first checkpoint found best is none of this one's
+        on_main(
+            accelerator, lambda: remove(Path(config.output_dir) / BEST), f"{config.output_dir} cannot be used: {{}}"
+        )
     validation = _validation(accelerator, config, processor, mixture.context_length)
     held_back = [] if validation is None else validation.datasets
     bound = bound_settings(config, datasets, mixture.context_length, held_back)
-    checkpoint = latest_checkpoint(accelerator, Path(config.output_dir))
     history, seen = ([], []) if checkpoint is None else check_resume(accelerator, checkpoint, bound, whole.config)
     known = {*(whole.config.environments or []), *seen}
     whole.config.environments = sorted(known | {dataset.environment for dataset in datasets})

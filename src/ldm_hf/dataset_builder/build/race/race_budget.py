@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ldm_hf.dataset_builder.build.costs import has_image, run_seconds
-from ldm_hf.dataset_builder.build.race.race import FIELD, ROUNDS, first_seconds
+from ldm_hf.dataset_builder.build.race.race import FIELD, ROUNDS, core_seconds, first_seconds
 from ldm_hf.dataset_builder.build.race.zoo import tuned
 from ldm_hf.dataset_builder.reference.candidates import OFF_POLICY, Candidate
 from ldm_hf.env_registry.spec import EnvironmentSpec
@@ -31,6 +31,11 @@ class RaceBudget:
     def seconds(self) -> float:
         """Of a race."""
         return 60 * self.core_minutes
+
+    @property
+    def least_seconds(self) -> float:
+        """That a race lasts on however many cores: the last of its runs have one each."""
+        return self.seconds / core_seconds(1.0, FIELD)
 
     def slice_seconds(self, number: int, field: int) -> float:
         """Time of a slice in a race of ``field`` candidates; those after the race are as long as its last."""

@@ -80,6 +80,8 @@ class RaceBuild:
 
     def _more(self, running: Collection[str]) -> list[Any]:
         """Slices for which time is left, of the runs nearest to solved first, then of those whose returns still rise."""
+        if any(race.jobs() for race in self._races):  # all of which run: what they will take is not known yet
+            return []
         left = len(self._races) * self._budget.seconds - sum(race.seconds for race in self._races)
         found = []
         for race in sorted((race for race in self._races if race.wants_more), key=lambda race: -race.urgency):
