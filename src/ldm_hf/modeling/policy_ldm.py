@@ -39,14 +39,15 @@ class LDMPolicy:
     second time, from the raw transitions and while it is being filled, so that no step has to wait for all of it; how it
     is divided changes only the order of sums.
 
-    The weights are those of the moment: a policy does not notice that its model is trained further.
+    A policy shares some weights with its model and copies others: after the model was trained further, make a new one.
 
     Args:
         model: an ``LDMModel``.
         processor: its ``LDMProcessor``.
         environments: what to act in, one per row: anything with ``observation_space`` and ``action_space`` (Gymnasium
             spaces, or their JSON).
-        context_length: most transitions to remember; by default, and at most, what the model was trained for.
+        context_length: most transitions to remember; by default, and at most, the model's ``max_position_embeddings``. Give
+            the ``context_length`` of the training where that was shorter: at later positions nothing was learned.
         compile: whether steps are one graph, made by ``torch.compile`` at the first step and after each ``select``, which
             takes a minute; with CUDA it is replayed without Python. On a CPU steps are as fast without.
         temperature: 0 takes the most likely bins. Otherwise bins are sampled, from the logits divided by it.
